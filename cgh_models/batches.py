@@ -1,0 +1,159 @@
+"""Batches of views in a resumable order, and of plain images for evaluation.
+
+The order is a function of (seed, epoch), views of (seed, epoch, image index): batch `step` of a run can be made by any
+worker, at any time, again.
+"""
+
+import signal
+import sys
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import create_transform, resolve_model_data_config
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from .data import ImageSet
+from .errors import InputError, printable
+from .images import BadImage
+from .views import COLUMNS, View, boxes, crop_batch, crop_image, finish, uniform
+
+_ORDER_STREAM, _VIEW_STREAM = 1000, 0  # keep the random numbers of different uses apart; view i adds i
+
+
+def order(seed: int, epoch: int, count: int) -> np.ndarray:
+    """The permutation of ``count`` images in an epoch."""
+    return uniform(seed, epoch, np.arange(count), 1, _ORDER_STREAM)[:, 0].argsort(kind="stable")
+
+
+class _Steps:
+    """Batch sampler: the (epoch, index) pairs of each step from ``start`` to ``stop``."""
+
+    def __init__(self, count: int, batch_size: int, seed: int, start: int, stop: int):
+        self.count, self.batch_size, self.seed, self.start, self.stop = count, batch_size, seed, start, stop
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        per_epoch = self.count // self.batch_size
+        current, permutation = -1, np.empty(0, np.int64)
+        for step in range(self.start, self.stop):
+            epoch, place = divmod(step, per_epoch)
+            if epoch != current:
+                current, permutation = epoch, order(self.seed, epoch, self.count)
+            indices = permutation[place * self.batch_size : (place + 1) * self.batch_size]
+            yield [(epoch, int(index)) for index in indices]
+
+
+class _Crops:
+    """(epoch, index) -> its index, one uint8 crop (3, S, S) per view, and the bad images met on the way."""
+
+    def __init__(self, images: ImageSet, recipe: tuple[View, ...], size: int, seed: int):
+        self.images, self.recipe, self.size, self.seed = images, recipe, size, seed
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[int, list[Tensor], list[tuple[int, str]]]:
+        epoch, index = key
+        image, met = self.images.usable(index)
+        crops = []
+        for number, view in enumerate(self.recipe):
+            u = uniform(self.seed, epoch, np.array([index]), COLUMNS, _VIEW_STREAM + number)
+            crops.append(crop_image(image, boxes(view, u, image.height, image.width)[0], self.size))
+        return index, crops, met
+
+
+def batches(
+    images: ImageSet, recipe: tuple[View, ...], config, start: int, stop: int, device: torch.device
+) -> Iterator[tuple[list[Tensor], np.ndarray]]:
+    """For each step from ``start`` to ``stop``: the views [(N, 3, S, S)] on the device, and the image indices (N,).
+
+    Args:
+        config: a TrainConfig; its seed, batch_size, image_size, mean, std and workers are used.
+    """
+    mean, std = (torch.tensor(values, device=device) for values in (config.mean, config.std))
+    steps = _Steps(len(images), config.batch_size, config.seed, start, stop)
+    if isinstance(images.pixels, Tensor):
+        crops = _crops_in_memory(images.pixels, recipe, config, steps, device)
+    else:
+        crops = _crops_from_workers(images, recipe, config, steps, device)
+    for epoch, indices, parts in crops:
+        views = []
+        for number, (view, part) in enumerate(zip(recipe, parts, strict=True)):
+            u = uniform(config.seed, epoch, indices, COLUMNS, _VIEW_STREAM + number)
+            views.append(finish(view, part, u, mean, std))
+        yield views, indices
+
+
+def _crops_in_memory(pixels: Tensor, recipe, config, steps: _Steps, device):
+    for keys in steps:
+        epoch, indices = keys[0][0], np.array([index for _, index in keys])
+        batch = pixels[torch.from_numpy(indices)].to(device, non_blocking=True)
+        crops = []
+        for number, view in enumerate(recipe):
+            u = uniform(config.seed, epoch, indices, COLUMNS, _VIEW_STREAM + number)
+            crops.append(crop_batch(batch, boxes(view, u, *batch.shape[1:3]), config.image_size))
+        yield epoch, indices, crops
+
+
+def _crops_from_workers(images: ImageSet, recipe, config, steps: _Steps, device):
+    loader = DataLoader(
+        _Crops(images, recipe, config.image_size, config.seed),  # pyright: ignore[reportArgumentType]
+        batch_sampler=steps,  # pyright: ignore[reportArgumentType]
+        num_workers=config.workers,
+        collate_fn=_stack,
+        worker_init_fn=_quiet_worker,
+        generator=torch.Generator(),  # a private one: the run's own random state does not move
+        pin_memory=device.type == "cuda",
+    )
+    per_epoch = steps.count // steps.batch_size
+    for step, (indices, crops, met) in enumerate(loader, steps.start):
+        images.note_bad(met)
+        yield step // per_epoch, indices, [c.to(device, non_blocking=True) for c in crops]
+
+
+def _stack(items: list) -> tuple[np.ndarray, list[Tensor], list[tuple[int, str]]]:
+    crops = [torch.stack(parts) for parts in zip(*[crops for _, crops, _ in items], strict=True)]
+    return np.array([index for index, _, _ in items]), crops, [bad for _, _, met in items for bad in met]
+
+
+def _quiet_worker(_worker: int) -> None:
+    """Workers leave signals to the trainer, which saves and then ends them."""
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+def eval_transform(backbone: nn.Module) -> Callable[[Image.Image], Tensor]:
+    """timm's evaluation transform for this backbone: RGB image -> normalized (3, S, S)."""
+    return create_transform(**resolve_model_data_config(backbone), is_training=False)  # pyright: ignore
+
+
+class _Transformed:
+    def __init__(self, images: ImageSet, indices: np.ndarray, transform):
+        self.images, self.indices, self.transform = images, indices, transform
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, place: int) -> Tensor:
+        index = int(self.indices[place])
+        try:
+            return self.transform(self.images.image(index))
+        except BadImage as reason:
+            path = printable(self.images.root / self.images.names[index])
+            raise InputError(f"{path}: {reason}; mend or remove it") from reason
+
+
+def eval_batches(images: ImageSet, indices: np.ndarray, transform, batch_size: int, workers: int) -> Iterator[Tensor]:
+    """Normalized images (N, 3, S, S) in the order of ``indices``. Raises InputError at the first bad image."""
+    loader = DataLoader(
+        _Transformed(images, indices, transform),  # pyright: ignore[reportArgumentType]
+        batch_size,
+        num_workers=0 if images.pixels is not None or sys.platform != "linux" else workers,
+        worker_init_fn=_quiet_worker,
+        generator=torch.Generator(),
+    )
+    yield from loader

@@ -1,0 +1,239 @@
+"""The private, resumable state of a run: safetensors and JSON, written so that a kill at any moment loses nothing.
+
+A run folder holds `config.json` (what the run is), `checkpoint-<step>.safetensors` (the last two), and
+`checkpoints.json`, which names them with size and sha256 and is replaced only after the file it names is safe.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from .config import TrainConfig, from_dict
+from .errors import DiskError, InputError, IntegrityError, printable
+
+KEEP = 2
+_INDEX = "checkpoints.json"
+_MAX_JSON = 2**20
+_RUN_KEYS = {"cgh_models", "versions", "command", "method", "method_config", "arch", "train", "data"}
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A temporary path in the same folder; once the block ends well it is on disk under ``path``, else it is gone.
+
+    Raises:
+        DiskError: no room or no permission, naming needed and free bytes; the old file is untouched.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, SafetensorError) or error.errno in (errno.ENOSPC, errno.EDQUOT):
+            size = temporary.stat().st_size if temporary.exists() else 0
+            free = shutil.disk_usage(path.parent).free
+            raise DiskError(
+                f"{printable(path)}: not written after {size} bytes ({error}); {free} bytes are free, make room"
+            ) from error
+        raise DiskError(
+            f"{printable(path)}: cannot be written ({error.strerror}); choose a folder you may write to"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Atomic, indented, ends in a newline."""
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path, kind: str) -> dict[str, Any]:
+    """A JSON object of at most 1 MiB; ``kind`` says in the error what was looked for.
+
+    Raises:
+        InputError: it is not there.
+        IntegrityError: it is not what was written.
+    """
+    if not path.is_file():
+        raise InputError(f"{printable(path)}: not found; expected {kind}")
+    if path.stat().st_size > _MAX_JSON:
+        raise IntegrityError(f"{printable(path)}: larger than {_MAX_JSON} bytes; expected {kind}")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise IntegrityError(f"{printable(path)}: not valid JSON ({error}); expected {kind}") from error
+    if not isinstance(value, dict):
+        raise IntegrityError(f"{printable(path)}: not a JSON object; expected {kind}")
+    return value
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+
+
+def _digest(file) -> str:  # Python 3.10
+    total = hashlib.sha256()
+    while block := file.read(2**20):
+        total.update(block)
+    return total.hexdigest()
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Atomic safetensors file; equal tensors give equal bytes."""
+    with atomic(path) as temporary:
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary, {"format": "pt"})
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file.
+
+    Raises:
+        InputError: it is not there.
+        IntegrityError: it is damaged.
+    """
+    if not path.is_file():
+        raise InputError(f"{printable(path)}: not found; expected a safetensors file")
+    try:
+        with safe_open(path, "pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError) as error:
+        raise IntegrityError(f"{printable(path)}: not a readable safetensors file ({error}); get it again") from error
+
+
+def _load_into(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    try:
+        module.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise IntegrityError(
+            f"{printable(path)}: does not fit the model ({' '.join(str(error).split())[:160]})"
+        ) from error
+
+
+def save(run_dir: Path, step: int, method: nn.Module, optimizer: Optimizer) -> None:
+    """Writes the state after ``step`` steps, then points to it, then lets the oldest go."""
+    tensors = {f"method.{key}": value for key, value in method.state_dict().items()}
+    for number, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{number}.{key}": value for key, value in state.items() if value is not None}
+    tensors["random.cpu"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["random.cuda"] = torch.cuda.get_rng_state()
+    path = run_dir / f"checkpoint-{step:08d}.safetensors"
+    write_tensors(path, tensors)
+    entry = {"file": path.name, "step": step, "bytes": path.stat().st_size, "sha256": sha256(path)}
+    known = [e for e in checkpoints(run_dir) if e["step"] != step]
+    write_json(run_dir / _INDEX, {"checkpoints": [entry, *known][:KEEP]})
+    sweep(run_dir)
+
+
+def checkpoints(run_dir: Path) -> list[dict[str, Any]]:
+    """The checkpoints of a run, newest first: file, step, bytes, sha256. Empty if there are none yet."""
+    path = run_dir / _INDEX
+    if not path.exists():
+        return []
+    entries = read_json(path, "the list of a run's checkpoints").get("checkpoints")
+    keys = {"file": str, "step": int, "bytes": int, "sha256": str}
+    good = isinstance(entries, list) and all(
+        isinstance(e, dict) and e.keys() == keys.keys() and all(isinstance(e[k], t) for k, t in keys.items())
+        and Path(e["file"]).name == e["file"] for e in entries
+    )  # fmt: skip
+    if not good:
+        raise IntegrityError(f"{printable(path)}: not a list of checkpoints; the run cannot be resumed without it")
+    return entries  # pyright: ignore[reportReturnType]
+
+
+def sweep(run_dir: Path) -> None:
+    """Removes what a killed run left behind: temporary files and checkpoints nobody points to."""
+    named = {entry["file"] for entry in checkpoints(run_dir)}
+    for path in [*run_dir.glob(".*.tmp"), *run_dir.glob("checkpoint-*.safetensors")]:
+        if path.name not in named:
+            path.unlink(missing_ok=True)
+
+
+def newest(run_dir: Path, say: Callable[[str], None]) -> tuple[int, Path]:
+    """(step, file) of the newest undamaged checkpoint; says when it has to fall back to an older one.
+
+    Raises:
+        InputError: the run has none yet.
+        IntegrityError: all are damaged.
+    """
+    entries = checkpoints(run_dir)
+    if not entries:
+        raise InputError(f"{printable(run_dir)}: holds no checkpoint; start it with `cgh pretrain --out {run_dir}`")
+    for entry in entries:
+        path = run_dir / entry["file"]
+        if path.is_file() and path.stat().st_size == entry["bytes"] and sha256(path) == entry["sha256"]:
+            return entry["step"], path
+        say(f"{printable(path)}: damaged (size or sha256 differs from what was written); trying an older checkpoint")
+    raise IntegrityError(f"{printable(run_dir)}: every checkpoint is damaged; start the run again in a new folder")
+
+
+def load(path: Path, method: nn.Module, optimizer: Optimizer) -> None:
+    """Restores method, optimizer and random state, strictly."""
+    tensors = read_tensors(path)
+    load_method_state(path, method, tensors)
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith("optimizer."):
+            _, number, name = key.split(".", 2)
+            state.setdefault(int(number), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    torch.set_rng_state(tensors["random.cpu"])
+    if "random.cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["random.cuda"])
+
+
+def load_method_state(path: Path, method: nn.Module, tensors: dict[str, Tensor] | None = None) -> None:
+    """Restores a method from a checkpoint file, strictly."""
+    tensors = read_tensors(path) if tensors is None else tensors
+    _load_into(method, {k.removeprefix("method."): v for k, v in tensors.items() if k.startswith("method.")}, path)
+
+
+def read_run(run_dir: Path) -> dict[str, Any]:
+    """`config.json` of a run, checked: its keys, and the trainer's settings.
+
+    Raises:
+        InputError: not a run folder, or an unknown or missing key.
+    """
+    path = run_dir / "config.json"
+    run = read_json(path, "the config.json of a run folder")
+    if run.keys() != _RUN_KEYS:
+        odd = ", ".join(sorted(map(printable, run.keys() ^ _RUN_KEYS)))
+        raise InputError(
+            f"{printable(path)}: unknown or missing keys ({odd[:120]}); expected one written by cgh pretrain"
+        )
+    from_dict(TrainConfig, run["train"])
+    return run

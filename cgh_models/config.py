@@ -1,0 +1,201 @@
+"""The trainer's settings, the named recipes, and dataclasses to and from JSON. Light: no torch, no timm."""
+
+import dataclasses
+import difflib
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_origin, get_type_hints
+
+from .errors import InputError
+
+
+def _says(change: str, default: Any) -> Any:
+    """A field; ``change`` is what resuming with another value would change (see `explain_changes`)."""
+    return field(default=default, metadata={"change": change})
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of a run. Defaults: the `imagenet` recipe (CGH, arXiv 2308.13392, and ReSSL, arXiv 2107.09282)."""
+
+    # --- changes results
+    image_size: int = _says("the images", 224)
+    """Side of the square views, in pixels."""
+    epochs: int = _says("the schedule", 200)
+    """Passes over the images; 200 in both papers."""
+    batch_size: int = _says("the schedule", 256)
+    """Images a step; 256 in both papers. The last, smaller batch of an epoch is left out."""
+    base_lr: float = _says("the schedule", 0.05)
+    """Learning rate per 256 images; the rate used is base_lr * batch_size / 256 (both papers)."""
+    momentum: float = _says("the schedule", 0.9)
+    """Of SGD."""
+    weight_decay: float = _says("the schedule", 1e-4)
+    """Of SGD."""
+    decay_norms: bool = _says("the schedule", False)
+    """Decay norms and biases too: the papers do so on small images only."""
+    warmup_epochs: float = _says("the schedule", 5.0)
+    """Epochs of linear learning-rate warm-up and of the method's own; at most a tenth of a run under 50 epochs."""
+    seed: int = _says("the random numbers", 0)
+    """Weights, order and views are functions of it."""
+    precision: Literal["auto", "float32", "bfloat16"] = _says("the arithmetic", "auto")
+    """Of the networks; auto: bfloat16 where the processor computes in it. Losses and weights stay float32."""
+    mean: tuple[float, float, float] = _says("the images", (0.485, 0.456, 0.406))
+    """Per-channel mean the images are normalized with."""
+    std: tuple[float, float, float] = _says("the images", (0.229, 0.224, 0.225))
+    """Per-channel standard deviation the images are normalized with."""
+    crop_pct: float = _says("the images", 0.875)
+    """Part of the resized image that the exported model's evaluation crop keeps: 224 of 256."""
+
+    # --- should not change results
+    device: str = _says("nothing but rounding", "auto")
+    """cpu, cuda, cuda:1, ...; auto takes a GPU if there is one."""
+    workers: int = _says("nothing", 2)
+    """Processes that read images when the set does not fit in memory."""
+    memory_gib: float = _says("nothing but rounding", 2.0)
+    """A set whose decoded pixels fit in this many GiB is decoded once and kept."""
+    log_every: int = _says("nothing", 0)
+    """Steps between log lines; 0: 10, or 1 on the CPU where looking costs nothing."""
+    checkpoint_every: int = _says("nothing", 1000)
+    """Steps between checkpoints; a signal and the last step save too."""
+    eval_every: float = _says("nothing", 0.0)
+    """Epochs between measurements (kNN, spread, rank); 0: a tenth of the run."""
+
+    # --- where things go
+    eval_data: str = _says("nothing", "")
+    """Folder with train/ and val/ class folders for the kNN measurements."""
+    follow_links: bool = _says("nothing", False)
+    """Read links that leave the data folder."""
+    tensorboard: bool = _says("nothing", False)
+    """Also write TensorBoard files into the run folder (`pip install 'cgh-models[tensorboard]'`)."""
+
+    def __post_init__(self):
+        for name in ("image_size", "epochs", "batch_size", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}={getattr(self, name)}: at least 1 is needed")
+        for name in ("workers", "log_every", "seed", "base_lr", "weight_decay", "warmup_epochs", "eval_every"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name}={getattr(self, name)}: it cannot be negative")
+
+    @property
+    def warmup(self) -> float:
+        """Learning-rate warm-up as a share of the run."""
+        return min(self.warmup_epochs / self.epochs, 0.1 if self.epochs < 50 else 1.0)
+
+    @property
+    def lr(self) -> float:
+        """The learning rate at the top of the schedule."""
+        return self.base_lr * self.batch_size / 256
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Settings that go together; what a method has no field for is left out."""
+
+    arch: str
+    train: dict[str, Any]
+    method: dict[str, Any]
+
+
+_SMALL = {"base_lr": 0.06, "weight_decay": 5e-4, "decay_norms": True, "crop_pct": 1.0}
+_SMALL_HEADS = {"projection_width": 128, "hidden_width": 2048}
+
+# cifar and tiny: ReSSL's small-data recipe (arXiv 2107.09282, authors' small-dataset code); for CGH, of which no
+# small-image settings are published, the same values are this project's choice.
+RECIPES = {
+    "imagenet": Recipe("resnet50", {}, {}),
+    "cifar": Recipe(
+        "resnet18_cifar",
+        {"image_size": 32, "mean": (0.4914, 0.4822, 0.4465), "std": (0.2023, 0.1994, 0.2010), **_SMALL},
+        {"queue_length": 4096, "teacher_momentum": 0.99, **_SMALL_HEADS},
+    ),
+    "tiny": Recipe(
+        "resnet18_small",
+        {"image_size": 64, "mean": (0.4802, 0.4481, 0.3975), "std": (0.2302, 0.2265, 0.2262), **_SMALL},
+        {"queue_length": 16384, "teacher_momentum": 0.996, **_SMALL_HEADS},
+    ),
+}
+
+
+def method_config(config_class: type, recipe: str, train: TrainConfig, settings: tuple[str, ...] = ()) -> Any:
+    """A method's Config from a recipe, the run's warm-up and ``KEY=VALUE`` settings, the last word being theirs.
+
+    Raises:
+        InputError: an unknown key, or a value that is not of the field's type.
+    """
+    known = {f.name for f in dataclasses.fields(config_class)}
+    values = {key: value for key, value in RECIPES[recipe].method.items() if key in known}
+    if "warmup" in known:
+        values["warmup"] = train.warmup
+    return from_dict(config_class, values | _parse(config_class, settings), complete=False)
+
+
+def _parse(config_class: type, settings: tuple[str, ...]) -> dict[str, Any]:
+    types = get_type_hints(config_class)
+    values = {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals or key not in types:
+            raise InputError(f"--set {setting}: {_unknown(key, list(types))}; write --set KEY=VALUE")
+        try:
+            values[key] = {"true": True, "false": False}[text.lower()] if types[key] is bool else types[key](text)
+        except (ValueError, KeyError) as error:
+            raise InputError(f"--set {setting}: {text!r} is not a {types[key].__name__}") from error
+    return values
+
+
+def _unknown(key: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(key, known, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"the keys are {', '.join(known)}"
+    return f"there is no key {key!r}, {hint}"
+
+
+def from_dict(config_class: type, values: dict[str, Any], complete: bool = True) -> Any:
+    """A dataclass from JSON values.
+
+    Raises:
+        InputError: an unknown key, or (if ``complete``) a missing one.
+    """
+    known = [f.name for f in dataclasses.fields(config_class)]
+    for key in values:
+        if key not in known:
+            raise InputError(f"{config_class.__qualname__}: {_unknown(key, known)}")
+    if complete and (missing := [key for key in known if key not in values]):
+        raise InputError(f"{config_class.__qualname__}: the keys {', '.join(missing)} are missing")
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    for key, kind in get_type_hints(config_class).items():
+        kind = get_origin(kind) or kind
+        kind = {float: (int, float), Literal: str}.get(kind, kind)
+        if key in values and (
+            not isinstance(values[key], kind) or (isinstance(values[key], bool) and kind is not bool)
+        ):
+            raise InputError(f"{config_class.__qualname__}: {key}={values[key]!r} is of the wrong type")
+    return config_class(**values)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """JSON values of a dataclass."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(config).items()}
+
+
+def explain_changes(before: dict[str, Any], after: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """What differs between two run descriptions: (changes that are safe, changes that are refused), a line each.
+
+    Both are the dicts that `config.json` of a run holds.
+    """
+    kinds = {f.name: f.metadata["change"] for f in dataclasses.fields(TrainConfig)}
+    safe, refused = [], []
+    for key in before["train"]:
+        old, new, kind = before["train"][key], after["train"][key], kinds[key]
+        if old != new:
+            line = f"{key}: {old} -> {new} changes {kind}"
+            (safe if kind.startswith("nothing") else refused).append(line)
+    for key in before["method_config"]:
+        old, new = before["method_config"][key], after["method_config"].get(key)
+        if old != new:
+            refused.append(f"{key}: {old} -> {new} changes the model")
+    for key, kind in (("method", "the model"), ("arch", "the model")):
+        if before[key] != after[key]:
+            refused.append(f"{key}: {before[key]} -> {after[key]} changes {kind}")
+    if before["data"]["digest"] != after["data"]["digest"]:
+        counts = f"{before['data']['count']} -> {after['data']['count']} images"
+        refused.append(f"data: {counts}, and not the same files: changes the images")
+    return safe, refused

@@ -1,0 +1,187 @@
+"""Image sets: what is in a folder or list, frozen, with pixels kept in memory or read when asked for."""
+
+import hashlib
+import os
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .errors import InputError, printable
+from .images import EXTENSIONS, BadImage, read_image
+from .views import uniform
+
+MAX_BAD = 0.01  # share of bad files at which a run stops
+_SPLITS = {"train", "val", "test"}
+_REPLACE_STREAM = 1001  # keeps these random numbers apart from those of views and order
+
+
+@dataclass
+class ImageSet:
+    """The frozen index of a set, and its pixels where they fit in memory.
+
+    Attributes:
+        root: folder the names are relative to.
+        names: sorted relative paths.
+        labels: (N,) class of each image, or None where the set has no class folders.
+        classes: class folder names, sorted.
+        digest: sha256 of names and sizes.
+        skipped: files left out, counted by extension (or "link").
+        pixels: uint8 (N, H, W, 3) if all images are equally large, a list of (H, W, 3) if not, None if streamed.
+        bad: reasons of the files that could not be used, by index.
+        bad_file: where each of them is named once.
+    """
+
+    root: Path
+    names: list[str]
+    labels: np.ndarray | None
+    classes: list[str]
+    digest: str
+    skipped: Counter = field(default_factory=Counter)
+    pixels: Tensor | list[Tensor] | None = None
+    bad: dict[int, str] = field(default_factory=dict)
+    bad_file: Path | None = None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def image(self, index: int) -> Image.Image:
+        """The image as 8-bit RGB. Raises `BadImage`."""
+        if self.pixels is not None:
+            return Image.fromarray(self.pixels[index].numpy())
+        return read_image(self.root / self.names[index])
+
+    def usable(self, index: int) -> tuple[Image.Image, list[tuple[int, str]]]:
+        """The image, or in place of a bad one another that depends on the index alone; and the bad ones met."""
+        met: list[tuple[int, str]] = []
+        candidates = [index, *(uniform(0, 0, np.array([index]), 8, _REPLACE_STREAM)[0] * len(self)).astype(int)]
+        for candidate in map(int, candidates):
+            try:
+                return self.image(candidate), met
+            except BadImage as reason:
+                met.append((candidate, str(reason)))
+        raise InputError(f"{self._path(index)}: {met[0][1]}, and neither could its replacements be read")
+
+    def note_bad(self, met: list[tuple[int, str]]) -> None:
+        """Names new bad files in ``bad_file``. Raises InputError above 1 %."""
+        new = {index: reason for index, reason in met if index not in self.bad}
+        self.bad.update(new)
+        if self.bad_file and new:
+            known = self.bad_file.read_text("utf-8") if self.bad_file.exists() else ""
+            lines = [f"{printable(self.names[index])}\t{reason}\n" for index, reason in new.items()]
+            with open(self.bad_file, "a", encoding="utf-8") as file:
+                file.writelines(line for line in lines if line not in known)
+        if len(self.bad) > MAX_BAD * len(self):
+            index, reason = next(iter(self.bad.items()))
+            where = f"all are named in {self.bad_file}; remove them" if self.bad_file else "remove them"
+            raise InputError(
+                f"{self._path(index)}: {reason}; {len(self.bad)} of {len(self)} images cannot be read, more than 1 %; {where}"
+            )
+
+    def keep_pixels(self, gib: float) -> None:
+        """Decodes every image once and keeps the pixels, if they fit in ``gib``; otherwise they are streamed."""
+        sample = [self.usable(i)[0] for i in np.linspace(0, len(self) - 1, min(64, len(self))).astype(int)]
+        budget = gib * 2**30
+        if np.mean([i.width * i.height * 3 for i in sample]) * len(self) > budget:
+            return
+        pixels: list[Tensor] = []
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for start in range(0, len(self), 4096):
+                for image, met in pool.map(self.usable, range(start, min(start + 4096, len(self)))):
+                    self.note_bad(met)
+                    pixels.append(torch.from_numpy(np.array(image)))
+                    budget -= pixels[-1].numel()
+                if budget < 0:
+                    return
+        self.pixels = torch.stack(pixels) if len({p.shape for p in pixels}) == 1 else pixels
+
+    def _path(self, index: int) -> str:
+        return printable(self.root / self.names[index])
+
+
+def load(data: str | Path, follow_links: bool = False) -> ImageSet:
+    """The index of a folder of images (flat, nested or in class folders), or of a text file with a path a line.
+
+    Raises:
+        InputError: nothing there, or no image in it.
+    """
+    path = Path(data)
+    if path.is_dir():
+        entries, skipped = _walk(path, follow_links)
+        root = path
+    elif path.is_file():
+        lines = path.read_text("utf-8", errors="replace").splitlines()
+        entries, skipped, root = sorted({line.strip() for line in lines if line.strip()}), Counter(), path.parent
+        if missing := [name for name in entries if not (root / name).is_file()]:
+            raise InputError(
+                f"{printable(path)}: {len(missing)} of its {len(entries)} lines are not files, the first is "
+                f"{printable(missing[0])[:80]!r}; expected one image path a line, relative to the list's folder"
+            )
+    else:
+        raise InputError(f"{printable(path)}: there is no such folder or list; give --data a folder of images")
+    if not entries:
+        found = ", ".join(f"{n} x {ext}" for ext, n in skipped.most_common(3)) or "nothing"
+        kinds = " ".join(sorted(EXTENSIONS))
+        raise InputError(f"{printable(path)}: no images ({found} found); expected files ending in {kinds}")
+    sizes = (os.stat(root / name).st_size for name in entries)
+    digest = hashlib.sha256(
+        "".join(f"{n}\t{s}\n" for n, s in zip(entries, sizes, strict=True)).encode("utf-8", "replace")
+    )
+    tops = [name.partition("/")[0] if "/" in name else "" for name in entries]
+    classes = sorted(set(tops))
+    if "" in classes or len(classes) < 2 or not path.is_dir():
+        labels, classes = None, []
+    elif set(classes) <= _SPLITS:
+        raise InputError(
+            f"{printable(path)}: holds the splits {', '.join(classes)}; give one of them: {path / classes[0]}"
+        )
+    else:
+        labels = np.searchsorted(classes, tops)
+    return ImageSet(root, entries, labels, classes, digest.hexdigest(), skipped)
+
+
+def load_splits(root: str | Path) -> tuple[ImageSet, ImageSet]:
+    """The train and val class folders under ``root``, with one common numbering of the classes.
+
+    Raises:
+        InputError: a split or its class folders are missing, or val has a class that train has not.
+    """
+    sets = []
+    for split in ("train", "val"):
+        folder = Path(root) / split
+        if not folder.is_dir():
+            raise InputError(
+                f"{printable(root)}: has no {split}/ folder; expected train/ and val/, class folders in both"
+            )
+        sets.append(load(folder))
+        if sets[-1].labels is None:
+            raise InputError(f"{printable(folder)}: has no class folders; expected {folder}/<class>/<image>")
+    train, val = sets
+    if strange := sorted(set(val.classes) - set(train.classes)):
+        raise InputError(
+            f"{printable(root)}: val/ has the class {strange[0]!r} that train/ has not ({len(strange)} such)"
+        )
+    val.labels = np.searchsorted(train.classes, val.classes)[val.labels]
+    return train, val
+
+
+def _walk(root: Path, follow_links: bool) -> tuple[list[str], Counter]:
+    names: list[str] = []
+    skipped: Counter = Counter()
+    home = root.resolve()
+    for folder, folders, files in os.walk(root, followlinks=follow_links):
+        folders.sort()
+        for file in files:
+            path = Path(folder, file)
+            if path.suffix.lower() not in EXTENSIONS:
+                skipped[printable(path.suffix.lower()) or "no extension"] += 1
+            elif not follow_links and path.is_symlink() and home not in path.resolve().parents:
+                skipped["link out of the folder (--follow-links reads it)"] += 1
+            else:
+                names.append(path.relative_to(root).as_posix())
+    return sorted(names), skipped

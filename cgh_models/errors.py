@@ -1,0 +1,38 @@
+"""The errors a caller can meet: one sentence each, with the exit code the command line gives them.
+
+Every message says what was given, what was expected and what to type instead; the original exception, where there is
+one, is its ``__cause__``. None of them derives from OSError or ValueError: library code that swallows those would hide
+a failed check.
+"""
+
+
+class InputError(Exception):
+    """Something the user gave cannot be used."""
+
+    exit_code = 2
+
+
+class IntegrityError(Exception):
+    """A file is not what was written or published."""
+
+    exit_code = 4
+
+
+class DiskError(Exception):
+    """A file could not be written."""
+
+    exit_code = 5
+
+
+class Interrupted(Exception):  # noqa: N818 - not a failure: the state is saved
+    """A signal ended the run after its state was saved."""
+
+    exit_code = 75
+
+
+ERRORS = (InputError, IntegrityError, DiskError, Interrupted)
+
+
+def printable(text: object) -> str:
+    """Text whose control characters are escaped, so that a file name cannot drive a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))

@@ -1,0 +1,227 @@
+"""What a run leaves to read: metrics.jsonl, the progress bar, TensorBoard, and measurements of the backbone."""
+
+import contextlib
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from . import checkpoint
+from .batches import order
+from .config import TrainConfig
+from .data import ImageSet, load_splits
+from .errors import DiskError, InputError, printable
+from .evaluate import extract, knn, spread
+
+MEMORY, QUERIES, SPREAD = 10_000, 2_000, 2_000  # images a measurement looks at, so that it stays a glance
+
+Item = TypeVar("Item")
+
+
+class Journal:
+    """Collects a run's numbers on the device and looks at them every ``log_every`` steps."""
+
+    def __init__(self, run_dir: Path, config: TrainConfig, images: ImageSet, monitor: "Monitor", done: int, total: int):
+        self.run_dir, self.config, self.images, self.monitor = run_dir, config, images, monitor
+        self.done, self.total, self.per_epoch = done, total, total // config.epochs
+        self.log_every = config.log_every or (1 if monitor.device.type == "cpu" else 10)
+        self.measure_every = max(1, round((config.eval_every or config.epochs / 10) * self.per_epoch))
+        self._rows: list[dict[str, Any]] = []
+        self._batches: list[np.ndarray] = []
+        self._waited, self._since = 0.0, time.perf_counter()
+        self._exits = contextlib.ExitStack()
+        self._board = self._tensorboard() if config.tensorboard else None
+
+    def __enter__(self) -> "Journal":
+        path = self.run_dir / "metrics.jsonl"
+        _cut(path, self.done)
+        self._file = self._exits.enter_context(open(path, "a", encoding="utf-8"))
+        terminal = sys.stderr.isatty()
+        self._bar = self._exits.enter_context(
+            tqdm(
+                total=self.total,
+                initial=self.done,
+                unit="step",
+                mininterval=0.3 if terminal else 30,
+                dynamic_ncols=True,
+            )
+        )
+        self._since = time.perf_counter()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._board:
+            self._board.close()
+        self._exits.close()
+
+    def timed(self, items: Iterable[Item]) -> Iterator[Item]:
+        """The same items, with the time spent waiting for each added up."""
+        iterator = iter(items)
+        while True:
+            start = time.perf_counter()
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+            self._waited += time.perf_counter() - start
+            yield item
+
+    def step(self, done: int, lr: float, losses: dict[str, Tensor], indices: np.ndarray, backbone: nn.Module) -> None:
+        """Notes one step, and looks or measures if it is time to.
+
+        Raises:
+            InputError: a loss or gradient since the last look was not finite.
+        """
+        progress = (done - 1) / self.total
+        self._rows.append(
+            {"step": done, "epoch": (done - 1) // self.per_epoch, "progress": progress, "lr": lr, **losses}
+        )
+        self._batches.append(indices)
+        if done % self.measure_every == 0 or done == self.total:
+            self.measure(done, backbone)
+        elif done % self.log_every == 0:
+            self.flush()
+
+    def measure(self, done: int, backbone: nn.Module) -> None:
+        """Adds the monitor's values to the line of step ``done``."""
+        *rows, last = self._look() or [{"step": done}]
+        values = self.monitor(backbone)
+        for row in (*rows, last | values):
+            self._write(row)
+        tqdm.write(f"step {done}: " + ", ".join(f"{k} {v:.4g}" for k, v in values.items()), file=sys.stderr)
+        self._waited, self._since = 0.0, time.perf_counter()
+
+    def flush(self) -> None:
+        """Writes the noted steps."""
+        for row in self._look():
+            self._write(row)
+
+    def keep(self, done: int, method: nn.Module, optimizer: torch.optim.Optimizer, must: bool) -> None:
+        """Saves a checkpoint. A full disk is said and tried again next time, unless this one ``must`` be."""
+        self.flush()
+        try:
+            checkpoint.save(self.run_dir, done, method, optimizer)
+        except DiskError as error:
+            if must:
+                raise
+            tqdm.write(f"warning: {error}; training goes on from memory", file=sys.stderr)
+
+    def _look(self) -> list[dict[str, Any]]:
+        """The noted steps, brought to the host at once. A non-finite one ends the run, after those before are written."""
+        rows, batches = self._rows, self._batches
+        if not rows:
+            return []
+        self._rows, self._batches = [], []
+        for row, values in zip(rows, _to_host(rows), strict=True):
+            row.update(values)
+        bad = next((i for i, row in enumerate(rows) if not row.pop("finite")), None)
+        if bad is not None:
+            for row in rows[:bad]:
+                self._write(row)
+            self._refuse(rows[bad]["step"], batches[bad:])
+        seconds = time.perf_counter() - self._since
+        speed, waiting = len(rows) * self.config.batch_size / seconds, self._waited / seconds
+        rows[-1] |= {"images_per_second": round(speed, 1), "waiting": round(waiting, 4)}
+        self._bar.set_postfix_str(
+            f"loss {rows[-1]['loss']:.4f}, {speed:.0f} images/s, {100 * waiting:.0f} % waiting for data"
+        )
+        self._bar.update(len(rows))
+        self._waited, self._since = 0.0, time.perf_counter()
+        return rows
+
+    def _write(self, row: dict[str, Any]) -> None:
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+        if self._board:
+            for key, value in row.items():
+                if isinstance(value, (int, float)) and key != "step":
+                    self._board.add_scalar(key, value, row["step"])
+
+    def _refuse(self, step: int, batches: list[np.ndarray]) -> None:
+        path = self.run_dir / "nonfinite_batches.txt"
+        lines = [
+            f"{step + number}\t{printable(self.images.names[index])}\n"
+            for number, batch in enumerate(batches)
+            for index in batch
+        ]
+        path.write_text("".join(lines), encoding="utf-8")
+        raise InputError(
+            f"step {step}: loss or gradient is not finite (files since then: {path}); nothing of it was kept; "
+            "start anew with a lower --base-lr, or with --precision float32"
+        )
+
+    def _tensorboard(self) -> Any:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise InputError("--tensorboard: not installed; type pip install 'cgh-models[tensorboard]'") from error
+        return SummaryWriter(self.run_dir / "tensorboard")
+
+
+def _to_host(rows: list[dict[str, Any]]) -> list[dict[str, float]]:
+    """The tensors among the values as floats, with one transfer for all of them."""
+    keys = [[k for k, v in row.items() if isinstance(v, Tensor)] for row in rows]
+    flat = torch.stack([row[k].float() for row, names in zip(rows, keys, strict=True) for k in names]).tolist()
+    values = iter(flat)
+    return [{k: next(values) for k in names} for names in keys]
+
+
+def _cut(path: Path, done: int) -> None:
+    """Drops lines of steps after the checkpoint that a run resumes from, and a half-written last line."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        try:
+            if json.loads(line)["step"] > done:
+                break
+        except ValueError:
+            break
+        kept.append(line)
+    with checkpoint.atomic(path) as temporary:
+        temporary.write_text("".join(kept), encoding="utf-8")
+
+
+class Monitor:
+    """Looks at the backbone every so often: spread of the embeddings and, where there are classes, kNN accuracy.
+
+    With ``eval_data``: kNN of its val/ against its train/ ("knn"). Else, with class folders in the training data: kNN
+    of some training images against others ("knn_train"). Both on fixed samples of at most MEMORY and QUERIES images;
+    `cgh evaluate knn` takes all.
+    """
+
+    def __init__(self, images: ImageSet, config: TrainConfig, device: torch.device):
+        self.images, self.device = images, device
+        self.options = {"device": device, "workers": config.workers}
+        self.pair: tuple[str, ImageSet, np.ndarray, ImageSet, np.ndarray] | None = None
+        shuffled = order(0, 0, len(images))
+        if config.eval_data:
+            train, val = load_splits(config.eval_data)
+            memory, queries = order(0, 0, len(train))[:MEMORY], order(0, 0, len(val))[:QUERIES]
+            self.pair = ("knn", train, memory, val, queries)
+        elif images.labels is not None:
+            share = min(QUERIES, len(images) // 5)
+            self.pair = ("knn_train", images, shuffled[share : share + MEMORY], images, shuffled[:share])
+        self.sample = shuffled[:SPREAD]
+
+    def __call__(self, backbone: nn.Module) -> dict[str, float]:
+        """feature_std, effective_rank and, in percent, knn or knn_train."""
+        look: Callable[[ImageSet, np.ndarray], np.ndarray] = lambda images, indices: extract(  # noqa: E731
+            backbone, images, indices=indices, **self.options
+        )
+        values = spread(look(self.images, self.sample))
+        if self.pair:
+            name, train, memory, val, queries = self.pair
+            assert train.labels is not None and val.labels is not None
+            k = min(20, len(memory))
+            predicted = knn(look(train, memory), train.labels[memory], look(val, queries), k=k)
+            values[name] = 100 * float((predicted == val.labels[queries]).mean())
+        return {k: v if math.isfinite(v) else 0.0 for k, v in values.items()}

@@ -1,0 +1,151 @@
+"""CGH: cross-context learning between global and hypercolumn features (arXiv 2308.13392), on ReSSL's base.
+
+An image has two contexts: its pooled embedding (global), and its deepest feature maps resized and stacked
+(hypercolumn). Each context has its own projection and its own queue, index-aligned. The teacher's relations in one
+context are the student's target in the other.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..backbone import embed, widths
+from ..errors import InputError
+from ..feature_queue import FeatureQueue
+from ..heads import mlp
+from ..losses import MIN_TEMPERATURE, info_nce, relation_loss, soft_target
+from ..method import Losses
+from ..teacher import make_teacher, move_teacher
+
+
+class Hypercolumn(nn.Module):
+    """Maps [(N, C, h, w)], shallow to deep -> one vector (N, D): resize to the deepest, stack, 1x1 conv, BN, ReLU, GAP.
+
+    Bilinear resizing without anti-aliasing, as the authors do; a factor of 2 is exactly 2x2 average pooling. Where two
+    taps have the same size (ViT) they are stacked as they are.
+    """
+
+    def __init__(self, channels: list[int], width: int):
+        super().__init__()
+        self.conv = nn.Conv2d(sum(channels), width, 1, bias=False)
+        self.norm = nn.BatchNorm2d(width)
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        size = maps[-1].shape[-2:]
+        resized = [m if m.shape[-2:] == size else F.interpolate(m, size, mode="bilinear") for m in maps]
+        return F.relu(self.norm(self.conv(torch.cat(resized, 1)))).mean((2, 3))
+
+
+class Branch(nn.Module):
+    """Backbone with both heads: images (N, 3, H, W) -> unit projections (N, P), global and hypercolumn, in float32."""
+
+    def __init__(self, backbone: nn.Module, config: "CGH.Config"):
+        super().__init__()
+        self.backbone = backbone
+        self.taps = config.taps
+        width, channels = widths(backbone, config.taps)
+        self.projector = mlp(width, config.hidden_width, config.projection_width)
+        self.hypercolumn = Hypercolumn(channels, width)
+        self.hyper_projector = mlp(width, config.hidden_width, config.projection_width)
+
+    def forward(self, images: Tensor, splits: int) -> tuple[Tensor, Tensor]:
+        embedding, maps = embed(self.backbone, images, self.taps, splits)
+        whole = F.normalize(self.projector(embedding).float())
+        hyper = F.normalize(self.hyper_projector(self.hypercolumn(maps)).float())
+        return whole, hyper
+
+
+class CGH(nn.Module):
+    """L = (H(global teacher, hypercolumn student) + H(hypercolumn teacher, global student)) / 2, after an InfoNCE start.
+
+    Over the first ``warmup`` of the run the two InfoNCE losses (a sum, not a mean) fade out linearly while the crossed
+    losses fade in: the queues mean little before they have filled.
+    """
+
+    name = "cgh"
+    paper = "arXiv:2308.13392"
+    view_recipe = "weak_strong"
+
+    @dataclass(frozen=True)
+    class Config:
+        """Defaults: the one ImageNet config that the authors released.
+
+        Differs from the authors' code: the global pair of temperatures is hard-coded in their loss; here it is a field.
+        """
+
+        projection_width: int = 512  # output of both projectors
+        hidden_width: int = 4096  # of both projectors
+        queue_length: int = 131072  # past teacher projections per context
+        teacher_momentum: float = 0.999  # the teacher keeps this share of itself every step
+        taps: int = 2  # deepest feature maps in the hypercolumn: a ResNet's layer3 and layer4
+        global_teacher_temperature: float = 0.04  # its relations teach the hypercolumn student
+        global_student_temperature: float = 0.1  # learns from the hypercolumn teacher
+        hyper_teacher_temperature: float = 0.08
+        hyper_student_temperature: float = 0.08
+        warmup: float = 0.025  # share of the run that starts on InfoNCE: 5 epochs of 200
+        warmup_temperature: float = 0.2  # of both InfoNCE losses
+        batch_norm_splits: int = 1  # parts with their own batch statistics; the release uses 8 on one GPU, shuffled
+
+        def __post_init__(self):
+            for field, value in vars(self).items():
+                if field.endswith("temperature") and value < MIN_TEMPERATURE:
+                    raise InputError(f"{field}={value}: at least {MIN_TEMPERATURE} is needed")
+            if self.taps < 1:
+                raise InputError(f"taps={self.taps}: a hypercolumn needs at least one feature map")
+
+    def __init__(self, backbone: nn.Module, config: Config | None = None):
+        super().__init__()
+        self.config = config or self.Config()
+        self.student = Branch(backbone, self.config)
+        self.teacher = make_teacher(self.student)
+        self.queue = FeatureQueue(self.config.queue_length, self.config.projection_width, count=2)
+        self._pending: tuple[Tensor, Tensor] | None = None
+
+    def forward(self, views: list[Tensor], progress: float) -> Losses:
+        """The crossed losses and, during the warm-up, both InfoNCE losses; all in nats.
+
+        Args:
+            views: [weak, strong], each (N, 3, H, W): the weak one goes to the teacher, the strong one to the student.
+            progress: of the run, in [0, 1]; sets the warm-up's weights.
+        """
+        weak, strong = views
+        c = self.config
+        student, student_hyper = self.student(strong, c.batch_norm_splits)  # (N, P) each
+        with torch.no_grad():
+            teacher, teacher_hyper = self._teach(weak)  # (N, P) each
+        queue, hyper_queue = self.queue.rows  # (K, P) each
+        self._pending = teacher, teacher_hyper
+
+        hyper_target = soft_target(teacher, queue, hyper_queue, c.global_teacher_temperature)
+        global_target = soft_target(teacher_hyper, hyper_queue, queue, c.hyper_teacher_temperature)
+        losses = {
+            "global_to_hyper": relation_loss(student_hyper, hyper_target, hyper_queue, c.hyper_student_temperature),
+            "hyper_to_global": relation_loss(student, global_target, queue, c.global_student_temperature),
+        }
+        losses["loss"] = 0.5 * (losses["global_to_hyper"] + losses["hyper_to_global"])
+        if progress < c.warmup:
+            losses["info_nce"] = info_nce(student, teacher, queue, c.warmup_temperature)
+            losses["hyper_info_nce"] = info_nce(student_hyper, teacher_hyper, hyper_queue, c.warmup_temperature)
+            share = progress / c.warmup
+            start = losses["info_nce"] + losses["hyper_info_nce"]
+            losses["loss"] = (1 - share) * start + share * losses["loss"]
+        return losses
+
+    def _teach(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Teacher projections; split statistics are taken over shuffled parts so that they leak no pairing."""
+        splits = self.config.batch_norm_splits
+        if splits == 1:
+            return self.teacher(images, splits)
+        order = torch.randperm(images.shape[0], device=images.device)
+        back = order.argsort()
+        whole, hyper = self.teacher(images[order], splits)
+        return whole[back], hyper[back]
+
+    def after_step(self, progress: float, finite: Tensor | None = None) -> None:
+        """Moves the teacher towards the student and the batch's teacher projections into both queues."""
+        move_teacher(self.teacher, self.student, self.config.teacher_momentum)
+        if self._pending is not None:
+            self.queue.push(*self._pending, finite=finite)
+            self._pending = None

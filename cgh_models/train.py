@@ -1,0 +1,231 @@
+"""The training loop: `pretrain(method, data, config, run_dir)`, visible top to bottom.
+
+method = CGH(backbone.create("resnet18_cifar"), CGH.Config(queue_length=4096))
+pretrain(method, "photos/", TrainConfig(image_size=32, epochs=200), "runs/photos")
+"""
+
+import contextlib
+import os
+import platform
+import shlex
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import __version__, checkpoint
+from .backbone import architecture
+from .batches import batches
+from .config import TrainConfig, explain_changes, to_dict
+from .data import ImageSet, load
+from .errors import InputError, Interrupted, printable
+from .evaluate import pick_device
+from .journal import Journal, Monitor
+from .method import Method
+from .optim import create_optimizer, learning_rate
+from .views import RECIPES
+
+
+def pretrain(
+    method: Method, data: str | Path | ImageSet, config: TrainConfig, run_dir: str | Path, *, resume: bool = False
+) -> None:
+    """Trains ``method`` in place on unlabelled images; everything else is left in ``run_dir``.
+
+    Args:
+        method: an nn.Module that keeps the `Method` protocol.
+        data: a folder of images, a text file of paths, or an ImageSet.
+        config: the trainer's settings.
+        run_dir: new or empty for a new run; gets config.json, metrics.jsonl, checkpoints, bad_files.txt.
+        resume: go on from the newest checkpoint in ``run_dir``; on the CPU bit-identical to never having stopped.
+
+    Raises:
+        InputError: unusable data or settings, a non-finite loss, or a run folder that is taken.
+        IntegrityError: no undamaged checkpoint to resume from.
+        Interrupted: a signal came; the state is saved.
+    """
+    assert isinstance(method, nn.Module)
+    run_dir, device = Path(run_dir), pick_device(config.device)
+    images = _open(data, config)
+    per_epoch = len(images) // config.batch_size
+    total = per_epoch * config.epochs
+    with _claim(run_dir), _Signals() as signals:
+        _enter(run_dir, describe(method, images, config), resume)
+        done, file = checkpoint.newest(run_dir, say) if resume else (0, None)
+        if done == total:
+            return say(
+                f"{run_dir}: finished at step {done} of {total}; `cgh export {run_dir} --out W` makes weights of it"
+            )
+        images.bad_file = run_dir / "bad_files.txt"
+        if images.pixels is None:
+            images.keep_pixels(config.memory_gib)
+        method.to(device, memory_format=torch.channels_last).train()
+        optimizer = create_optimizer(method.student, config)
+        if file:
+            checkpoint.load(file, method, optimizer)
+        recipe, precision = RECIPES[method.view_recipe], pick_precision(config.precision, device)
+        backbone, monitor = method.student.backbone, Monitor(images, config, device)
+        with Journal(run_dir, config, images, monitor, done, total) as journal:
+            if not file:
+                journal.measure(0, backbone)
+                journal.keep(0, method, optimizer, must=True)
+            for views, indices in journal.timed(batches(images, recipe, config, done, total, device)):
+                lr = learning_rate(done / total, config.lr, config.warmup)
+                losses = train_step(method, optimizer, views, done / total, lr, device.type, precision)
+                done += 1
+                journal.step(done, lr, losses, indices, backbone)
+                must = bool(signals.received) or done == total
+                if must or done % config.checkpoint_every == 0:
+                    journal.keep(done, method, optimizer, must)
+                if signals.received and done < total:
+                    raise Interrupted(
+                        f"{run_dir}: {signals.received} at step {done} of {total}, saved; go on with `cgh resume {run_dir}`"
+                    )
+
+
+def train_step(
+    method: Any,
+    optimizer: Any,
+    views: list[Tensor],
+    progress: float,
+    lr: float,
+    device_type: str,
+    precision: torch.dtype,
+) -> dict[str, Tensor]:
+    """One step: losses, gradients, student, teacher, queues. Waits for nothing on the device.
+
+    A loss or gradient that is not finite leaves the student, the optimizer and the queues as they were.
+
+    Returns:
+        the method's losses, ``grad_norm``, and ``finite`` (1.0 or 0.0), all 0-dim and detached.
+    """
+    views = [view.contiguous(memory_format=torch.channels_last) for view in views]
+    with torch.autocast(device_type, precision, enabled=precision != torch.float32):
+        losses = method(views, progress)
+    losses["loss"].backward()
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    finite = torch.isfinite(norm + losses["loss"].detach())
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.found_inf = (~finite).float()  # torch's fused optimizers do nothing where this is 1
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    method.after_step(progress, finite)
+    return {**{k: v.detach() for k, v in losses.items()}, "grad_norm": norm, "finite": finite.float()}
+
+
+def pick_precision(name: str, device: torch.device) -> torch.dtype:
+    """The networks' precision; "auto" is bfloat16 where the processor has instructions for it, never float16."""
+    if name != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+    native = {
+        "cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False),
+        "cpu": lambda: torch.cpu._is_avx512_bf16_supported(),
+    }
+    return torch.bfloat16 if native.get(device.type, lambda: False)() else torch.float32
+
+
+def describe(method: Any, images: ImageSet, config: TrainConfig) -> dict[str, Any]:
+    """What a run is: the content of its config.json."""
+    return {
+        "cgh_models": __version__,
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "method": method.name,
+        "method_config": to_dict(method.config),
+        "arch": architecture(method.student.backbone),
+        "train": to_dict(config),
+        "data": {"path": str(images.root), "count": len(images), "digest": images.digest},
+    }
+
+
+def _open(data: str | Path | ImageSet, config: TrainConfig) -> ImageSet:
+    images = data if isinstance(data, ImageSet) else load(data, config.follow_links)
+    if images.skipped:
+        say(f"{images.root}: left out " + ", ".join(f"{n} x {kind}" for kind, n in images.skipped.most_common(5)))
+    if config.batch_size > len(images):
+        raise InputError(
+            f"batch size {config.batch_size}: larger than the set of {len(images)} images in {printable(images.root)}; "
+            f"give --batch-size {len(images)} or less"
+        )
+    return images
+
+
+def _enter(run_dir: Path, description: dict[str, Any], resume: bool) -> None:
+    """Writes config.json for a new run; checks it, key by key, against a resumed one."""
+    if not resume:
+        if checkpoint.checkpoints(run_dir):
+            raise InputError(f"{run_dir}: holds a run; `cgh resume {run_dir}` goes on with it, or give another --out")
+        checkpoint.write_json(run_dir / "config.json", description)
+        return
+    safe, refused = explain_changes(checkpoint.read_run(run_dir), description)
+    if refused:
+        raise InputError(
+            f"{run_dir}: a resumed run keeps its settings, but {'; '.join(refused)[:200]}; "
+            f"a new run can start from it: `cgh pretrain --init {run_dir}`"
+        )
+    for line in safe:
+        say(f"{run_dir}: {line}")
+    checkpoint.sweep(run_dir)
+
+
+@contextlib.contextmanager
+def _claim(run_dir: Path) -> Iterator[None]:
+    """Holds the run folder: a second trainer on it is refused, naming the first."""
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        file = open(run_dir / "lock", "a+", encoding="utf-8")  # noqa: SIM115 - held for the whole run
+    except OSError as error:
+        raise InputError(f"{run_dir}: cannot be used as a run folder ({error.strerror}); give another --out") from error
+    with file:
+        try:
+            import fcntl
+        except ImportError:
+            say("this system has no file locks: do not start two trainers on one run folder")
+        else:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                file.seek(0)
+                owner = printable(file.read().strip()) or "another process"
+                raise InputError(f"{run_dir}: {owner} is training here; wait for it, or give another --out") from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
+
+
+class _Signals:
+    """Remembers the first of TERM, INT, USR1, HUP; a second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self.received = ""
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "_Signals":
+        if threading.current_thread() is threading.main_thread():
+            for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP"):
+                if hasattr(signal, name):
+                    number = getattr(signal, name)
+                    self._before[number] = signal.signal(number, self._handle)
+        return self
+
+    def _handle(self, number: int, _frame: Any) -> None:
+        if self.received:
+            os._exit(128 + number)
+        self.received = signal.Signals(number).name
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def say(text: str) -> None:
+    """To stderr: stdout is for results."""
+    print(text, file=sys.stderr)

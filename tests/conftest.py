@@ -1,0 +1,67 @@
+"""Shared fixtures: two threads, folders of small made images, the real sets where they are."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+torch.set_num_threads(2)
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def make_images(root: Path, count: int, classes: int = 4, size: int = 32, seed: int = 0) -> Path:
+    """``count`` PNG files in class folders: noise whose colour and stripes tell the class."""
+    rng = np.random.default_rng(seed)
+    for number in range(count):
+        label = number % classes
+        folder = root / f"class{label}"
+        folder.mkdir(parents=True, exist_ok=True)
+        pixels = rng.normal(110, 30, (size, size, 3))
+        pixels[:, :, label % 3] += 60
+        pixels[:: 2 + label] -= 40
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{number:05d}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def image_root(tmp_path_factory) -> Path:
+    """ROOT with train/ (64 images) and val/ (20 images), four class folders in both."""
+    root = tmp_path_factory.mktemp("images")
+    make_images(root / "train", 64)
+    make_images(root / "val", 20, seed=1)
+    return root
+
+
+@pytest.fixture(scope="session")
+def cifar() -> Path:
+    """CIFAR-10 as folders: $CGH_DATA/cifar10, or unpacked from the archives beside the checkout."""
+    if "CGH_DATA" in os.environ:
+        return Path(os.environ["CGH_DATA"]) / "cifar10"
+    pytest.skip("no CIFAR-10: set CGH_DATA to a folder that holds cifar10/{train,val}/<class>/*.jpg")
+
+
+@pytest.fixture
+def counters():
+    """`step_counters.py`: kernels, bytes, live memory and host syncs without a clock."""
+    path = SHARED / "tools" / "step_counters.py"
+    if not path.exists():
+        pytest.skip("no step_counters.py beside the checkout")
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("step_counters", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def cgh(*words: object, cwd: Path, env: dict | None = None, **options) -> subprocess.CompletedProcess:
+    """Runs the command line as a user does, in another folder."""
+    return subprocess.run(
+        [sys.executable, "-m", "cgh_models", *map(str, words)],
+        cwd=cwd, text=True, capture_output=True, timeout=600, env={**os.environ, **(env or {})}, **options,
+    )  # fmt: skip
