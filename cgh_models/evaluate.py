@@ -94,7 +94,7 @@ def knn(
 
 
 def knn_accuracy(
-    backbone: nn.Module, train: ImageSet, val: ImageSet, *, k: int, temperature: float, **extraction
+    backbone: nn.Module, train: ImageSet, val: ImageSet, *, k: int = 20, temperature: float = 0.07, **extraction
 ) -> float:
     """Share of val images whose class kNN over the train embeddings finds, in percent."""
     assert train.labels is not None and val.labels is not None

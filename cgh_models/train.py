@@ -113,7 +113,8 @@ def train_step(
     finite = torch.isfinite(norm + losses["loss"].detach())
     for group in optimizer.param_groups:
         group["lr"] = lr
-    optimizer.found_inf = (~finite).float()  # torch's fused optimizers do nothing where this is 1
+    if optimizer.defaults.get("fused"):
+        optimizer.found_inf = (~finite).float()  # torch's fused optimizers do nothing where this is 1
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     method.after_step(progress, finite)

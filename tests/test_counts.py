@@ -1,0 +1,77 @@
+"""Costs that need no clock: live memory of the loss, host syncs of a step, kernels of the teacher's update."""
+
+import pytest
+import torch
+
+from cgh_models import teacher
+from cgh_models.backbone import create
+from cgh_models.config import TrainConfig
+from cgh_models.losses import info_nce, relation_loss, soft_target
+from cgh_models.methods import METHODS
+from cgh_models.optim import create_optimizer
+from cgh_models.train import train_step
+from cgh_models.views import COLUMNS, RECIPES, boxes, crop_batch, finish, uniform
+
+
+@pytest.mark.parametrize("batch, limit_mib", [(32, 4), (256, 32)])
+def test_the_losses_of_cgh_need_little_memory_beside_the_queues(counters, batch, limit_mib):
+    with torch.device("meta"):
+        queue, hyper_queue = torch.empty(2, 131072, 512)
+        s, sh = (torch.empty(batch, 512, requires_grad=True) for _ in range(2))
+        t, th = torch.empty(2, batch, 512)
+    with counters.LiveBytes() as live:
+        loss = relation_loss(sh, soft_target(t, queue, hyper_queue, 0.04), hyper_queue, 0.08)
+        loss = loss + relation_loss(s, soft_target(th, hyper_queue, queue, 0.08), queue, 0.1)
+        loss = loss + info_nce(s, t, queue, 0.2) + info_nce(sh, th, hyper_queue, 0.2)
+        loss.backward()
+    assert live.peak <= limit_mib * 2**20
+
+
+def test_the_losses_take_few_kernels_per_chunk(counters):
+    with torch.device("meta"):
+        queue = torch.empty(131072, 512)
+        s, t = torch.empty(256, 512, requires_grad=True), torch.empty(256, 512)
+    with counters.CountOps() as ops:
+        relation_loss(s, soft_target(t, queue, queue, 0.04), queue, 0.1).backward()
+    assert ops.kernels <= 16 * 32
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_step_does_not_wait_for_the_device(counters, name):
+    """From decoded pixels to the moved teacher, on meta tensors: a .item() there would raise or be counted."""
+    method = METHODS[name](create("resnet18_cifar_w16"), METHODS[name].Config(queue_length=512)).to("meta")
+    config = TrainConfig(batch_size=16)
+    optimizer = create_optimizer(method.student, config)
+    pixels = torch.empty(16, 32, 32, 3, dtype=torch.uint8, device="meta")
+    mean = std = torch.empty(3, device="meta")
+    with counters.CountOps() as ops:
+        for progress in (0.0, 0.5):
+            views = []
+            for number, view in enumerate(RECIPES[method.view_recipe]):
+                u = uniform(0, 0, torch.arange(16).numpy(), COLUMNS, number)
+                views.append(finish(view, crop_batch(pixels, boxes(view, u, 32, 32), 32), u, mean, std))
+            losses = train_step(method, optimizer, views, progress, 0.1, "cpu", torch.float32)
+    assert ops.kernels > 1000 and ops.host_syncs == 0
+    assert losses["loss"].is_meta and losses["finite"].is_meta
+
+
+def test_the_teacher_moves_in_one_kernel_per_dtype_without_scratch(counters):
+    with torch.device("meta"):
+        student = create("resnet50")
+        student.layer4.half()
+        follower = teacher.make_teacher(student)
+        with counters.CountOps() as ops, counters.LiveBytes() as live:
+            teacher.move_teacher(follower, student, 0.99)
+    assert ops.by_name.keys() == {"aten::_foreach_lerp_"} and ops.kernels == 2
+    assert live.peak == 0
+
+
+def test_the_teacher_takes_the_stated_step():
+    student = torch.nn.Linear(3, 2)
+    follower = teacher.make_teacher(student)
+    old = follower.weight.clone()
+    with torch.no_grad():
+        student.weight.add_(1)
+    teacher.move_teacher(follower, student, 0.9)
+    torch.testing.assert_close(follower.weight, old + 0.1)
+    assert not follower.weight.requires_grad
