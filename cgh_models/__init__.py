@@ -5,6 +5,12 @@ and the names below are loaded on first use.
 """
 
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .evaluate import extract
+    from .registry import create_model, load_method
+    from .train import pretrain
 
 __version__ = "0.1.0"
 

@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -48,17 +49,18 @@ def pretrain(args: Pretrain) -> None:
     """`cgh pretrain`."""
     from .methods import METHODS
     from .registry import build_method, preprocessing, start_from
-    from .train import say
+    from .train import open_images, say
 
     if args.method not in METHODS:
         build_method(args.method, "", {}, None)
+    images = open_images(args.data, args.train)
     config = method_config(METHODS[args.method].Config, args.recipe, args.train, args.set)
     _say_warmup(args.train)
     _seed(args.train.seed)
     method = build_method(args.method, args.arch or RECIPES[args.recipe].arch, preprocessing(args.train), config)
     if args.init:
         say(start_from(method, args.init))
-    _train(method, args.data, args.train, args.out, resume=False)
+    _train(method, images, args.train, args.out, resume=False)
 
 
 @dataclass
@@ -154,7 +156,7 @@ def export(args: Export) -> None:
 
     write(args.run, args.out, dtype=args.dtype, license=args.license)
     print(
-        f"{args.out}: read back through timm, equal to the bit; timm.create_model('local-dir:{args.out}', pretrained=True)"
+        f"{args.out}: read back, equal to the bit; timm.create_model('local-dir:{args.out}', pretrained=True) loads it"
     )
 
 
@@ -196,7 +198,7 @@ def _say_warmup(train: TrainConfig) -> None:
         print(f"warm-up: {epochs:g} of {train.epochs} epochs, a tenth of this short run", file=sys.stderr)
 
 
-def _train(method: Any, data: str, train: TrainConfig, out: str, resume: bool) -> None:
+def _train(method: Any, data: Any, train: TrainConfig, out: str, resume: bool) -> None:
     from .train import pretrain as loop
 
     loop(method, data, train, out, resume=resume)
@@ -221,8 +223,8 @@ def _parse(command: str, words: list[str]) -> Any:
 
 def _pretrain_defaults(words: list[str]) -> Pretrain:
     """The flags' defaults are the values of the recipe that is named."""
-    joined = " ".join(words).replace("=", " ").split()
-    recipe = next((value for flag, value in zip(joined, joined[1:], strict=False) if flag == "--recipe"), "imagenet")
+    split = [part for word in words for part in word.split("=", 1)]
+    recipe = next((value for flag, value in pairwise(split) if flag == "--recipe"), "imagenet")
     train = dataclasses.replace(TrainConfig(), **RECIPES.get(recipe, RECIPES["imagenet"]).train)
     return Pretrain(tyro.MISSING, tyro.MISSING, train)
 

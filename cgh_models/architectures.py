@@ -48,7 +48,8 @@ class SmallResNet(ResNet):
         if not stem_pool:
             self.maxpool = nn.Identity()
         for info in self.feature_info:
-            info["reduction"] = 1 if info["module"] == "act1" else info["reduction"] // (2 if stem_pool else 4)
+            stock = int(info["reduction"])
+            info["reduction"] = 1 if info["module"] == "act1" else stock // (2 if stem_pool else 4)
 
 
 def _create(name: str, pretrained: bool, **kwargs) -> nn.Module:

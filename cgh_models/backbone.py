@@ -1,15 +1,16 @@
 """Adapter to timm: create a backbone, and its pooled embedding with its feature maps in one forward."""
 
 import difflib
+from typing import Any
 
 import timm
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .errors import InputError
 
 
-def create(arch: str, preprocessing: dict | None = None, **model_args) -> nn.Module:
+def create(arch: str, preprocessing: dict | None = None, **model_args) -> Any:
     """A headless, randomly initialized timm module.
 
     Args:
@@ -36,12 +37,12 @@ def create(arch: str, preprocessing: dict | None = None, **model_args) -> nn.Mod
         raise InputError(f"architecture {arch!r} cannot be built with {model_args}: {error}") from error
 
 
-def architecture(backbone: nn.Module) -> str:
+def architecture(backbone: Any) -> str:
     """The timm architecture name of a module that timm made."""
     return backbone.pretrained_cfg["architecture"].split(".")[0]
 
 
-def embed(backbone: nn.Module, images: Tensor, taps: int = 0, splits: int = 1) -> tuple[Tensor, list[Tensor]]:
+def embed(backbone: Any, images: Tensor, taps: int = 0, splits: int = 1) -> tuple[Tensor, list[Tensor]]:
     """The pooled embedding (N, D) and the ``taps`` deepest maps [(N, C, h, w)], shallow to deep.
 
     With ``splits`` > 1 the batch passes in that many parts, so that batch norm sees the statistics of a part: what a
@@ -57,7 +58,7 @@ def embed(backbone: nn.Module, images: Tensor, taps: int = 0, splits: int = 1) -
 
 
 @torch.no_grad()
-def widths(backbone: nn.Module, taps: int = 0) -> tuple[int, list[int]]:
+def widths(backbone: Any, taps: int = 0) -> tuple[int, list[int]]:
     """The embedding width and the channels of the ``taps`` deepest maps, measured on one blank image.
 
     Raises:

@@ -4,6 +4,7 @@ The order is a function of (seed, epoch), views of (seed, epoch, image index): b
 worker, at any time, again.
 """
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -101,7 +102,7 @@ def _crops_from_workers(images: ImageSet, recipe, config, steps: _Steps, device)
     loader = DataLoader(
         _Crops(images, recipe, config.image_size, config.seed),  # pyright: ignore[reportArgumentType]
         batch_sampler=steps,  # pyright: ignore[reportArgumentType]
-        num_workers=config.workers,
+        num_workers=_workers(config.workers),
         collate_fn=_stack,
         worker_init_fn=_quiet_worker,
         generator=torch.Generator(),  # a private one: the run's own random state does not move
@@ -111,6 +112,11 @@ def _crops_from_workers(images: ImageSet, recipe, config, steps: _Steps, device)
     for step, (indices, crops, met) in enumerate(loader, steps.start):
         images.note_bad(met)
         yield step // per_epoch, indices, [c.to(device, non_blocking=True) for c in crops]
+
+
+def _workers(wanted: int) -> int:
+    """No more workers than processors this process may use; how many there are changes no result."""
+    return min(wanted, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 def _stack(items: list) -> tuple[np.ndarray, list[Tensor], list[tuple[int, str]]]:
@@ -152,7 +158,7 @@ def eval_batches(images: ImageSet, indices: np.ndarray, transform, batch_size: i
     loader = DataLoader(
         _Transformed(images, indices, transform),  # pyright: ignore[reportArgumentType]
         batch_size,
-        num_workers=0 if images.pixels is not None or sys.platform != "linux" else workers,
+        num_workers=0 if images.pixels is not None or sys.platform != "linux" else _workers(workers),
         worker_init_fn=_quiet_worker,
         generator=torch.Generator(),
     )

@@ -102,13 +102,9 @@ def read_json(path: Path, kind: str) -> dict[str, Any]:
 def sha256(path: Path) -> str:
     """Hex digest of a file."""
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
-
-
-def _digest(file) -> str:  # Python 3.10
-    total = hashlib.sha256()
-    while block := file.read(2**20):
-        total.update(block)
+        total = hashlib.sha256()
+        while block := file.read(2**20):
+            total.update(block)
     return total.hexdigest()
 
 
@@ -211,6 +207,10 @@ def load(path: Path, method: nn.Module, optimizer: Optimizer) -> None:
             _, number, name = key.split(".", 2)
             state.setdefault(int(number), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    for parameter, values in optimizer.state.items():
+        for name, value in values.items():
+            if value.shape == parameter.shape:  # fused kernels walk memory: the same strides as the parameter's
+                values[name] = torch.empty_like(parameter).copy_(value)
     torch.set_rng_state(tensors["random.cpu"])
     if "random.cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["random.cuda"])

@@ -78,10 +78,9 @@ class ImageSet:
                 file.writelines(line for line in lines if line not in known)
         if len(self.bad) > MAX_BAD * len(self):
             index, reason = next(iter(self.bad.items()))
+            what = f"{len(self.bad)} of {len(self)} images cannot be read, more than 1 %"
             where = f"all are named in {self.bad_file}; remove them" if self.bad_file else "remove them"
-            raise InputError(
-                f"{self._path(index)}: {reason}; {len(self.bad)} of {len(self)} images cannot be read, more than 1 %; {where}"
-            )
+            raise InputError(f"{self._path(index)}: {reason}; {what}; {where}")
 
     def keep_pixels(self, gib: float) -> None:
         """Decodes every image once and keeps the pixels, if they fit in ``gib``; otherwise they are streamed."""

@@ -44,7 +44,9 @@ def run(out: str | Path, seed: int = 0) -> tuple[float, float]:
     print(f"1. {len(train)} photographs in {images}; random {ARCH}: kNN {before:.1f} %")
     pretrain(method, train, config, out / "run")
     after = knn_accuracy(method.student.backbone, train, val)
-    print(f"2. pretrained without labels for {config.epochs} epochs ({METHOD}), run in {out / 'run'}: kNN {after:.1f} %")
+    print(
+        f"2. pretrained without labels for {config.epochs} epochs ({METHOD}), run in {out / 'run'}: kNN {after:.1f} %"
+    )
     export(out / "run", out / "weights")
     print(f"3. heads stripped: {out / 'weights'}")
     features = extract(create_model(out / "weights"), val)

@@ -1,4 +1,4 @@
-"""From a run to a weights folder: the bare backbone for timm, its heads beside it, a card with measured numbers only."""
+"""From a run to a weights folder: the bare backbone for timm, its heads beside it, a card of measured numbers."""
 
 import json
 from pathlib import Path
@@ -108,7 +108,7 @@ def _pretrain_config(method: Any, run: dict[str, Any], train: TrainConfig, step:
 def _card(method: Any, run: dict[str, Any], run_dir: Path, step: int, license: str) -> str:
     """The README of a weights folder; its numbers come from the run's metrics.jsonl."""
     train, settings = run["train"], run["method_config"]
-    arch = run["arch"]
+    arch, width = run["arch"], method.student.backbone.head_hidden_size
     epochs = step / max(1, run["data"]["count"] // train["batch_size"])
     measured = _last_measured(run_dir)
     rows = "".join(f"| {name} | {value:.4g} | {meaning} |\n" for name, value, meaning in measured)
@@ -127,7 +127,7 @@ with cgh-models {run["cgh_models"]}.
 
 ```python
 import timm
-{own}model = timm.create_model("local-dir:FOLDER", pretrained=True)  # (N, 3, H, W) -> (N, {method.student.backbone.head_hidden_size})
+{own}model = timm.create_model("local-dir:FOLDER", pretrained=True)  # (N, 3, H, W) -> (N, {width})
 ```
 
 {numbers}

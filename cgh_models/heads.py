@@ -1,5 +1,7 @@
 """Projector heads."""
 
+from itertools import pairwise
+
 from torch import nn
 
 
@@ -9,6 +11,6 @@ def mlp(*widths: int) -> nn.Sequential:
     Source: ReSSL (arXiv 2107.09282) and CGH (arXiv 2308.13392) use Linear-ReLU-Linear with biases, no norm.
     """
     layers: list[nn.Module] = []
-    for width_in, width_out in zip(widths, widths[1:], strict=False):
+    for width_in, width_out in pairwise(widths):
         layers += [nn.Linear(width_in, width_out), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers[:-1])

@@ -28,9 +28,10 @@ def read_image(path: Path) -> Image.Image:
     """
     try:
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        file = os.fdopen(handle, "rb")
     except OSError as error:
         raise BadImage(f"cannot be opened: {error.strerror}") from error
-    with os.fdopen(handle, "rb") as file:
+    with file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise BadImage("not a regular file")

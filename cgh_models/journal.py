@@ -115,7 +115,7 @@ class Journal:
             tqdm.write(f"warning: {error}; training goes on from memory", file=sys.stderr)
 
     def _look(self) -> list[dict[str, Any]]:
-        """The noted steps, brought to the host at once. A non-finite one ends the run, after those before are written."""
+        """The noted steps, brought to the host at once. A non-finite one ends the run; those before it are written."""
         rows, batches = self._rows, self._batches
         if not rows:
             return []

@@ -23,5 +23,5 @@ class Method(Protocol):
         ...
 
     def after_step(self, progress: float, finite: Tensor | None = None) -> None:
-        """Called after the optimizer's step: teacher and queues move. ``finite`` (0-dim bool): False gates the queues."""
+        """Called after the optimizer's step: teacher and queues move. A 0-dim False in ``finite`` holds the queues."""
         ...

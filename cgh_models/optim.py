@@ -26,7 +26,7 @@ def parameter_groups(module: nn.Module, weight_decay: float, decay_norms: bool) 
 
 
 def create_optimizer(module: nn.Module, config) -> Optimizer:
-    """SGD with momentum, fused: the kind that a flag on the device can hold back (meta tensors, which only count, excepted)."""
+    """SGD with momentum, fused: the kind that a flag on the device can hold back. Meta tensors have no fused kernel."""
     groups = parameter_groups(module, config.weight_decay, config.decay_norms)
     fused = groups[0]["params"][0].device.type != "meta"
     return create_optimizer_v2(groups, opt="momentum", lr=config.lr, momentum=config.momentum, fused=fused)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 from torch import nn
 
 from . import backbone, checkpoint
@@ -133,7 +132,6 @@ def new_method_of_run(run_dir: Path) -> tuple[Any, dict[str, Any]]:
     """A method as a run's config.json describes it, newly initialized, and that description."""
     run = checkpoint.read_run(run_dir)
     train = from_dict(TrainConfig, run["train"])
-    torch.manual_seed(train.seed)
     return build_method(run["method"], run["arch"], preprocessing(train), run["method_config"]), run
 
 

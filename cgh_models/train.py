@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import __version__, checkpoint
 from .backbone import architecture
@@ -27,13 +27,12 @@ from .data import ImageSet, load
 from .errors import InputError, Interrupted, printable
 from .evaluate import pick_device
 from .journal import Journal, Monitor
-from .method import Method
 from .optim import create_optimizer, learning_rate
 from .views import RECIPES
 
 
 def pretrain(
-    method: Method, data: str | Path | ImageSet, config: TrainConfig, run_dir: str | Path, *, resume: bool = False
+    method: Any, data: str | Path | ImageSet, config: TrainConfig, run_dir: str | Path, *, resume: bool = False
 ) -> None:
     """Trains ``method`` in place on unlabelled images; everything else is left in ``run_dir``.
 
@@ -49,9 +48,9 @@ def pretrain(
         IntegrityError: no undamaged checkpoint to resume from.
         Interrupted: a signal came; the state is saved.
     """
-    assert isinstance(method, nn.Module)
     run_dir, device = Path(run_dir), pick_device(config.device)
-    images = _open(data, config)
+    images = open_images(data, config)
+    monitor = Monitor(images, config, device)
     per_epoch = len(images) // config.batch_size
     total = per_epoch * config.epochs
     with _claim(run_dir), _Signals() as signals:
@@ -59,7 +58,7 @@ def pretrain(
         done, file = checkpoint.newest(run_dir, say) if resume else (0, None)
         if done == total:
             return say(
-                f"{run_dir}: finished at step {done} of {total}; `cgh export {run_dir} --out W` makes weights of it"
+                f"{run_dir}: finished at step {done} of {total}; export it: `cgh export {run_dir} --out WEIGHTS`"
             )
         images.bad_file = run_dir / "bad_files.txt"
         if images.pixels is None:
@@ -69,7 +68,7 @@ def pretrain(
         if file:
             checkpoint.load(file, method, optimizer)
         recipe, precision = RECIPES[method.view_recipe], pick_precision(config.precision, device)
-        backbone, monitor = method.student.backbone, Monitor(images, config, device)
+        backbone = method.student.backbone
         with Journal(run_dir, config, images, monitor, done, total) as journal:
             if not file:
                 journal.measure(0, backbone)
@@ -79,13 +78,12 @@ def pretrain(
                 losses = train_step(method, optimizer, views, done / total, lr, device.type, precision)
                 done += 1
                 journal.step(done, lr, losses, indices, backbone)
-                must = bool(signals.received) or done == total
-                if must or done % config.checkpoint_every == 0:
-                    journal.keep(done, method, optimizer, must)
-                if signals.received and done < total:
-                    raise Interrupted(
-                        f"{run_dir}: {signals.received} at step {done} of {total}, saved; go on with `cgh resume {run_dir}`"
-                    )
+                stop = signals.received if done < total else ""
+                if stop or done == total or done % config.checkpoint_every == 0:
+                    journal.keep(done, method, optimizer, must=bool(stop) or done == total)
+                if stop:
+                    where = f"{stop} at step {done} of {total}"
+                    raise Interrupted(f"{run_dir}: {where}, saved; go on with `cgh resume {run_dir}`")
 
 
 def train_step(
@@ -146,7 +144,8 @@ def describe(method: Any, images: ImageSet, config: TrainConfig) -> dict[str, An
     }
 
 
-def _open(data: str | Path | ImageSet, config: TrainConfig) -> ImageSet:
+def open_images(data: str | Path | ImageSet, config: TrainConfig) -> ImageSet:
+    """The index of the training images, checked against the config. Raises InputError."""
     images = data if isinstance(data, ImageSet) else load(data, config.follow_links)
     if images.skipped:
         say(f"{images.root}: left out " + ", ".join(f"{n} x {kind}" for kind, n in images.skipped.most_common(5)))

@@ -27,7 +27,9 @@ def test_timms_arguments_keep_working(name):
     assert timm.create_model(name, num_classes=0, in_chans=1).eval()(images[:, :1]).ndim == 2
     assert timm.create_model(name, num_classes=0, global_pool="").eval()(images).ndim == 4
     pyramid = timm.create_model(name, features_only=True, out_indices=(1, 4)).eval()
-    for m, reduction, channels in zip(pyramid(images), pyramid.feature_info.reduction(), pyramid.feature_info.channels()):
+    for m, reduction, channels in zip(
+        pyramid(images), pyramid.feature_info.reduction(), pyramid.feature_info.channels(), strict=True
+    ):
         assert m.shape[1:] == (channels, 64 // reduction, 64 // reduction)
     assert timm.create_model(name, drop_path_rate=0.1, act_layer="gelu").training
     with torch.device("meta"):

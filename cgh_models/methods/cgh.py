@@ -58,7 +58,7 @@ class Branch(nn.Module):
 
 
 class CGH(nn.Module):
-    """L = (H(global teacher, hypercolumn student) + H(hypercolumn teacher, global student)) / 2, after an InfoNCE start.
+    """L = (H(global teacher, hypercolumn student) + H(hypercolumn teacher, global student)) / 2, after InfoNCE.
 
     Over the first ``warmup`` of the run the two InfoNCE losses (a sum, not a mean) fade out linearly while the crossed
     losses fade in: the queues mean little before they have filled.

@@ -1,0 +1,105 @@
+"""Settings: recipes, warm-ups, --set, JSON, and what a changed setting is said to change."""
+
+import dataclasses
+
+import pytest
+
+from cgh_models.config import RECIPES, TrainConfig, explain_changes, from_dict, method_config, to_dict
+from cgh_models.errors import InputError
+from cgh_models.methods import METHODS
+from cgh_models.methods.cgh import CGH
+from cgh_models.optim import learning_rate
+
+
+def test_the_defaults_are_the_papers_imagenet_values():
+    train, cgh = TrainConfig(), CGH.Config()
+    assert (train.image_size, train.epochs, train.batch_size, train.base_lr, train.weight_decay) == (
+        224,
+        200,
+        256,
+        0.05,
+        1e-4,
+    )
+    assert (cgh.queue_length, cgh.projection_width, cgh.hidden_width, cgh.teacher_momentum) == (
+        131072,
+        512,
+        4096,
+        0.999,
+    )
+    assert (cgh.global_teacher_temperature, cgh.global_student_temperature) == (0.04, 0.1)
+    assert (cgh.hyper_teacher_temperature, cgh.hyper_student_temperature, cgh.warmup_temperature) == (0.08, 0.08, 0.2)
+    assert method_config(CGH.Config, "imagenet", train) == cgh
+
+
+def test_the_small_recipes_are_ressls():
+    cifar = dataclasses.replace(TrainConfig(), **RECIPES["cifar"].train)
+    assert (cifar.image_size, cifar.base_lr, cifar.weight_decay, cifar.decay_norms) == (32, 0.06, 5e-4, True)
+    for name, method in METHODS.items():
+        config = method_config(method.Config, "cifar", cifar)
+        assert (config.queue_length, config.teacher_momentum) == (4096, 0.99), name
+        assert (config.hidden_width, config.projection_width) == (2048, 128), name
+        assert method_config(method.Config, "tiny", cifar).queue_length == 16384
+
+
+def test_warmups_are_a_tenth_of_a_short_run_at_most():
+    assert TrainConfig(epochs=200).warmup == 5 / 200
+    assert TrainConfig(epochs=50).warmup == 5 / 50
+    assert TrainConfig(epochs=12).warmup == 0.1
+    assert method_config(CGH.Config, "cifar", TrainConfig(epochs=12)).warmup == 0.1
+    assert method_config(CGH.Config, "cifar", TrainConfig(epochs=12), ("warmup=0.5",)).warmup == 0.5
+
+
+def test_the_learning_rate_starts_at_zero_peaks_after_the_warmup_and_ends_at_zero():
+    assert learning_rate(0, 0.3, 0.1) == 0
+    assert learning_rate(0.05, 0.3, 0.1) == pytest.approx(0.15)
+    assert learning_rate(0.1, 0.3, 0.1) == pytest.approx(0.3)
+    assert learning_rate(0.55, 0.3, 0.1) == pytest.approx(0.15)
+    assert learning_rate(1, 0.3, 0.1) == pytest.approx(0, abs=1e-12)
+    assert TrainConfig(batch_size=512, base_lr=0.05).lr == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    "setting, message",
+    [
+        ("tap=3", "there is no key 'tap', did you mean taps?"),
+        ("taps", "write --set KEY=VALUE|did you mean"),
+        ("taps=many", "'many' is not a int"),
+        ("zzz=1", "the keys are projection_width"),
+        ("taps=0", "taps=0: a hypercolumn needs at least one feature map"),
+    ],
+)
+def test_a_wrong_setting_is_one_sentence(setting, message):
+    with pytest.raises(InputError, match=message):
+        method_config(CGH.Config, "cifar", TrainConfig(), (setting,))
+
+
+def test_dataclasses_survive_json_and_unknown_missing_or_odd_values_do_not():
+    values = to_dict(TrainConfig())
+    assert from_dict(TrainConfig, values) == TrainConfig()
+    with pytest.raises(InputError, match="there is no key 'epoch', did you mean epochs"):
+        from_dict(TrainConfig, {**values, "epoch": 3})
+    with pytest.raises(InputError, match="the keys seed are missing"):
+        from_dict(TrainConfig, {k: v for k, v in values.items() if k != "seed"})
+    for key, value in (("epochs", "3"), ("epochs", True), ("mean", 1.0), ("device", 3), ("epochs", 0)):
+        with pytest.raises(InputError, match=key):
+            from_dict(TrainConfig, {**values, key: value})
+
+
+def test_each_changed_setting_is_explained():
+    run = {"method": "cgh", "arch": "resnet18", "data": {"digest": "a", "count": 3}}
+    before = {**run, "train": to_dict(TrainConfig()), "method_config": to_dict(CGH.Config())}
+    after = {
+        **before,
+        "train": {**before["train"], "epochs": 400, "workers": 4, "device": "cpu"},
+        "method_config": {**before["method_config"], "taps": 3},
+        "data": {"digest": "b", "count": 4},
+    }
+    safe, refused = explain_changes(before, after)
+    assert safe == ["device: auto -> cpu changes nothing but rounding", "workers: 2 -> 4 changes nothing"]
+    assert [line.split(":")[0] for line in refused] == ["epochs", "taps", "data"]
+    assert "changes the schedule" in refused[0] and "changes the model" in refused[1]
+    assert explain_changes(before, before) == ([], [])
+
+
+def test_every_train_setting_says_what_changing_it_changes():
+    assert all(f.metadata["change"] for f in dataclasses.fields(TrainConfig))

@@ -1,0 +1,31 @@
+"""The demo walks the whole road on the packaged photographs, and the features are better for it."""
+
+import hashlib
+import zipfile
+from importlib import resources
+
+import pytest
+from conftest import cgh
+
+SAMPLE = resources.files("cgh_models") / "sample"
+
+
+def test_the_sample_is_3000_attributed_photographs():
+    with resources.as_file(SAMPLE / "cifar10.zip") as path, zipfile.ZipFile(path) as sample:
+        names = sample.namelist()
+        digests = {hashlib.sha256(sample.read(name)).hexdigest() for name in names}
+    assert len([n for n in names if n.startswith("train/")]) == 2500 and len(names) == 3000
+    assert len({n.split("/")[1] for n in names}) == 10 and len(digests) > 2990
+    assert "Krizhevsky" in (SAMPLE / "ATTRIBUTION.txt").read_text()
+
+
+@pytest.mark.slow
+def test_knn_after_the_demo_beats_knn_before_it(tmp_path):
+    done = cgh("demo", "--out", "d", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    last = done.stdout.splitlines()[-1]
+    before, after = (float(word) for word in last.replace("%", "").replace(",", "").split() if word[0].isdigit())
+    assert after > before, done.stdout
+    assert (tmp_path / "d" / "weights" / "model.safetensors").exists()
+    again = cgh("demo", "--out", "d", cwd=tmp_path)
+    assert again.returncode == 2 and "not an empty folder" in again.stderr

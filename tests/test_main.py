@@ -1,0 +1,151 @@
+"""The command line: the whole road, and one sentence for every mistake."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import cgh
+
+PRETRAIN = ["pretrain", *["--arch", "resnet18_cifar_w16", "--recipe", "cifar", "--batch-size", "16", "--epochs", "2"]]
+PRETRAIN += ["--set", "queue_length=64"]
+
+
+@pytest.fixture(scope="module")
+def road(tmp_path_factory, image_root):
+    """A folder with a finished run in it, and what was printed on the way."""
+    folder = tmp_path_factory.mktemp("road")
+    done = cgh(*PRETRAIN, "--data", image_root / "train", "--out", "run", "--eval-data", image_root, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder, done
+
+
+def test_the_road_from_images_to_a_timm_model(road, image_root):
+    folder, done = road
+    assert done.stdout == "" and "warm-up: 0.2 of 2 epochs" in done.stderr
+    resumed = cgh("resume", "run", cwd=folder)
+    assert resumed.returncode == 0 and "finished at step 8 of 8" in resumed.stderr
+    exported = cgh("export", "run", "--out", "weights", cwd=folder)
+    assert exported.returncode == 0, exported.stderr
+    results = [cgh("evaluate", "knn", w, "--data", image_root, "--k", 5, cwd=folder) for w in ("run", "weights")]
+    values = [json.loads(r.stdout.splitlines()[-1]) for r in results]
+    assert values[0] | {"weights": 0} == values[1] | {"weights": 0}
+    assert values[0]["metric"] == "knn" and values[0]["queries"] == 20 and values[0]["memory"] == 64
+    code = "import cgh_models, timm; print(timm.create_model('local-dir:weights', pretrained=True).num_features)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True).stdout == "128\n"
+    started = cgh(*PRETRAIN, "--data", image_root / "train", "--out", "next", "--init", "weights", cwd=folder)
+    assert started.returncode == 0 and "started from weights: backbone, heads, teacher and queues" in started.stderr
+
+
+def test_python_dash_m_and_the_script_are_the_same_command(tmp_path):
+    assert cgh("--version", cwd=tmp_path).stdout.strip() == __import__("cgh_models").__version__
+    script = subprocess.run(
+        [Path(sys.executable).with_name("cgh"), "--version"], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert script.returncode == 0
+
+
+def test_help_names_every_command_and_every_promised_flag(tmp_path):
+    text = cgh("--help", cwd=tmp_path).stdout
+    for command in ("pretrain", "resume", "evaluate knn", "export", "demo"):
+        assert f"  {command}  " in text
+        assert cgh(*command.split(), "--help", cwd=tmp_path).returncode == 0
+    flags = cgh("pretrain", "--help", cwd=tmp_path).stdout
+    promised = "data out method arch recipe image-size epochs batch-size seed init device workers eval-data log-every"
+    for flag in promised.split():
+        assert f"--{flag} " in flags
+
+
+def test_a_recipe_sets_the_defaults_and_flags_beside_it_win(tmp_path):
+    assert "(default: 0.06)" in cgh("pretrain", "--recipe", "cifar", "--help", cwd=tmp_path).stdout
+    assert "(default: 0.05)" in cgh("pretrain", "--help", cwd=tmp_path).stdout
+
+
+MISTAKES = [
+    ("pretrain --data none --out o", "none: there is no such folder or list; give --data a folder of images"),
+    ("pretrain --data empty --out o", "empty: no images (nothing found)"),
+    ("pretrain --data text --out o", "text: no images (1 x .txt found)"),
+    ("pretrain --data {images} --out o", "holds the splits train, val; give one of them"),
+    (
+        "pretrain --data {images}/train --out o --batch-size 65 --arch test_resnet",
+        "batch size 65: larger than the set of 64",
+    ),
+    (
+        "pretrain --data {images}/train --out o --arch resnet81 --batch-size 9",
+        "architecture 'resnet81': timm has no model of this name",
+    ),
+    ("pretrain --data {images}/train --out o --method simclr", "there is no such method; the methods are cgh, ressl"),
+    ("pretrain --data {images}/train --out o --set tap=3 --batch-size 9", "there is no key 'tap', did you mean taps?"),
+    (
+        "pretrain --data {images}/train --out o --arch test_resnet --set taps=99 --batch-size 9",
+        "taps=99: test_resnet does not give that many",
+    ),
+    ("pretrain --data {images}/train --out o --epochs 0", "epochs=0: at least 1 is needed"),
+    ("pretrain --data {images}/train --out o --epochs many", "--epochs"),
+    (
+        "pretrain --data {images}/train --out o --device cuda:77 --arch test_resnet --batch-size 9",
+        "--device cuda:77: cannot be used",
+    ),
+    (
+        "pretrain --data {images}/train --out o --eval-data empty --arch test_resnet --batch-size 9",
+        "empty: has no train/ folder",
+    ),
+    (
+        "pretrain --data {images}/train --out o --init nothing --arch test_resnet --batch-size 9",
+        "'nothing': timm has no model",
+    ),
+    (
+        "pretrain --data {images}/train --out text/a.txt --arch test_resnet --batch-size 9",
+        "text/a.txt: cannot be used as a run folder",
+    ),
+    ("pretrain --data {images}/train", "--out"),
+    ("pretrain --data a --out b --batchsize 3", "--batch-size"),
+    ("resume none", "none: not found|none/config.json: not found"),
+    ("resume empty", "empty/config.json: not found; expected the config.json of a run folder"),
+    ("evaluate knn empty --data {images}", "empty: holds no weights"),
+    ("evaluate knn resnet18_cifar --data {images}", "timm has no weights of this name"),
+    ("evaluate knn resnet18_cifar_w16 --random --data empty", "empty: has no train/ folder"),
+    ("evaluate knn resnet18_cifar_w16 --random --data {images} --k 65", "--k 65: expected 1 to 64"),
+    ("evaluate", "there is no such command; did you mean `cgh evaluate knn`?"),
+    ("export empty --out o", "empty: not a run folder"),
+    ("demo --out text", "text: exists and is not an empty folder"),
+    ("pretrian", "did you mean `cgh pretrain`?"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words, message", MISTAKES, ids=[m[0][:60] for m in MISTAKES])
+def test_a_mistake_is_one_line_on_stderr_and_exit_2(tmp_path, image_root, words, message):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.txt").write_text("x")
+    done = cgh(*words.format(images=image_root).split(), cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and "Traceback" not in done.stderr and len(errors[0]) <= 420, done.stderr
+    assert any(part in errors[0] for part in message.split("|")), errors[0]
+    assert not (tmp_path / "o").exists()
+
+
+def test_changed_settings_are_refused_or_explained_on_resume(road):
+    folder, _ = road
+    refused = cgh("resume", "run", "--epochs", 4, "--base-lr", 0.5, cwd=folder)
+    assert refused.returncode == 2
+    assert "epochs: 2 -> 4 changes the schedule; base_lr: 0.06 -> 0.5 changes the schedule" in refused.stderr
+    model = cgh("resume", "run", "--set", "taps=3", cwd=folder)
+    assert model.returncode == 2 and "taps: 2 -> 3 changes the model" in model.stderr
+    safe = cgh("resume", "run", "--log-every", 7, cwd=folder)
+    assert safe.returncode == 0 and "log_every: 0 -> 7 changes nothing" in safe.stderr
+
+
+def test_a_damaged_checkpoint_is_exit_4(road, tmp_path):
+    import shutil
+
+    shutil.copytree(road[0] / "run", tmp_path / "run")
+    for path in (tmp_path / "run").glob("*.safetensors"):
+        path.write_bytes(b"x")
+    done = cgh("evaluate", "knn", "run", "--data", tmp_path, cwd=tmp_path)
+    assert done.returncode in (2, 4)
+    done = cgh("export", "run", "--out", "w", cwd=tmp_path)
+    assert done.returncode == 4 and "every checkpoint is damaged" in done.stderr.splitlines()[-1]
