@@ -3,7 +3,7 @@
 torch.hub.load(repo_dir, "cgh", source="local", weights="FOLDER")
 """
 
-dependencies = ["torch", "torchvision", "timm", "huggingface_hub", "safetensors", "PIL", "requests", "numpy"]
+dependencies = ["torch", "torchvision", "timm", "huggingface_hub", "safetensors", "PIL", "requests", "numpy", "wrapt"]
 
 
 def cgh(weights, **kwargs):

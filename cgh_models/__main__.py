@@ -34,7 +34,7 @@ class Pretrain:
     """Run folder to make."""
     train: Flags
     method: str = "cgh"
-    """cgh or ressl; cgh learns from two contexts of an image and was ahead of ressl in our runs."""
+    """cgh (two contexts of an image teach each other) or ressl (its base, one context, half the head's cost)."""
     arch: str = ""
     """A timm architecture; left out, the recipe's."""
     recipe: Literal["imagenet", "cifar", "tiny"] = "imagenet"
@@ -53,6 +53,8 @@ def pretrain(args: Pretrain) -> None:
 
     if args.method not in METHODS:
         build_method(args.method, "", {}, None)
+    if not args.data or not args.out:
+        raise InputError("--data and --out: neither may be empty; give a folder of images and a run folder to make")
     images = open_images(args.data, args.train)
     config = method_config(METHODS[args.method].Config, args.recipe, args.train, args.set)
     _say_warmup(args.train)
@@ -215,7 +217,7 @@ def _parse(command: str, words: list[str]) -> Any:
     except SystemExit as stop:
         if not stop.code:
             raise
-        lines = re.sub(r"[│╭╮╰╯─]+", "\n", said.getvalue()).splitlines()
+        lines = re.sub(r"[│╭╮╰╯─|+]+|-{3,}", "\n", said.getvalue()).splitlines()
         text = " ".join(line.strip() for line in lines if line.strip())
         text = re.split(r"Argument helptext:|For full helptext", text)[0].strip()
         raise InputError(f"cgh {command}: {text[:220].strip()}; see `cgh {command} --help`") from stop
@@ -233,7 +235,7 @@ def _resume_defaults(words: list[str]) -> Resume:
     """The flags' defaults are the settings of the run that is named."""
     from .checkpoint import read_run
 
-    run = next((Path(word) for word in words if not word.startswith("-") and Path(word).is_dir()), None)
+    run = next((Path(word) for word in words if (Path(word) / "config.json").is_file()), None)
     train = from_dict(TrainConfig, read_run(run)["train"]) if run else TrainConfig()
     return Resume(tyro.MISSING, train)
 

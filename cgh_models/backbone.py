@@ -1,11 +1,14 @@
 """Adapter to timm: create a backbone, and its pooled embedding with its feature maps in one forward."""
 
+import contextlib
 import difflib
+from collections.abc import Iterator
 from typing import Any
 
 import timm
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .errors import InputError
 
@@ -23,6 +26,11 @@ def create(arch: str, preprocessing: dict | None = None, **model_args) -> Any:
         InputError: timm knows no such architecture.
     """
     preprocessing = dict(preprocessing or {})
+    if "." in arch:
+        name = arch.partition(".")[0]
+        raise InputError(
+            f"architecture {arch!r}: has a tag; give --arch {name}, and --init {arch} to start from its weights"
+        )
     if "/" in arch or not timm.is_model(arch):
         near = difflib.get_close_matches(arch, timm.list_models(), n=3)
         hint = f"did you mean {', '.join(near)}?" if near else "timm.list_models('*') lists the names"
@@ -33,7 +41,7 @@ def create(arch: str, preprocessing: dict | None = None, **model_args) -> Any:
     overlay = {"num_classes": 0, **preprocessing}
     try:
         return timm.create_model(arch, num_classes=0, pretrained_cfg_overlay=overlay, **model_args)
-    except (TypeError, AssertionError) as error:
+    except (TypeError, AssertionError, ValueError, RuntimeError) as error:
         raise InputError(f"architecture {arch!r} cannot be built with {model_args}: {error}") from error
 
 
@@ -42,14 +50,27 @@ def architecture(backbone: Any) -> str:
     return backbone.pretrained_cfg["architecture"].split(".")[0]
 
 
+def model_args(backbone: Any) -> dict[str, Any]:
+    """timm's arguments it was built with beyond its name: the image size, where the architecture fixes one."""
+    cfg = backbone.pretrained_cfg
+    return {"img_size": cfg["input_size"][-1]} if cfg.get("fixed_input_size") else {}
+
+
 def embed(backbone: Any, images: Tensor, taps: int = 0, splits: int = 1) -> tuple[Tensor, list[Tensor]]:
     """The pooled embedding (N, D) and the ``taps`` deepest maps [(N, C, h, w)], shallow to deep.
 
     With ``splits`` > 1 the batch passes in that many parts, so that batch norm sees the statistics of a part: what a
-    batch spread over ``splits`` GPUs gets without synchronized norms.
+    batch spread over ``splits`` GPUs gets without synchronized norms. The running statistics take one step a batch,
+    towards a mean over the parts.
+
+    Raises:
+        InputError: fewer than two images a part.
     """
     if splits > 1:
-        parts = [embed(backbone, part, taps) for part in images.chunk(splits)]
+        if images.shape[0] < 2 * splits:
+            raise InputError(f"batch_norm_splits={splits}: a batch of {images.shape[0]} is too small; 2 images a part")
+        with _one_update_in(backbone, splits):
+            parts = [embed(backbone, part, taps) for part in images.tensor_split(splits)]
         return torch.cat([e for e, _ in parts]), [torch.cat(maps) for maps in zip(*[m for _, m in parts], strict=True)]
     if not taps:
         return backbone(images), []
@@ -57,12 +78,26 @@ def embed(backbone: Any, images: Tensor, taps: int = 0, splits: int = 1) -> tupl
     return backbone.forward_head(final, pre_logits=True), maps
 
 
+@contextlib.contextmanager
+def _one_update_in(backbone: Any, splits: int) -> Iterator[None]:
+    """Batch norms whose running statistics move as far in ``splits`` forwards as otherwise in one."""
+    norms = [m for m in backbone.modules() if isinstance(m, _BatchNorm) and m.momentum]
+    before = [norm.momentum for norm in norms]
+    for norm, momentum in zip(norms, before, strict=True):
+        norm.momentum = 1 - (1 - (momentum or 0)) ** (1 / splits)
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, before, strict=True):
+            norm.momentum = momentum
+
+
 @torch.no_grad()
 def widths(backbone: Any, taps: int = 0) -> tuple[int, list[int]]:
     """The embedding width and the channels of the ``taps`` deepest maps, measured on one blank image.
 
     Raises:
-        InputError: the backbone gives fewer feature maps than ``taps``.
+        InputError: the backbone cannot take images of its input size, or gives fewer feature maps than ``taps``.
     """
     device = next(backbone.parameters()).device
     patches = getattr(backbone, "patch_embed", None)
@@ -70,10 +105,20 @@ def widths(backbone: Any, taps: int = 0) -> tuple[int, list[int]]:
     training = backbone.training
     backbone.eval()
     try:
-        embedding, maps = embed(backbone, torch.zeros(1, 3, *size, device=device), taps)
-    except (AssertionError, AttributeError, IndexError, RuntimeError) as error:
-        name = architecture(backbone)
-        raise InputError(f"taps={taps}: {name} does not give that many feature maps ({error}); use fewer") from error
+        image, name = torch.zeros(1, 3, *size, device=device), architecture(backbone)
+        try:
+            embed(backbone, image)
+        except (AssertionError, RuntimeError, ValueError, ZeroDivisionError) as error:
+            why = " ".join(str(error).split())[:120]
+            raise InputError(
+                f"{name} cannot take images of {size[0]} x {size[1]} ({why}); another --image-size?"
+            ) from error
+        try:
+            embedding, maps = embed(backbone, image, taps)
+        except (AssertionError, AttributeError, IndexError, RuntimeError) as error:
+            raise InputError(
+                f"taps={taps}: {name} does not give that many feature maps ({error}); use fewer"
+            ) from error
     finally:
         backbone.train(training)
     return embedding.shape[1], [m.shape[1] for m in maps]

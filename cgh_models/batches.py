@@ -109,7 +109,7 @@ def _crops_from_workers(images: ImageSet, recipe, config, steps: _Steps, device)
         pin_memory=device.type == "cuda",
     )
     per_epoch = steps.count // steps.batch_size
-    for step, (indices, crops, met) in enumerate(loader, steps.start):
+    for step, (indices, crops, met) in enumerate(_alive(loader), steps.start):
         images.note_bad(met)
         yield step // per_epoch, indices, [c.to(device, non_blocking=True) for c in crops]
 
@@ -138,28 +138,54 @@ def eval_transform(backbone: nn.Module) -> Callable[[Image.Image], Tensor]:
 
 
 class _Transformed:
-    def __init__(self, images: ImageSet, indices: np.ndarray, transform):
-        self.images, self.indices, self.transform = images, indices, transform
+    """place -> (transformed image, bad images met); without ``replace`` a bad image gives (None, the reason)."""
+
+    def __init__(self, images: ImageSet, indices: np.ndarray, transform, replace: bool):
+        self.images, self.indices, self.transform, self.replace = images, indices, transform, replace
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, place: int) -> Tensor:
+    def __getitem__(self, place: int) -> tuple[Tensor | None, list[tuple[int, str]]]:
         index = int(self.indices[place])
         try:
-            return self.transform(self.images.image(index))
+            image, met = self.images.usable(index) if self.replace else (self.images.image(index), [])
+            return self.transform(image), met
         except BadImage as reason:
-            path = printable(self.images.root / self.images.names[index])
-            raise InputError(f"{path}: {reason}; mend or remove it") from reason
+            return None, [(index, str(reason))]
 
 
-def eval_batches(images: ImageSet, indices: np.ndarray, transform, batch_size: int, workers: int) -> Iterator[Tensor]:
-    """Normalized images (N, 3, S, S) in the order of ``indices``. Raises InputError at the first bad image."""
+def eval_batches(
+    images: ImageSet, indices: np.ndarray, transform, batch_size: int, workers: int, replace: bool = False
+) -> Iterator[Tensor]:
+    """Normalized images (N, 3, S, S) in the order of ``indices``.
+
+    Raises:
+        InputError: at the first bad image, or with ``replace`` when more than 1 % are bad.
+    """
     loader = DataLoader(
-        _Transformed(images, indices, transform),  # pyright: ignore[reportArgumentType]
+        _Transformed(images, indices, transform, replace),  # pyright: ignore[reportArgumentType]
         batch_size,
         num_workers=0 if images.pixels is not None or sys.platform != "linux" else _workers(workers),
+        collate_fn=list,
         worker_init_fn=_quiet_worker,
         generator=torch.Generator(),
     )
-    yield from loader
+    for items in _alive(loader):
+        met = [bad for _, bads in items for bad in bads]
+        if met and not replace:
+            raise InputError(f"{printable(images.root / images.names[met[0][0]])}: {met[0][1]}; mend or remove it")
+        images.note_bad(met)
+        yield torch.stack([image for image, _ in items])
+
+
+def _alive(loader: DataLoader) -> Iterator:
+    """The loader's batches; a worker that the system killed is one sentence."""
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise InputError(
+            "a process that reads images was killed, often for memory; try again with --workers 0"
+        ) from error

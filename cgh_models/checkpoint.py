@@ -9,6 +9,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,11 +27,13 @@ from .errors import DiskError, InputError, IntegrityError, printable
 KEEP = 2
 _INDEX = "checkpoints.json"
 _MAX_JSON = 2**20
+_NAMES = r"checkpoint-\d{8,}\.safetensors|checkpoints\.json|config\.json|metrics\.jsonl"
+_OURS = re.compile(rf"checkpoint-\d{{8,}}\.safetensors|\.({_NAMES})\.\d+\.tmp")
 _RUN_KEYS = {"cgh_models", "versions", "command", "method", "method_config", "arch", "train", "data"}
 
 
 @contextlib.contextmanager
-def atomic(path: Path) -> Iterator[Path]:
+def atomic(path: Path, needed: int = 0) -> Iterator[Path]:
     """A temporary path in the same folder; once the block ends well it is on disk under ``path``, else it is gone.
 
     Raises:
@@ -46,11 +49,9 @@ def atomic(path: Path) -> Iterator[Path]:
         _sync_folder(path.parent)
     except (OSError, SafetensorError) as error:
         if isinstance(error, SafetensorError) or error.errno in (errno.ENOSPC, errno.EDQUOT):
-            size = temporary.stat().st_size if temporary.exists() else 0
             free = shutil.disk_usage(path.parent).free
-            raise DiskError(
-                f"{printable(path)}: not written after {size} bytes ({error}); {free} bytes are free, make room"
-            ) from error
+            room = f"{needed} bytes are needed, {free} are free" if needed else f"{free} bytes are free"
+            raise DiskError(f"{printable(path)}: not written ({error}); {room}: make room") from error
         raise DiskError(
             f"{printable(path)}: cannot be written ({error.strerror}); choose a folder you may write to"
         ) from error
@@ -71,6 +72,16 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def make_folder(path: Path, spare: frozenset[str] = frozenset()) -> None:
+    """A new folder, or an empty one but for the names in ``spare``. Raises InputError if it is neither."""
+    try:
+        if path.exists() and (not path.is_dir() or {entry.name for entry in path.iterdir()} - spare):
+            raise InputError(f"{printable(path)}: exists and is not an empty folder; give another --out")
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{printable(path)}: cannot be made ({error.strerror}); give another --out") from error
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -110,7 +121,7 @@ def sha256(path: Path) -> str:
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """Atomic safetensors file; equal tensors give equal bytes."""
-    with atomic(path) as temporary:
+    with atomic(path, sum(v.nbytes for v in tensors.values())) as temporary:
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary, {"format": "pt"})
 
 
@@ -150,7 +161,7 @@ def save(run_dir: Path, step: int, method: nn.Module, optimizer: Optimizer) -> N
     path = run_dir / f"checkpoint-{step:08d}.safetensors"
     write_tensors(path, tensors)
     entry = {"file": path.name, "step": step, "bytes": path.stat().st_size, "sha256": sha256(path)}
-    known = [e for e in checkpoints(run_dir) if e["step"] != step]
+    known = [e for e in checkpoints(run_dir) if e["step"] < step]  # a damaged later one is not worth a place
     write_json(run_dir / _INDEX, {"checkpoints": [entry, *known][:KEEP]})
     sweep(run_dir)
 
@@ -174,8 +185,8 @@ def checkpoints(run_dir: Path) -> list[dict[str, Any]]:
 def sweep(run_dir: Path) -> None:
     """Removes what a killed run left behind: temporary files and checkpoints nobody points to."""
     named = {entry["file"] for entry in checkpoints(run_dir)}
-    for path in [*run_dir.glob(".*.tmp"), *run_dir.glob("checkpoint-*.safetensors")]:
-        if path.name not in named:
+    for path in run_dir.iterdir():
+        if _OURS.fullmatch(path.name) and path.name not in named:
             path.unlink(missing_ok=True)
 
 
@@ -235,5 +246,9 @@ def read_run(run_dir: Path) -> dict[str, Any]:
         raise InputError(
             f"{printable(path)}: unknown or missing keys ({odd[:120]}); expected one written by cgh pretrain"
         )
+    shapes = {"versions": dict, "method": str, "method_config": dict, "arch": str, "train": dict, "data": dict}
+    odd = [key for key, kind in shapes.items() if not isinstance(run[key], kind)]
+    if odd or run["data"].keys() != {"path", "count", "digest"}:
+        raise InputError(f"{printable(path)}: {(odd or ['data'])[0]} is not what cgh pretrain writes; restore the file")
     from_dict(TrainConfig, run["train"])
     return run

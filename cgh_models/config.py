@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from .errors import InputError
 
@@ -11,6 +11,15 @@ from .errors import InputError
 def _says(change: str, default: Any) -> Any:
     """A field; ``change`` is what resuming with another value would change (see `explain_changes`)."""
     return field(default=default, metadata={"change": change})
+
+
+def check_range(config: Any, low: float, high: float, *names: str) -> None:
+    """Raises InputError for a field that is not between ``low`` and ``high``; NaN is between nothing."""
+    for name in names:
+        value = getattr(config, name)
+        if not low <= value <= high:
+            most = f" and at most {high:g}" if high < 2**30 else ""
+            raise InputError(f"{name}={value}: at least {low:g}{most} is needed")
 
 
 @dataclass(frozen=True)
@@ -27,9 +36,9 @@ class TrainConfig:
     base_lr: float = _says("the schedule", 0.05)
     """Learning rate per 256 images; the rate used is base_lr * batch_size / 256 (both papers)."""
     momentum: float = _says("the schedule", 0.9)
-    """Of SGD."""
+    """Of SGD (both papers)."""
     weight_decay: float = _says("the schedule", 1e-4)
-    """Of SGD."""
+    """Of SGD (both papers; 5e-4 on small images)."""
     decay_norms: bool = _says("the schedule", False)
     """Decay norms and biases too: the papers do so on small images only."""
     warmup_epochs: float = _says("the schedule", 5.0)
@@ -49,15 +58,15 @@ class TrainConfig:
     device: str = _says("nothing but rounding", "auto")
     """cpu, cuda, cuda:1, ...; auto takes a GPU if there is one."""
     workers: int = _says("nothing", 2)
-    """Processes that read images when the set does not fit in memory."""
+    """Processes that read images when the set does not fit in memory; 2 keep up with a CPU, a GPU wants more."""
     memory_gib: float = _says("nothing but rounding", 2.0)
-    """A set whose decoded pixels fit in this many GiB is decoded once and kept."""
+    """A set whose decoded pixels fit in this many GiB is decoded once and kept; 2 hold CIFAR and Tiny ImageNet."""
     log_every: int = _says("nothing", 0)
     """Steps between log lines; 0: 10, or 1 on the CPU where looking costs nothing."""
     checkpoint_every: int = _says("nothing", 1000)
-    """Steps between checkpoints; a signal and the last step save too."""
+    """Steps between checkpoints, minutes of work on a GPU; a signal and the last step save too."""
     eval_every: float = _says("nothing", 0.0)
-    """Epochs between measurements (kNN, spread, rank); 0: a tenth of the run."""
+    """Epochs between measurements (kNN, spread, rank); 0: a tenth of the run, at least one epoch."""
 
     # --- where things go
     eval_data: str = _says("nothing", "")
@@ -68,12 +77,14 @@ class TrainConfig:
     """Also write TensorBoard files into the run folder (`pip install 'cgh-models[tensorboard]'`)."""
 
     def __post_init__(self):
-        for name in ("image_size", "epochs", "batch_size", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}={getattr(self, name)}: at least 1 is needed")
-        for name in ("workers", "log_every", "seed", "base_lr", "weight_decay", "warmup_epochs", "eval_every"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name}={getattr(self, name)}: it cannot be negative")
+        check_range(self, 1, 2**40, "image_size", "epochs", "batch_size", "checkpoint_every")
+        check_range(self, 2, 2**40, "batch_size")  # batch norm needs two
+        check_range(self, 0, 2**62, "workers", "log_every", "seed", "memory_gib", "eval_every", "warmup_epochs")
+        check_range(self, 0, 1e6, "base_lr", "weight_decay")
+        check_range(self, 0, 1, "momentum")
+        check_range(self, 0.01, 1, "crop_pct")
+        if not all(0 < value <= 1e6 for value in self.std):
+            raise InputError(f"std={self.std}: each has to be above 0")
 
     @property
     def warmup(self) -> float:
@@ -125,7 +136,11 @@ def method_config(config_class: type, recipe: str, train: TrainConfig, settings:
     values = {key: value for key, value in RECIPES[recipe].method.items() if key in known}
     if "warmup" in known:
         values["warmup"] = train.warmup
-    return from_dict(config_class, values | _parse(config_class, settings), complete=False)
+    config = from_dict(config_class, values | _parse(config_class, settings), complete=False)
+    splits = getattr(config, "batch_norm_splits", 1)
+    if train.batch_size < 2 * splits:
+        raise InputError(f"batch_norm_splits={splits}: needs --batch-size {2 * splits} or more, 2 images a part")
+    return config
 
 
 def _parse(config_class: type, settings: tuple[str, ...]) -> dict[str, Any]:
@@ -133,8 +148,10 @@ def _parse(config_class: type, settings: tuple[str, ...]) -> dict[str, Any]:
     values = {}
     for setting in settings:
         key, equals, text = setting.partition("=")
-        if not equals or key not in types:
+        if key not in types:
             raise InputError(f"--set {setting}: {_unknown(key, list(types))}; write --set KEY=VALUE")
+        if not equals:
+            raise InputError(f"--set {setting}: has no value; write --set {setting}=VALUE")
         try:
             values[key] = {"true": True, "false": False}[text.lower()] if types[key] is bool else types[key](text)
         except (ValueError, KeyError) as error:
@@ -162,13 +179,22 @@ def from_dict(config_class: type, values: dict[str, Any], complete: bool = True)
         raise InputError(f"{config_class.__qualname__}: the keys {', '.join(missing)} are missing")
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     for key, kind in get_type_hints(config_class).items():
-        kind = get_origin(kind) or kind
-        kind = {float: (int, float), Literal: str}.get(kind, kind)
-        if key in values and (
-            not isinstance(values[key], kind) or (isinstance(values[key], bool) and kind is not bool)
-        ):
-            raise InputError(f"{config_class.__qualname__}: {key}={values[key]!r} is of the wrong type")
+        if key in values and not _is_a(values[key], kind):
+            expected = str(kind).removeprefix("typing.") if get_origin(kind) else kind.__name__
+            raise InputError(f"{config_class.__qualname__}: {key}={values[key]!r}: expected {expected}")
     return config_class(**values)
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    """Whether a JSON value fits an annotation: int, float, bool, str, a Literal or a tuple of these."""
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if get_origin(kind) is tuple:
+        kinds = get_args(kind)
+        return isinstance(value, tuple) and len(value) == len(kinds) and all(map(_is_a, value, kinds))
+    if isinstance(value, bool) or kind is bool:
+        return kind is bool and isinstance(value, bool)
+    return isinstance(value, (int, float) if kind is float else kind)
 
 
 def to_dict(config: Any) -> dict[str, Any]:

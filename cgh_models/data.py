@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,7 @@ class ImageSet:
     """The frozen index of a set, and its pixels where they fit in memory.
 
     Attributes:
+        source: the folder or list it was made from.
         root: folder the names are relative to.
         names: sorted relative paths.
         labels: (N,) class of each image, or None where the set has no class folders.
@@ -37,6 +39,7 @@ class ImageSet:
         bad_file: where each of them is named once.
     """
 
+    source: Path
     root: Path
     names: list[str]
     labels: np.ndarray | None
@@ -72,18 +75,24 @@ class ImageSet:
         new = {index: reason for index, reason in met if index not in self.bad}
         self.bad.update(new)
         if self.bad_file and new:
-            known = self.bad_file.read_text("utf-8") if self.bad_file.exists() else ""
-            lines = [f"{printable(self.names[index])}\t{reason}\n" for index, reason in new.items()]
             with open(self.bad_file, "a", encoding="utf-8") as file:
-                file.writelines(line for line in lines if line not in known)
+                file.writelines(f"{printable(self.names[index])}\t{reason}\n" for index, reason in new.items())
         if len(self.bad) > MAX_BAD * len(self):
             index, reason = next(iter(self.bad.items()))
             what = f"{len(self.bad)} of {len(self)} images cannot be read, more than 1 %"
             where = f"all are named in {self.bad_file}; remove them" if self.bad_file else "remove them"
             raise InputError(f"{self._path(index)}: {reason}; {what}; {where}")
 
-    def keep_pixels(self, gib: float) -> None:
-        """Decodes every image once and keeps the pixels, if they fit in ``gib``; otherwise they are streamed."""
+    def log_bad_to(self, path: Path) -> None:
+        """Names bad files in ``path`` from now on, and counts those it names already, as a resumed run must."""
+        self.bad_file = path
+        if path.exists():
+            places = {printable(name): index for index, name in enumerate(self.names)}
+            lines = (line.partition("\t") for line in path.read_text("utf-8").splitlines())
+            self.bad.update({places[name]: reason for name, _, reason in lines if name in places})
+
+    def keep_pixels(self, gib: float, stopped: Callable[[], bool] = lambda: False) -> None:
+        """Decodes every image once and keeps the pixels if they fit in ``gib``; else, or if stopped, streams them."""
         sample = [self.usable(i)[0] for i in np.linspace(0, len(self) - 1, min(64, len(self))).astype(int)]
         budget = gib * 2**30
         if np.mean([i.width * i.height * 3 for i in sample]) * len(self) > budget:
@@ -95,9 +104,14 @@ class ImageSet:
                     self.note_bad(met)
                     pixels.append(torch.from_numpy(np.array(image)))
                     budget -= pixels[-1].numel()
-                if budget < 0:
+                if budget < 0 or stopped():
                     return
-        self.pixels = torch.stack(pixels) if len({p.shape for p in pixels}) == 1 else pixels
+        if len({p.shape for p in pixels}) > 1:
+            self.pixels = pixels
+            return
+        self.pixels = torch.empty(len(pixels), *pixels[0].shape, dtype=torch.uint8)
+        for place in reversed(range(len(pixels))):  # one by one: never both copies of the set at once
+            self.pixels[place] = pixels.pop()
 
     def _path(self, index: int) -> str:
         return printable(self.root / self.names[index])
@@ -114,37 +128,52 @@ def load(data: str | Path, follow_links: bool = False) -> ImageSet:
         entries, skipped = _walk(path, follow_links)
         root = path
     elif path.is_file():
-        lines = path.read_text("utf-8", errors="replace").splitlines()
-        entries, skipped, root = sorted({line.strip() for line in lines if line.strip()}), Counter(), path.parent
-        if missing := [name for name in entries if not (root / name).is_file()]:
-            raise InputError(
-                f"{printable(path)}: {len(missing)} of its {len(entries)} lines are not files, the first is "
-                f"{printable(missing[0])[:80]!r}; expected one image path a line, relative to the list's folder"
-            )
+        entries, skipped, root = _read_list(path), Counter(), path.parent
     else:
         raise InputError(f"{printable(path)}: there is no such folder or list; give --data a folder of images")
     if not entries:
         found = ", ".join(f"{n} x {ext}" for ext, n in skipped.most_common(3)) or "nothing"
         kinds = " ".join(sorted(EXTENSIONS))
         raise InputError(f"{printable(path)}: no images ({found} found); expected files ending in {kinds}")
-    sizes = (os.stat(root / name).st_size for name in entries)
-    digest = hashlib.sha256(
-        "".join(f"{n}\t{s}\n" for n, s in zip(entries, sizes, strict=True)).encode("utf-8", "replace")
-    )
+    lines = "".join(f"{name}\t{_size(root / name)}\n" for name in entries)
+    digest = hashlib.sha256(lines.encode("utf-8", "replace")).hexdigest()
     tops = [name.partition("/")[0] if "/" in name else "" for name in entries]
     classes = sorted(set(tops))
-    if "" in classes or len(classes) < 2 or not path.is_dir():
+    if "" in classes or path.is_file():
         labels, classes = None, []
     elif set(classes) <= _SPLITS:
+        splits = ", ".join(classes)
         raise InputError(
-            f"{printable(path)}: holds the splits {', '.join(classes)}; give one of them: {path / classes[0]}"
+            f"{printable(path)}: holds the splits {splits}; give one of them: {printable(path / classes[0])}"
         )
     else:
         labels = np.searchsorted(classes, tops)
-    return ImageSet(root, entries, labels, classes, digest.hexdigest(), skipped)
+    return ImageSet(path, root, entries, labels, classes, digest, skipped)
 
 
-def load_splits(root: str | Path) -> tuple[ImageSet, ImageSet]:
+def _read_list(path: Path) -> list[str]:
+    start = path.open("rb").read(4096)
+    if b"\0" in start:
+        raise InputError(f"{printable(path)}: neither a folder nor a text file of paths; unpack an archive first")
+    lines = path.read_text("utf-8", errors="replace").splitlines()
+    entries = sorted({line.strip() for line in lines if line.strip()})
+    missing = [name for name in entries if len(name) > 4000 or not os.path.isfile(path.parent / name)]
+    if missing:
+        raise InputError(
+            f"{printable(path)}: {len(missing)} of its {len(entries)} lines are not files, the first is "
+            f"{printable(missing[0])[:80]!r}; expected one image path a line, relative to the list's folder"
+        )
+    return entries
+
+
+def _size(path: Path) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:  # a link to nothing: it is found bad when it is read
+        return -1
+
+
+def load_splits(root: str | Path, follow_links: bool = False) -> tuple[ImageSet, ImageSet]:
     """The train and val class folders under ``root``, with one common numbering of the classes.
 
     Raises:
@@ -157,9 +186,10 @@ def load_splits(root: str | Path) -> tuple[ImageSet, ImageSet]:
             raise InputError(
                 f"{printable(root)}: has no {split}/ folder; expected train/ and val/, class folders in both"
             )
-        sets.append(load(folder))
+        sets.append(load(folder, follow_links))
         if sets[-1].labels is None:
-            raise InputError(f"{printable(folder)}: has no class folders; expected {folder}/<class>/<image>")
+            stray = next(name for name in sets[-1].names if "/" not in name)
+            raise InputError(f"{printable(folder / stray)}: lies in no class folder; expected {folder}/<class>/<image>")
     train, val = sets
     if strange := sorted(set(val.classes) - set(train.classes)):
         raise InputError(
@@ -174,6 +204,9 @@ def _walk(root: Path, follow_links: bool) -> tuple[list[str], Counter]:
     skipped: Counter = Counter()
     home = root.resolve()
     for folder, folders, files in os.walk(root, followlinks=follow_links):
+        for link in [name for name in folders if not follow_links and Path(folder, name).is_symlink()]:
+            skipped["linked folder (--follow-links reads it)"] += 1
+            folders.remove(link)
         folders.sort()
         for file in files:
             path = Path(folder, file)

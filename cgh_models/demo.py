@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
+from .checkpoint import make_folder
 from .config import RECIPES, TrainConfig, method_config
 from .data import load_splits
-from .errors import InputError
 from .evaluate import extract, knn_accuracy
 from .export import export
 from .methods import METHODS
@@ -19,7 +19,7 @@ from .train import pretrain
 ARCH, METHOD, RECIPE = "resnet18_cifar_w16", "cgh", "cifar"
 # So few steps leave a relational target little worth copying: InfoNCE fades out over the whole run, not over a tenth.
 SETTINGS = ("queue_length=1024", "warmup=1.0")
-TRAIN = {"epochs": 20, "batch_size": 128, "eval_every": 10.0}
+TRAIN = {"epochs": 32, "batch_size": 128, "base_lr": 0.12, "eval_every": 16.0}
 
 
 def run(out: str | Path, seed: int = 0) -> tuple[float, float]:
@@ -29,8 +29,7 @@ def run(out: str | Path, seed: int = 0) -> tuple[float, float]:
         InputError: ``out`` is not empty.
     """
     out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out}: exists and is not an empty folder; give another --out")
+    make_folder(out)
     images = out / "images"
     with resources.as_file(resources.files("cgh_models") / "sample" / "cifar10.zip") as sample:
         zipfile.ZipFile(sample).extractall(images)

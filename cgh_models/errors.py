@@ -12,6 +12,12 @@ class InputError(Exception):
     exit_code = 2
 
 
+class NetworkError(Exception):
+    """Weights could not be fetched."""
+
+    exit_code = 3
+
+
 class IntegrityError(Exception):
     """A file is not what was written or published."""
 
@@ -30,7 +36,7 @@ class Interrupted(Exception):  # noqa: N818 - not a failure: the state is saved
     exit_code = 75
 
 
-ERRORS = (InputError, IntegrityError, DiskError, Interrupted)
+ERRORS = (InputError, NetworkError, IntegrityError, DiskError, Interrupted)
 
 
 def printable(text: object) -> str:

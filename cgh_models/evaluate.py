@@ -1,5 +1,6 @@
 """What embeddings are worth: extraction, kNN accuracy, and signs of collapse."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -36,19 +37,34 @@ def extract(
     """
     images = data if isinstance(data, ImageSet) else load(data)
     indices = np.arange(len(images)) if indices is None else indices
+    parts = embeddings(model, images, indices, batch_size=batch_size, workers=workers, device=device)
+    return np.concatenate(list(parts))
+
+
+def embeddings(
+    model: nn.Module,
+    images: ImageSet,
+    indices: np.ndarray,
+    *,
+    batch_size: int = 256,
+    workers: int = 2,
+    device: str | torch.device = "auto",
+    replace: bool = False,
+) -> Iterator[np.ndarray]:
+    """The rows of `extract`, batch after batch; ``replace`` takes other images for bad ones, as training does."""
+    if batch_size < 1 or workers < 0:
+        raise InputError(f"batch size {batch_size}, workers {workers}: expected at least 1 and at least 0")
     home, training = next(model.parameters()).device, [m.training for m in model.modules()]
     place = pick_device(device)
     model.to(place).eval()
-    rows = []
     try:
-        with torch.inference_mode():
-            for batch in eval_batches(images, indices, eval_transform(model), batch_size, workers):
-                rows.append(model(batch.to(place, memory_format=torch.channels_last)).float().cpu())
+        for batch in eval_batches(images, indices, eval_transform(model), batch_size, workers, replace):
+            with torch.inference_mode():
+                yield model(batch.to(place, memory_format=torch.channels_last)).float().cpu().numpy()
     finally:
         model.to(home)
         for module, mode in zip(model.modules(), training, strict=True):
             module.training = mode
-    return torch.cat(rows).numpy()
 
 
 def pick_device(name: str | torch.device) -> torch.device:
@@ -57,10 +73,9 @@ def pick_device(name: str | torch.device) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        if device.type != "meta":
-            torch.empty(1, device=device)
+        torch.empty(1, device=device).tolist()
         return device
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0][:120]
         raise InputError(f"--device {name}: cannot be used ({reason}); try --device cpu") from error
 

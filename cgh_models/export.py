@@ -1,6 +1,8 @@
 """From a run to a weights folder: the bare backbone for timm, its heads beside it, a card of measured numbers."""
 
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +11,12 @@ import torch
 from torch import Tensor
 
 from . import __version__, checkpoint
-from .backbone import architecture
+from .backbone import architecture, embed, model_args
 from .config import TrainConfig, from_dict
 from .errors import InputError, IntegrityError
 from .registry import is_run, load_method, load_run, preprocessing
 
+_BACKBONE = "student.backbone."
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
@@ -37,32 +40,36 @@ def export(run_dir: str | Path, out: str | Path, *, dtype: str = "float32", lice
     run_dir, out = Path(run_dir), Path(out)
     if not is_run(run_dir):
         raise InputError(f"{run_dir}: not a run folder; expected the --out of a `cgh pretrain`")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out}: exists and is not an empty folder; give another --out")
+    checkpoint.make_folder(out)
     run, step = checkpoint.read_run(run_dir), checkpoint.newest(run_dir, lambda text: None)[0]
     method = load_run(run_dir).eval()
-    train = from_dict(TrainConfig, run["train"])
-    out.mkdir(parents=True, exist_ok=True)
+    draft = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        draft.mkdir()
+        _write(draft, method, run, run_dir, step, DTYPES[dtype], license)
+        _check(method, draft, DTYPES[dtype])
+        os.replace(draft, out)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
 
-    backbone = {k: _cast(v, DTYPES[dtype]) for k, v in method.student.backbone.state_dict().items()}
-    rest = {k: _cast(v, DTYPES[dtype]) for k, v in method.state_dict().items() if not k.startswith("student.backbone.")}
+
+def _write(out: Path, method: Any, run: dict, run_dir: Path, step: int, dtype: torch.dtype, license: str) -> None:
+    train = from_dict(TrainConfig, run["train"])
+    state = {key: _cast(value, dtype) for key, value in method.state_dict().items()}
+    backbone = {k.removeprefix(_BACKBONE): v for k, v in state.items() if k.startswith(_BACKBONE)}
     checkpoint.write_tensors(out / "model.safetensors", backbone)
-    checkpoint.write_tensors(out / "pretrain.safetensors", rest)
+    checkpoint.write_tensors(
+        out / "pretrain.safetensors", {k: v for k, v in state.items() if not k.startswith(_BACKBONE)}
+    )
     checkpoint.write_json(out / "config.json", _timm_config(method, train, license))
     checkpoint.write_json(out / "pretrain.json", _pretrain_config(method, run, train, step))
+    card = _card(method, run, run_dir, step, license)
     with checkpoint.atomic(out / "README.md") as temporary:
-        temporary.write_text(_card(method, run, run_dir, step, license), encoding="utf-8")
-    _check(method, out, dtype)
+        temporary.write_text(card, encoding="utf-8")
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
-
-
-def _model_args(method: Any) -> dict[str, Any]:
-    """Arguments that the architecture was built with beyond its name."""
-    cfg = method.student.backbone.pretrained_cfg
-    return {"img_size": cfg["input_size"][-1]} if cfg.get("fixed_input_size") else {}
 
 
 def _timm_config(method: Any, train: TrainConfig, license: str) -> dict[str, Any]:
@@ -75,14 +82,14 @@ def _timm_config(method: Any, train: TrainConfig, license: str) -> dict[str, Any
         "num_features": model.num_features,
         "global_pool": getattr(getattr(model, "global_pool", None), "pool_type", None)
         or (model.global_pool if isinstance(getattr(model, "global_pool", None), str) else "avg"),
-        "model_args": _model_args(method),
+        "model_args": model_args(method.student.backbone),
         "pretrained_cfg": {
             "tag": method.name,
             "custom_load": False,
             **{k: list(v) if isinstance(v, tuple) else v for k, v in preprocessing(train).items() if v is not None},
             "fixed_input_size": bool(cfg.get("fixed_input_size")),
             "num_classes": 0,
-            "pool_size": list(cfg["pool_size"]) if cfg.get("pool_size") else None,
+            "pool_size": list(_last_map(model).shape[-2:]),
             "first_conv": cfg.get("first_conv"),
             "classifier": cfg.get("classifier"),
             "license": license or None,
@@ -92,13 +99,19 @@ def _timm_config(method: Any, train: TrainConfig, license: str) -> dict[str, Any
     }
 
 
+@torch.no_grad()
+def _last_map(model: Any) -> Tensor:
+    """The deepest feature map (1, C, h, w) at the model's input size."""
+    return embed(model, torch.zeros(1, *model.pretrained_cfg["input_size"]), taps=1)[1][0]
+
+
 def _pretrain_config(method: Any, run: dict[str, Any], train: TrainConfig, step: int) -> dict[str, Any]:
     return {
         "cgh_models": __version__,
         "method": method.name,
         "method_config": run["method_config"],
         "arch": run["arch"],
-        "model_args": _model_args(method),
+        "model_args": model_args(method.student.backbone),
         "preprocessing": {k: v for k, v in preprocessing(train).items() if v is not None},
         "epochs": step / max(1, run["data"]["count"] // train.batch_size),
         "steps": step,
@@ -110,9 +123,9 @@ def _card(method: Any, run: dict[str, Any], run_dir: Path, step: int, license: s
     train, settings = run["train"], run["method_config"]
     arch, width = run["arch"], method.student.backbone.head_hidden_size
     epochs = step / max(1, run["data"]["count"] // train["batch_size"])
-    measured = _last_measured(run_dir)
+    measured = _measured(run_dir, step)
     rows = "".join(f"| {name} | {value:.4g} | {meaning} |\n" for name, value, meaning in measured)
-    numbers = f"| measured | value | how |\n|---|---|---|\n{rows}" if rows else "Nothing was measured.\n"
+    numbers = f"| measured | value | how |\n|---|---|---|\n{rows}" if rows else "Nothing was measured at this step.\n"
     licence = f"license: {license}\n" if license else ""
     own = "import cgh_models  # its architectures\n" if arch not in _stock() else ""
     return f"""---
@@ -147,36 +160,38 @@ def _stock() -> set[str]:
 
 
 _MEANINGS = {
-    "knn": "kNN top-1, %, on samples of val/ against train/ (k = 20, T = 0.07), at the last step",
-    "knn_train": "kNN top-1, %, of held-out training images (k = 20, T = 0.07), at the last step",
+    "knn": "kNN top-1, %, on samples of val/ against train/ (k at most 20, T = 0.07)",
+    "knn_train": "kNN top-1, %, of training images against others (k at most 20, T = 0.07)",
     "feature_std": "spread of the embeddings: 0 collapsed, 1 even",
     "effective_rank": "of the embeddings, at most their width",
 }
 
 
-def _last_measured(run_dir: Path) -> list[tuple[str, float, str]]:
-    found: dict[str, float] = {}
-    for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        if "feature_std" in row:
+def _measured(run_dir: Path, step: int) -> list[tuple[str, float, str]]:
+    """Name, value and meaning of what the run measured at exactly this step."""
+    found: dict[str, Any] = {}
+    path = run_dir / "metrics.jsonl"
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            row = json.loads(line)
+        except ValueError:  # the half line of a killed run
+            continue
+        if row.get("step") == step:
             found = row
-    return [
-        (name, found[name], f"{meaning} (step {found['step']})") for name, meaning in _MEANINGS.items() if name in found
-    ]
+    return [(name, found[name], meaning) for name, meaning in _MEANINGS.items() if name in found]
 
 
 @torch.no_grad()
-def _check(method: Any, out: Path, dtype: str) -> None:
+def _check(method: Any, out: Path, dtype: torch.dtype) -> None:
     """Reads the folder back, through timm and as a method, and compares to the bit."""
     backbone = method.student.backbone
-    if dtype != "float32":
-        for tensor in backbone.state_dict().values():
-            tensor.copy_(_cast(tensor, DTYPES[dtype]))
+    for tensor in method.state_dict().values():  # what the file can hold
+        tensor.copy_(_cast(tensor, dtype))
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, *backbone.pretrained_cfg["input_size"], generator=generator)
     read = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
     if not torch.equal(backbone(images), read(images)):
         raise IntegrityError(f"{out}: timm reads other features from it than were trained; do not use it")
     again, ours = load_method(out).state_dict(), method.state_dict()
-    if any(not torch.equal(again[k], _cast(_cast(v, DTYPES[dtype]), v.dtype)) for k, v in ours.items()):
+    if any(not torch.equal(again[k], v) for k, v in ours.items()):
         raise IntegrityError(f"{out}: the heads read back differ from those trained; do not use it")

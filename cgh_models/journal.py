@@ -2,7 +2,7 @@
 
 import contextlib
 import json
-import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -19,9 +19,11 @@ from .batches import order
 from .config import TrainConfig
 from .data import ImageSet, load_splits
 from .errors import DiskError, InputError, printable
-from .evaluate import extract, knn, spread
+from .evaluate import embeddings, knn, spread
 
 MEMORY, QUERIES, SPREAD = 10_000, 2_000, 2_000  # images a measurement looks at, so that it stays a glance
+
+_ADVICE = "start anew with a lower --base-lr, or with --precision float32"
 
 Item = TypeVar("Item")
 
@@ -33,9 +35,10 @@ class Journal:
         self.run_dir, self.config, self.images, self.monitor = run_dir, config, images, monitor
         self.done, self.total, self.per_epoch = done, total, total // config.epochs
         self.log_every = config.log_every or (1 if monitor.device.type == "cpu" else 10)
-        self.measure_every = max(1, round((config.eval_every or config.epochs / 10) * self.per_epoch))
+        self.measure_every = max(1, round((config.eval_every or max(1, config.epochs / 10)) * self.per_epoch))
         self._rows: list[dict[str, Any]] = []
         self._batches: list[np.ndarray] = []
+        self._unwritten, self._warned = b"", set()
         self._waited, self._since = 0.0, time.perf_counter()
         self._exits = contextlib.ExitStack()
         self._board = self._tensorboard() if config.tensorboard else None
@@ -43,7 +46,7 @@ class Journal:
     def __enter__(self) -> "Journal":
         path = self.run_dir / "metrics.jsonl"
         _cut(path, self.done)
-        self._file = self._exits.enter_context(open(path, "a", encoding="utf-8"))
+        self._file = self._exits.enter_context(open(path, "ab", buffering=0))
         terminal = sys.stderr.isatty()
         self._bar = self._exits.enter_context(
             tqdm(
@@ -96,7 +99,8 @@ class Journal:
         values = self.monitor(backbone)
         for row in (*rows, last | values):
             self._write(row)
-        tqdm.write(f"step {done}: " + ", ".join(f"{k} {v:.4g}" for k, v in values.items()), file=sys.stderr)
+        if values:
+            tqdm.write(f"step {done}: " + ", ".join(f"{k} {v:.4g}" for k, v in values.items()), file=sys.stderr)
         self._waited, self._since = 0.0, time.perf_counter()
 
     def flush(self) -> None:
@@ -107,12 +111,15 @@ class Journal:
     def keep(self, done: int, method: nn.Module, optimizer: torch.optim.Optimizer, must: bool) -> None:
         """Saves a checkpoint. A full disk is said and tried again next time, unless this one ``must`` be."""
         self.flush()
+        state = [value for value in method.state_dict().values() if value.is_floating_point()]
+        if not torch.nn.utils.get_total_norm(state).isfinite():
+            raise InputError(f"step {done}: the weights are not finite and were not saved; {_ADVICE}")
         try:
             checkpoint.save(self.run_dir, done, method, optimizer)
         except DiskError as error:
             if must:
                 raise
-            tqdm.write(f"warning: {error}; training goes on from memory", file=sys.stderr)
+            self._warn(f"{error}; training goes on")
 
     def _look(self) -> list[dict[str, Any]]:
         """The noted steps, brought to the host at once. A non-finite one ends the run; those before it are written."""
@@ -120,7 +127,8 @@ class Journal:
         if not rows:
             return []
         self._rows, self._batches = [], []
-        for row, values in zip(rows, _to_host(rows), strict=True):
+        hosted = _to_host(rows)
+        for row, values in zip(rows, hosted, strict=True):
             row.update(values)
         bad = next((i for i, row in enumerate(rows) if not row.pop("finite")), None)
         if bad is not None:
@@ -130,16 +138,26 @@ class Journal:
         seconds = time.perf_counter() - self._since
         speed, waiting = len(rows) * self.config.batch_size / seconds, self._waited / seconds
         rows[-1] |= {"images_per_second": round(speed, 1), "waiting": round(waiting, 4)}
-        self._bar.set_postfix_str(
-            f"loss {rows[-1]['loss']:.4f}, {speed:.0f} images/s, {100 * waiting:.0f} % waiting for data"
-        )
+        losses = ", ".join(f"{k} {v:.3f}" for k, v in hosted[-1].items() if k not in ("grad_norm", "finite"))
+        self._bar.set_postfix_str(f"{losses}, {speed:.0f} images/s, {100 * waiting:.0f} % waiting for data")
         self._bar.update(len(rows))
         self._waited, self._since = 0.0, time.perf_counter()
         return rows
 
+    def _warn(self, text: str) -> None:
+        if text not in self._warned:
+            self._warned.add(text)
+            tqdm.write(f"warning: {text}", file=sys.stderr)
+
     def _write(self, row: dict[str, Any]) -> None:
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        self._unwritten += (json.dumps(row) + "\n").encode()
+        size = os.fstat(self._file.fileno()).st_size
+        try:
+            self._file.write(self._unwritten)
+            self._unwritten = b""
+        except OSError as error:  # kept, and tried again with the next line
+            self._file.truncate(size)
+            self._warn(f"{self.run_dir / 'metrics.jsonl'}: cannot be written ({error.strerror}); make room")
         if self._board:
             for key, value in row.items():
                 if isinstance(value, (int, float)) and key != "step":
@@ -154,8 +172,7 @@ class Journal:
         ]
         path.write_text("".join(lines), encoding="utf-8")
         raise InputError(
-            f"step {step}: loss or gradient is not finite (files since then: {path}); nothing of it was kept; "
-            "start anew with a lower --base-lr, or with --precision float32"
+            f"step {step}: loss or gradient is not finite (files since then: {path}); nothing of it was kept; {_ADVICE}"
         )
 
     def _tensorboard(self) -> Any:
@@ -198,30 +215,50 @@ class Monitor:
     `cgh evaluate knn` takes all.
     """
 
-    def __init__(self, images: ImageSet, config: TrainConfig, device: torch.device):
-        self.images, self.device = images, device
-        self.options = {"device": device, "workers": config.workers}
+    def __init__(
+        self, images: ImageSet, config: TrainConfig, device: torch.device, stopped: Callable[[], bool] = lambda: False
+    ):
+        self.images, self.device, self.workers, self.stopped = images, device, config.workers, stopped
         self.pair: tuple[str, ImageSet, np.ndarray, ImageSet, np.ndarray] | None = None
         shuffled = order(0, 0, len(images))
         if config.eval_data:
-            train, val = load_splits(config.eval_data)
+            train, val = load_splits(config.eval_data, config.follow_links)
             memory, queries = order(0, 0, len(train))[:MEMORY], order(0, 0, len(val))[:QUERIES]
             self.pair = ("knn", train, memory, val, queries)
-        elif images.labels is not None:
+        elif images.labels is not None and len(images.classes) > 1 and len(images) >= 5:
             share = min(QUERIES, len(images) // 5)
             self.pair = ("knn_train", images, shuffled[share : share + MEMORY], images, shuffled[:share])
         self.sample = shuffled[:SPREAD]
 
     def __call__(self, backbone: nn.Module) -> dict[str, float]:
-        """feature_std, effective_rank and, in percent, knn or knn_train."""
-        look: Callable[[ImageSet, np.ndarray], np.ndarray] = lambda images, indices: extract(  # noqa: E731
-            backbone, images, indices=indices, **self.options
-        )
-        values = spread(look(self.images, self.sample))
-        if self.pair:
-            name, train, memory, val, queries = self.pair
-            assert train.labels is not None and val.labels is not None
-            k = min(20, len(memory))
-            predicted = knn(look(train, memory), train.labels[memory], look(val, queries), k=k)
-            values[name] = 100 * float((predicted == val.labels[queries]).mean())
-        return {k: v if math.isfinite(v) else 0.0 for k, v in values.items()}
+        """feature_std, effective_rank and, in percent, knn or knn_train; nothing if the run is told to stop meanwhile.
+
+        Raises:
+            InputError: the embeddings are not finite.
+        """
+        try:
+            values = spread(self._look(backbone, self.images, self.sample))
+            if self.pair:
+                name, train, memory, val, queries = self.pair
+                assert train.labels is not None and val.labels is not None
+                keys, looked = self._look(backbone, train, memory), self._look(backbone, val, queries)
+                predicted = knn(keys, train.labels[memory], looked, k=min(20, len(memory)))
+                values[name] = 100 * float((predicted == val.labels[queries]).mean())
+        except _Stopped:
+            return {}
+        return values
+
+    def _look(self, backbone: nn.Module, images: ImageSet, indices: np.ndarray) -> np.ndarray:
+        rows = []
+        for part in embeddings(backbone, images, indices, workers=self.workers, device=self.device, replace=True):
+            if self.stopped():
+                raise _Stopped
+            rows.append(part)
+        found = np.concatenate(rows)
+        if not np.isfinite(found).all():
+            raise InputError(f"the embeddings are not finite; {_ADVICE}")
+        return found
+
+
+class _Stopped(Exception):  # noqa: N818 - no error: the run is to be saved now
+    pass

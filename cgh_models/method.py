@@ -1,8 +1,11 @@
-"""What a method is: the members the trainer, the exporter and the registry use."""
+"""What a method is: the members the trainer, the exporter and the registry use, and what their fields may be."""
 
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor, nn
+
+from .config import check_range
+from .losses import MIN_TEMPERATURE
 
 Losses = dict[str, Tensor]  # named scalar losses in nats; "loss" is the one that is minimized
 
@@ -25,3 +28,14 @@ class Method(Protocol):
     def after_step(self, progress: float, finite: Tensor | None = None) -> None:
         """Called after the optimizer's step: teacher and queues move. A 0-dim False in ``finite`` holds the queues."""
         ...
+
+
+def check_config(config: Any) -> None:
+    """Raises InputError for a temperature, a share (momentum, warm-up) or a count that cannot be."""
+    for name, value in vars(config).items():
+        if name.endswith("temperature"):
+            check_range(config, MIN_TEMPERATURE, 1e6, name)
+        elif isinstance(value, float):
+            check_range(config, 0, 1, name)
+        elif isinstance(value, int):
+            check_range(config, 1, 2**24, name)

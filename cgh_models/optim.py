@@ -11,15 +11,18 @@ _NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm)
 
 
 def parameter_groups(module: nn.Module, weight_decay: float, decay_norms: bool) -> list[dict]:
-    """Two groups, decayed and not: norms (by module type) and biases are exempt unless ``decay_norms``.
+    """Two groups, decayed and not: norms (by type), biases and what timm exempts are not, unless ``decay_norms``.
 
     Differs from the authors' code: CGH and ReSSL go by name ("bn", "bias"), which misses the norms of a ResNet's
     downsampling and of the hypercolumn.
     """
+    listed = getattr(getattr(module, "backbone", None), "no_weight_decay", set)()  # timm's: position embeddings, tokens
+    spared_by_timm = {id(p) for name, p in module.named_parameters() if name.removeprefix("backbone.") in listed}
     decayed, exempt = [], []
     for owner in module.modules():
         for name, parameter in owner.named_parameters(recurse=False):
-            spared = not decay_norms and (name.endswith("bias") or isinstance(owner, _NORMS))
+            norm_or_bias = name.endswith("bias") or isinstance(owner, _NORMS)
+            spared = not decay_norms and (norm_or_bias or id(parameter) in spared_by_timm)
             (exempt if spared else decayed).append(parameter)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": exempt, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]

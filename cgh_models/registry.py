@@ -10,7 +10,7 @@ from torch import nn
 
 from . import backbone, checkpoint
 from .config import TrainConfig, from_dict
-from .errors import InputError, IntegrityError, printable
+from .errors import InputError, IntegrityError, NetworkError, printable
 from .methods import METHODS
 
 _PRETRAIN_KEYS = {"cgh_models", "method", "method_config", "arch", "model_args", "preprocessing", "epochs", "steps"}
@@ -20,15 +20,17 @@ def create_model(weights: str | os.PathLike[str], pretrained: bool = True, **kwa
     """A plain timm module, headless unless ``num_classes`` is given.
 
     Args:
-        weights: a timm name, a weights folder written by ``cgh export``, or a run folder.
+        weights: a timm name (also ``hf-hub:``), a weights folder written by ``cgh export``, or a run folder.
         pretrained: False takes a timm name's architecture with random weights.
         kwargs: timm's own (``num_classes``, ``in_chans``, ``features_only``, ...); a run folder takes none.
 
     Raises:
         InputError: nothing of this name, or timm has no weights for it.
+        NetworkError: its weights could not be fetched.
         IntegrityError: a damaged file.
     """
-    path = Path(weights)
+    name = str(weights).removeprefix("local-dir:")
+    path = Path(name)
     if path.is_dir():
         if is_run(path):
             if kwargs:
@@ -38,25 +40,30 @@ def create_model(weights: str | os.PathLike[str], pretrained: bool = True, **kwa
             return load_run(path).student.backbone
         if not is_weights(path):
             raise InputError(f"{printable(path)}: holds no weights (config.json, model.safetensors) and no run")
-        checkpoint.read_tensors(path / "model.safetensors")  # timm's own message for a damaged file names nothing
+        checkpoint.read_json(path / "config.json", "timm's config.json")  # timm's own messages for a damaged file
+        checkpoint.read_tensors(path / "model.safetensors")  # name nothing
         return timm.create_model(f"local-dir:{path}", pretrained=True, **{"num_classes": 0, **kwargs})
-    name = str(weights)
     arch = name.partition(".")[0]
-    if not timm.is_model(arch):
+    remote = name.startswith("hf-hub:")
+    if not remote and ("/" in name or str(weights).startswith("local-dir:")):
+        raise InputError(
+            f"{printable(name)}: there is no such folder; give a weights folder, a run folder or a timm name"
+        )
+    if not remote and not timm.is_model(arch):
         backbone.create(arch)  # raises, with names that are close
-    if pretrained and not timm.is_model_pretrained(name):
+    if not remote and pretrained and not timm.is_model_pretrained(name):
         raise InputError(
             f"{printable(name)}: timm has no weights of this name and there is no such folder; "
             f"timm.list_pretrained('{arch}*') lists them, --random takes untrained weights"
         )
     try:
         return timm.create_model(name, pretrained=pretrained, **{"num_classes": 0, **kwargs})
-    except Exception as error:
+    except Exception as error:  # timm and huggingface_hub raise some twenty kinds here
         if not pretrained:
             raise
         reason = " ".join(str(error).split())[:120]
-        raise InputError(
-            f"{name}: its weights could not be loaded ({reason}); check the connection or give a folder"
+        raise NetworkError(
+            f"{name}: its weights could not be fetched ({reason}); try later, or give a folder"
         ) from error
 
 
@@ -110,6 +117,9 @@ def load_method(weights: str | os.PathLike[str]) -> Any:
     if info.keys() != _PRETRAIN_KEYS:
         odd = ", ".join(sorted(map(printable, info.keys() ^ _PRETRAIN_KEYS)))
         raise InputError(f"{printable(config_file)}: unknown or missing keys ({odd[:120]}); export the run again")
+    kinds = {"method": str, "arch": str, "method_config": dict, "model_args": dict, "preprocessing": dict}
+    if odd := [key for key, kind in kinds.items() if not isinstance(info[key], kind)]:
+        raise InputError(f"{printable(config_file)}: {odd[0]} is not what cgh export writes; export the run again")
     method = build_method(
         info["method"], info["arch"], info["preprocessing"], info["method_config"], **info["model_args"]
     )
@@ -144,7 +154,7 @@ def start_from(method: Any, weights: str | os.PathLike[str]) -> str:
     Raises:
         InputError: the backbone does not fit.
     """
-    path = Path(weights)
+    path, network = Path(str(weights).removeprefix("local-dir:")), method.student.backbone
     why = "heads: left out, the weights have none"
     if is_run(path) or (path / "pretrain.safetensors").is_file():
         source = load_method(path)
@@ -157,11 +167,12 @@ def start_from(method: Any, weights: str | os.PathLike[str]) -> str:
                 method.load_state_dict(theirs)
                 return f"started from {path}: backbone, heads, teacher and queues"
             why = f"heads: left out, {odd[0]} and {len(odd) - 1} more have other shapes"
-        donor = source.student.backbone
-    else:
-        donor = create_model(weights)
+    donor = load_run(path).student.backbone if is_run(path) else create_model(weights, **backbone.model_args(network))
     for branch in (method.student, *([method.teacher] if hasattr(method, "teacher") else [])):
-        _load_strictly(branch.backbone, donor.state_dict(), path)
+        try:
+            _load_strictly(branch.backbone, donor.state_dict(), path)
+        except IntegrityError as error:
+            raise InputError(str(error)) from error
     return f"started from {path}: backbone; {why}"
 
 

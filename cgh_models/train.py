@@ -13,6 +13,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -50,19 +51,20 @@ def pretrain(
     """
     run_dir, device = Path(run_dir), pick_device(config.device)
     images = open_images(data, config)
-    monitor = Monitor(images, config, device)
+    signals = _Signals()
+    monitor = Monitor(images, config, device, lambda: bool(signals.received))
     per_epoch = len(images) // config.batch_size
     total = per_epoch * config.epochs
-    with _claim(run_dir), _Signals() as signals:
+    with _claim(run_dir), signals:
         _enter(run_dir, describe(method, images, config), resume)
         done, file = checkpoint.newest(run_dir, say) if resume else (0, None)
         if done == total:
             return say(
                 f"{run_dir}: finished at step {done} of {total}; export it: `cgh export {run_dir} --out WEIGHTS`"
             )
-        images.bad_file = run_dir / "bad_files.txt"
+        images.log_bad_to(run_dir / "bad_files.txt")
         if images.pixels is None:
-            images.keep_pixels(config.memory_gib)
+            images.keep_pixels(config.memory_gib, lambda: bool(signals.received))
         method.to(device, memory_format=torch.channels_last).train()
         optimizer = create_optimizer(method.student, config)
         if file:
@@ -84,6 +86,7 @@ def pretrain(
                 if stop:
                     where = f"{stop} at step {done} of {total}"
                     raise Interrupted(f"{run_dir}: {where}, saved; go on with `cgh resume {run_dir}`")
+    say(f"{run_dir}: done after {total} steps; export it: `cgh export {run_dir} --out WEIGHTS`")
 
 
 def train_step(
@@ -125,7 +128,7 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
     native = {
         "cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False),
-        "cpu": lambda: torch.cpu._is_avx512_bf16_supported(),
+        "cpu": getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False),
     }
     return torch.bfloat16 if native.get(device.type, lambda: False)() else torch.float32
 
@@ -134,20 +137,20 @@ def describe(method: Any, images: ImageSet, config: TrainConfig) -> dict[str, An
     """What a run is: the content of its config.json."""
     return {
         "cgh_models": __version__,
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "timm": version("timm")},
+        "command": shlex.join([Path(sys.argv[0]).name.replace("__main__.py", "cgh"), *sys.argv[1:]]),
         "method": method.name,
         "method_config": to_dict(method.config),
         "arch": architecture(method.student.backbone),
         "train": to_dict(config),
-        "data": {"path": str(images.root), "count": len(images), "digest": images.digest},
+        "data": {"path": str(images.source.resolve()), "count": len(images), "digest": images.digest},
     }
 
 
 def open_images(data: str | Path | ImageSet, config: TrainConfig) -> ImageSet:
     """The index of the training images, checked against the config. Raises InputError."""
     images = data if isinstance(data, ImageSet) else load(data, config.follow_links)
-    if images.skipped:
+    if images.skipped and images is not data:
         say(f"{images.root}: left out " + ", ".join(f"{n} x {kind}" for kind, n in images.skipped.most_common(5)))
     if config.batch_size > len(images):
         raise InputError(
@@ -162,6 +165,12 @@ def _enter(run_dir: Path, description: dict[str, Any], resume: bool) -> None:
     if not resume:
         if checkpoint.checkpoints(run_dir):
             raise InputError(f"{run_dir}: holds a run; `cgh resume {run_dir}` goes on with it, or give another --out")
+        if (run_dir / "config.json").exists():
+            checkpoint.read_run(run_dir)  # a run that was killed before it had saved anything starts over
+            checkpoint.sweep(run_dir)
+            (run_dir / "metrics.jsonl").unlink(missing_ok=True)
+        else:
+            checkpoint.make_folder(run_dir, spare=frozenset({"lock"}))
         checkpoint.write_json(run_dir / "config.json", description)
         return
     safe, refused = explain_changes(checkpoint.read_run(run_dir), description)
@@ -190,7 +199,7 @@ def _claim(run_dir: Path) -> Iterator[None]:
             say("this system has no file locks: do not start two trainers on one run folder")
         else:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # workers do not inherit this kind
             except OSError as error:
                 file.seek(0)
                 owner = printable(file.read().strip()) or "another process"

@@ -87,7 +87,7 @@ def crop_batch(images: Tensor, box: np.ndarray, size: int) -> Tensor:
 
     Two batched matrix products per image; within one step of Pillow's result.
     """
-    box_t = torch.from_numpy(box).to(images.device, torch.float32)
+    box_t = torch.from_numpy(box.astype(np.float32)).to(images.device, non_blocking=True)
     rows = _triangle(box_t[:, 0], box_t[:, 2], size, images.shape[1])  # (N, size, H)
     columns = _triangle(box_t[:, 1], box_t[:, 3], size, images.shape[2])  # (N, size, W)
     return _separable(images.permute(0, 3, 1, 2).float(), rows, columns)

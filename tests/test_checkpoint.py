@@ -93,11 +93,22 @@ def test_a_run_without_checkpoints_and_a_folder_that_is_none(tmp_path):
         checkpoint.read_run(tmp_path)
 
 
-def test_leftovers_of_a_killed_run_are_swept(run):
+def test_after_a_fallback_the_damaged_checkpoint_does_not_push_out_the_good_one(run):
+    (run / checkpoint.checkpoints(run)[0]["file"]).write_bytes(b"damaged")
+    assert checkpoint.newest(run, lambda _: None)[0] == 2
+    checkpoint.save(run, 3, *make(3))
+    assert [e["step"] for e in checkpoint.checkpoints(run)] == [3, 2]
+    (run / checkpoint.checkpoints(run)[0]["file"]).write_bytes(b"damaged")
+    checkpoint.save(run, 2 + 0, *make(2))
+    assert [e["step"] for e in checkpoint.checkpoints(run)] == [2]
+
+
+def test_leftovers_of_a_killed_run_are_swept_and_nothing_else(run):
+    (run / "checkpoint-best.safetensors").write_bytes(b"mine")
     (run / ".checkpoint-00000009.safetensors.123.tmp").write_bytes(b"x")
     (run / "checkpoint-00000009.safetensors").write_bytes(b"x")
     checkpoint.sweep(run)
-    assert len(list(run.iterdir())) == 3
+    assert len(list(run.iterdir())) == 4
 
 
 @pytest.mark.skipif(os.name != "posix", reason="file modes")
@@ -137,7 +148,7 @@ for step in range(int(sys.argv[2]), 10**6):
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="kill -9")
 def test_a_kill_at_any_moment_of_saving_loses_nothing(tmp_path):
-    """25 kills at random moments: each time a whole checkpoint, never an older one than before."""
+    """5 kills, and 20 looks at a stopped process: each time a whole checkpoint, never an older one than before."""
     generator, last = random.Random(0), 0
     for _ in range(5):
         process = subprocess.Popen(

@@ -52,6 +52,17 @@ def test_what_is_left_out_is_counted(image_root, tmp_path):
     assert len(load(tmp_path / "in", follow_links=True)) == 65
 
 
+def test_links_to_folders_and_to_nothing_are_counted_or_found_bad(image_root, tmp_path):
+    make_images(tmp_path / "in", 4)
+    (tmp_path / "in" / "more").symlink_to(image_root / "train")
+    (tmp_path / "in" / "gone.png").symlink_to(tmp_path / "nothing.png")
+    assert len(load(tmp_path / "in")) == 4 and load(tmp_path / "in").skipped.total() == 2
+    images = load(tmp_path / "in", follow_links=True)
+    assert len(images) == 4 + 64 + 1
+    image, met = images.usable(images.names.index("gone.png"))
+    assert image.size == (32, 32) and "cannot be opened" in met[0][1]
+
+
 @pytest.mark.parametrize(
     "make, message",
     [

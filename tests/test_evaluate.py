@@ -35,8 +35,9 @@ def test_embeddings_are_timms_in_the_sets_order(image_root, model):
 def test_a_bad_image_is_named_instead_of_embedded_as_another(tmp_path, model):
     make_images(tmp_path, 4)
     (tmp_path / "class2" / "00002.png").write_bytes(b"no")
-    with pytest.raises(InputError, match=r"class2/00002.png: not readable .*mend or remove it"):
-        extract(model, tmp_path, workers=0)
+    for workers in (0, 2):
+        with pytest.raises(InputError, match=r"^\S*class2/00002.png: not readable .*mend or remove it$"):
+            extract(model, tmp_path, workers=workers)
 
 
 def naive_knn(memory, labels, queries, k, temperature):
@@ -92,6 +93,6 @@ def test_spread_tells_collapsed_from_even_embeddings():
 
 def test_a_device_that_is_not_there_is_one_sentence():
     assert pick_device("cpu") == torch.device("cpu")
-    for name in ("cuda:99", "gpu"):
+    for name in ("cuda:99", "gpu", "meta"):
         with pytest.raises(InputError, match=f"--device {name}: cannot be used .*; try --device cpu"):
             pick_device(name)

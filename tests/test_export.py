@@ -75,6 +75,7 @@ def test_the_config_has_our_provenance_and_preprocessing_and_nothing_of_the_arch
     assert cfg["tag"] == "cgh" and cfg["paper_ids"] == ["arXiv:2308.13392"] and cfg["license"] is None
     assert cfg["input_size"] == [3, 64, 64] and cfg["mean"] == [0.485, 0.456, 0.406] and cfg["num_classes"] == 0
     model = timm.create_model(f"local-dir:{weights}", pretrained=True)
+    assert cfg["pool_size"] == [2, 2]  # of 64 px, not of the architecture's own 160
     assert model.pretrained_cfg["tag"] == "cgh" and not model.pretrained_cfg.get("test_input_size")
 
 
@@ -120,6 +121,34 @@ def test_the_card_holds_measured_numbers_only(weights, run):
         and f"| effective_rank | {last['effective_rank']:.4g} |" in card
     )
     assert "| knn |" not in card and "64 images" in card and "1 of 1 planned epochs (4 steps of 16)" in card
+
+
+def test_numbers_of_another_step_are_not_on_the_card(run, tmp_path):
+    shutil.copytree(run, tmp_path / "run")
+    log = tmp_path / "run" / "metrics.jsonl"
+    *earlier, last = log.read_text().splitlines(keepends=True)
+    log.write_text("".join(earlier) + last[: len(last) // 2])  # as a kill leaves it
+    export(tmp_path / "run", tmp_path / "weights")
+    assert "Nothing was measured at this step." in (tmp_path / "weights" / "README.md").read_text()
+    log.unlink()
+    export(tmp_path / "run", tmp_path / "again")
+
+
+def test_a_failed_export_leaves_nothing_behind(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("cgh_models.export._card", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        export(run, tmp_path / "w")
+    assert [p.name for p in tmp_path.iterdir()] == ["w"] and not list((tmp_path / "w").iterdir())
+
+
+def test_a_vit_starts_from_weights_of_another_image_size(image_root, tmp_path):
+    train_run(tmp_path / "run", image_root, "test_vit")
+    export(tmp_path / "run", tmp_path / "weights")
+    torch.manual_seed(0)
+    settings = {**vars(METHODS["cgh"].Config()), **SMALL}
+    larger = build_method("cgh", "test_vit", {"input_size": (3, 96, 96)}, settings)
+    assert "backbone; heads: left out" in start_from(larger, tmp_path / "weights")
+    assert larger.student.backbone(torch.randn(1, 3, 96, 96)).shape == (1, 64)
 
 
 def test_weights_and_runs_are_loaded_by_one_name(weights, run):
@@ -194,7 +223,7 @@ def test_init_says_what_it_leaves_out(run, weights, settings, said):
 
 
 def test_init_with_another_architecture_is_refused(weights):
-    with pytest.raises(IntegrityError, match="does not fit the model: .* give weights of the same architecture"):
+    with pytest.raises(InputError, match="does not fit the model: .* give weights of the same architecture"):
         start_from(new(arch="resnet18_cifar_w16"), weights)
 
 

@@ -116,6 +116,18 @@ def test_one_line_per_step_with_named_losses_and_measurements(image_root, tmp_pa
     assert all(0 <= row["knn"] <= 100 and row["effective_rank"] > 1 for row in rows if "knn" in row)
 
 
+def test_tensorboard_files_are_written_when_asked_for(image_root, tmp_path):
+    pytest.importorskip("tensorboard", reason="the tensorboard extra is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    pretrain(build(), image_root / "train", dataclasses.replace(QUICK, tensorboard=True), tmp_path / "run")
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    assert [e.step for e in events.Scalars("loss")] == list(range(1, 13))
+    logged = [row["loss"] for row in lines(tmp_path / "run")[1:]]
+    assert [e.value for e in events.Scalars("loss")] == pytest.approx(logged)
+
+
 def test_class_folders_without_eval_data_are_measured_among_themselves(image_root, tmp_path):
     pretrain(build(), image_root / "train", QUICK, tmp_path / "run")
     assert "knn_train" in lines(tmp_path / "run")[-1]
@@ -197,14 +209,114 @@ def test_a_run_folder_in_use_or_already_used_is_refused(image_root, tmp_path):
     pretrain(build(), image_root / "train", QUICK, tmp_path / "run")
     with pytest.raises(InputError, match="holds a run; `cgh resume"):
         pretrain(build(), image_root / "train", QUICK, tmp_path / "run")
-    fcntl = pytest.importorskip("fcntl")
-    with open(tmp_path / "run" / "lock", "r+") as held:
-        held.write("process 42 on elsewhere")
-        held.truncate()
-        held.flush()
-        fcntl.flock(held, fcntl.LOCK_EX)
+
+
+HOLDER = """
+import fcntl, sys
+held = open(sys.argv[1], "r+")
+held.write("process 42 on elsewhere")
+held.truncate()
+held.flush()
+fcntl.lockf(held, fcntl.LOCK_EX)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file locks")
+def test_a_second_trainer_on_a_run_folder_is_refused_naming_the_first(image_root, tmp_path):
+    pretrain(build(), image_root / "train", QUICK, tmp_path / "run")
+    command = [sys.executable, "-c", HOLDER, str(tmp_path / "run" / "lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout.readline() == "held\n"
         with pytest.raises(InputError, match="process 42 on elsewhere is training here"):
             pretrain(build(), image_root / "train", QUICK, tmp_path / "run", resume=True)
+
+
+def test_files_that_are_not_a_runs_are_never_touched(image_root, tmp_path):
+    """Whatever they are called: a folder with something else in it is refused."""
+    for name in ("checkpoint-best.safetensors", "metrics.jsonl", "notes.txt", "config.json"):
+        folder = tmp_path / name.split(".")[0]
+        folder.mkdir()
+        (folder / name).write_text("{}")
+        with pytest.raises(InputError, match="not an empty folder|unknown or missing keys"):
+            pretrain(build(), image_root / "train", QUICK, folder)
+        assert (folder / name).read_text() == "{}"
+
+
+def test_a_run_that_was_killed_before_it_saved_starts_over(image_root, tmp_path):
+    pretrain(build(), image_root / "train", QUICK, tmp_path / "run")
+    expected = lines(tmp_path / "run")
+    for path in [*(tmp_path / "run").glob("checkpoint*")]:
+        path.unlink()
+    (tmp_path / "run" / ".checkpoint-00000000.safetensors.7.tmp").write_bytes(b"half")
+    pretrain(build(), image_root / "train", QUICK, tmp_path / "run")
+    assert lines(tmp_path / "run") == expected and not list((tmp_path / "run").glob(".*"))
+
+
+def test_a_run_on_a_list_resumes_from_another_folder(image_root, tmp_path, monkeypatch):
+    names = [f"train/{name}" for name in load(image_root / "train").names[:40]]
+    (image_root / "forty.txt").write_text("\n".join(names))
+    monkeypatch.chdir(image_root)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 2)
+        with pytest.raises(Interrupted):
+            pretrain(build(), "forty.txt", QUICK, tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    path = json.loads((tmp_path / "run" / "config.json").read_text())["data"]["path"]
+    pretrain(build(), path, QUICK, tmp_path / "run", resume=True)
+    assert checkpoint.checkpoints(tmp_path / "run")[0]["step"] == 6
+
+
+@pytest.mark.parametrize("gib, workers", [(1, 0), (0, 2)])
+def test_a_few_bad_files_do_not_stop_a_run(tmp_path, gib, workers):
+    make_images(tmp_path / "set", 120)
+    (tmp_path / "set" / "class1" / "00077.png").write_bytes(b"no image")
+    config = dataclasses.replace(QUICK, epochs=1, memory_gib=gib, workers=workers)
+    pretrain(build(), tmp_path / "set", config, tmp_path / "run")
+    assert (tmp_path / "run" / "bad_files.txt").read_text().startswith("class1/00077.png\tnot readable")
+    assert "knn_train" in lines(tmp_path / "run")[-1]
+
+
+def test_weights_that_are_not_finite_are_not_saved(image_root, tmp_path):
+    method = build()
+    with torch.no_grad():
+        method.teacher.projector[2].bias[0] = float("inf")
+    with pytest.raises(InputError, match="step 0: the weights are not finite and were not saved; start anew"):
+        pretrain(method, image_root / "train", QUICK, tmp_path / "run")
+    assert not checkpoint.checkpoints(tmp_path / "run")
+
+
+def test_a_full_disk_for_the_log_loses_no_line(image_root, tmp_path, monkeypatch, capsys):
+    from cgh_models.journal import Journal
+
+    real, failed = Journal._write, []
+
+    class Full:
+        """The log's file, with no room for three writes in the middle."""
+
+        def __init__(self, file):
+            self.file = file
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+        def write(self, data):
+            if len(failed) < 3 and b'"step": 4' in data:
+                failed.append(1)
+                self.file.write(data[:5])
+                raise OSError(28, "No space left on device")
+            return self.file.write(data)
+
+    def write(self, row):
+        if not isinstance(self._file, Full):
+            self._file = Full(self._file)
+        real(self, row)
+
+    monkeypatch.setattr(Journal, "_write", write)
+    pretrain(build(), image_root / "train", QUICK, tmp_path / "run")
+    assert len(failed) == 3 and [row["step"] for row in lines(tmp_path / "run")] == list(range(13))
+    assert capsys.readouterr().err.count("metrics.jsonl: cannot be written (No space left on device)") == 1
 
 
 def test_a_batch_larger_than_the_set_is_refused_before_anything_starts(image_root, tmp_path):
@@ -227,7 +339,8 @@ def test_a_full_disk_keeps_the_old_checkpoint_and_training_goes_on(image_root, t
 
     monkeypatch.setattr(checkpoint, "save_file", full)
     pretrain(build(), image_root / "train", dataclasses.replace(QUICK, checkpoint_every=4), tmp_path / "run")
-    assert "bytes are free, make room; training goes on" in capsys.readouterr().err.replace("\n", " ")
+    said = capsys.readouterr().err
+    assert "bytes are needed" in said and "are free: make room; training goes on" in said
     assert [e["step"] for e in checkpoint.checkpoints(tmp_path / "run")] == [12, 0]
     monkeypatch.setattr(checkpoint, "save_file", lambda *a: full(a[0], a[1].with_name("00000004"), a[2]))
     with pytest.raises(DiskError):
@@ -259,7 +372,7 @@ def test_a_signal_to_the_whole_process_group_saves_and_exits_75(tmp_path, name):
     while time.monotonic() < until and not (metrics.exists() and metrics.read_text().count("\n") > 3):
         time.sleep(0.2)
     os.killpg(process.pid, getattr(signal, name))
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=30)
     assert process.returncode == 75, err
     assert err.splitlines()[-1].startswith("saved: run: " + name) and "Traceback" not in err
     assert checkpoint.newest(tmp_path / "run", print)[0] >= 3

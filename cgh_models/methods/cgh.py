@@ -12,11 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..backbone import embed, widths
-from ..errors import InputError
 from ..feature_queue import FeatureQueue
 from ..heads import mlp
-from ..losses import MIN_TEMPERATURE, info_nce, relation_loss, soft_target
-from ..method import Losses
+from ..losses import info_nce, relation_loss, soft_target
+from ..method import Losses, check_config
 from ..teacher import make_teacher, move_teacher
 
 
@@ -89,11 +88,7 @@ class CGH(nn.Module):
         batch_norm_splits: int = 1  # parts with their own batch statistics; the release uses 8 on one GPU, shuffled
 
         def __post_init__(self):
-            for field, value in vars(self).items():
-                if field.endswith("temperature") and value < MIN_TEMPERATURE:
-                    raise InputError(f"{field}={value}: at least {MIN_TEMPERATURE} is needed")
-            if self.taps < 1:
-                raise InputError(f"taps={self.taps}: a hypercolumn needs at least one feature map")
+            check_config(self)
 
     def __init__(self, backbone: nn.Module, config: Config | None = None):
         super().__init__()

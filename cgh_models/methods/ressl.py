@@ -10,11 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..backbone import embed, widths
-from ..errors import InputError
 from ..feature_queue import FeatureQueue
 from ..heads import mlp
-from ..losses import MIN_TEMPERATURE, relation_loss, soft_target
-from ..method import Losses
+from ..losses import relation_loss, soft_target
+from ..method import Losses, check_config
 from ..teacher import make_teacher, move_teacher
 
 
@@ -51,9 +50,7 @@ class ReSSL(nn.Module):
         batch_norm_splits: int = 1  # parts with their own batch statistics; the release uses 8 on one GPU, shuffled
 
         def __post_init__(self):
-            for field in ("teacher_temperature", "student_temperature"):
-                if getattr(self, field) < MIN_TEMPERATURE:
-                    raise InputError(f"{field}={getattr(self, field)}: at least {MIN_TEMPERATURE} is needed")
+            check_config(self)
 
     def __init__(self, backbone: nn.Module, config: Config | None = None):
         super().__init__()

@@ -109,5 +109,11 @@ def test_split_statistics_equal_separate_batches_and_keep_pairs_together():
     whole = embed(split.student.backbone, images, 2, splits=2)[0]
     parts = torch.cat([embed(plain.student.backbone, part, 2)[0] for part in images.chunk(2)])
     assert torch.equal(whole, parts)
+    moved, once = (net.student.backbone.bn1.running_mean for net in (split, plain))
+    plain.load_state_dict(split.state_dict())  # one update towards the mean of the parts, not one a part
+    before = moved.clone()
+    embed(split.student.backbone, images, 2, splits=2)
+    embed(plain.student.backbone, images, 2)
+    torch.testing.assert_close(moved - before, once - before, rtol=0.15, atol=1e-3)
     split.eval()  # with frozen statistics the shuffle must not be visible at all
     assert torch.allclose(split._teach(images)[0], split.teacher(images, 1)[0], atol=1e-6)

@@ -37,11 +37,13 @@ def make_views(arch: str = "resnet18_cifar_w16", count: int = 6, seed: int = 1):
 def test_losses_are_finite_and_the_gradient_reaches_every_student_parameter(name, arch):
     method = build(name, arch)
     assert isinstance(method, Method)
+    with torch.no_grad():  # timm starts some scales at zero, and what is behind them without a gradient
+        for p in method.student.parameters():
+            p.add_(0.02 * torch.randn_like(p))
     losses = method(make_views(arch), EARLY)
     assert all(torch.isfinite(value) and value.ndim == 0 for value in losses.values())
     losses["loss"].backward()
-    without = [key for key, p in method.student.named_parameters() if p.grad is None]
-    assert not without
+    assert not [key for key, p in method.student.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert all(p.grad is None and not p.requires_grad for p in method.teacher.parameters())
 
 

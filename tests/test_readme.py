@@ -1,0 +1,57 @@
+"""The README is true: two set-up commands, every command runs, every number was measured."""
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import zipfile
+from importlib import resources
+from pathlib import Path
+
+import pytest
+from conftest import cgh
+
+REPO = Path(__file__).resolve().parents[1]
+README = (REPO / "README.md").read_text("utf-8")
+SHELL, PYTHON = (re.findall(rf"```{language}\n(.*?)```", README, re.S) for language in ("sh", "python"))
+SETUP = [line for block in SHELL for line in block.splitlines() if line.startswith("python3 -m venv")]
+COMMANDS = [line for block in SHELL for line in block.splitlines() if line.startswith("cgh ")]
+
+
+def test_there_are_exactly_two_set_up_commands_and_ci_runs_what_they_run():
+    assert len(SETUP) == 2
+    ci = (REPO / ".ci" / "run").read_text()
+    assert SETUP[0].endswith("/cgh demo") and 'bin/cgh" demo' in ci
+    assert SETUP[1].endswith("python -m pytest") and "\npython -m pytest\n" in ci
+
+
+@pytest.mark.slow
+def test_every_command_and_every_python_block_works_as_written(tmp_path):
+    with resources.as_file(resources.files("cgh_models") / "sample" / "cifar10.zip") as sample:
+        zipfile.ZipFile(sample).extractall(tmp_path / "cgh-demo" / "images")
+    assert len(COMMANDS) == 4
+    for command in COMMANDS:
+        done = cgh(*shlex.split(command)[1:], cwd=tmp_path)
+        assert done.returncode == 0, f"{command}: {done.stderr[-500:]}"
+    assert len(PYTHON) == 2
+    for block in PYTHON:
+        done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-800:]
+    shutil.rmtree(tmp_path / "cgh-demo")
+
+
+def test_the_measured_numbers_are_those_of_the_kept_results():
+    folder = REPO / "benchmarks" / "cifar10_cpu"
+    table = README.split("<!-- measured -->")[1].split("<!-- /measured -->")[0]
+    rows = {line.split("|")[1].strip(): line.split("|")[2:4] for line in table.splitlines()[3:] if line.count("|") == 4}
+    kept = [json.loads(line) for line in (folder / "knn.jsonl").read_text().splitlines()]
+    found = {(r["weights"], r["k"]): r["value"] for r in kept}
+    names = {"random backbone": "resnet18_cifar_w16", "ReSSL": "runs/ressl", "CGH": "runs/cgh"}
+    assert rows.keys() == names.keys()
+    for name, cells in rows.items():
+        assert [float(cell) for cell in cells] == [found[names[name], 20], found[names[name], 200]]
+    for method in ("ressl", "cgh"):
+        log = [json.loads(line) for line in (folder / f"{method}.metrics.jsonl").read_text().splitlines()]
+        assert log[-1]["step"] == 12 * (50_000 // 256) and log[-1]["knn"] > 0
