@@ -59,9 +59,8 @@ def pretrain(
         _enter(run_dir, describe(method, images, config), resume)
         done, file = checkpoint.newest(run_dir, say) if resume else (0, None)
         if done == total:
-            return say(
-                f"{run_dir}: finished at step {done} of {total}; export it: `cgh export {run_dir} --out WEIGHTS`"
-            )
+            say(f"{run_dir}: finished at step {done} of {total}; export it: `cgh export {run_dir} --out WEIGHTS`")
+            return
         images.log_bad_to(run_dir / "bad_files.txt")
         if images.pixels is None:
             images.keep_pixels(config.memory_gib, lambda: bool(signals.received))
@@ -75,6 +74,8 @@ def pretrain(
             if not file:
                 journal.measure(0, backbone)
                 journal.keep(0, method, optimizer, must=True)
+            if signals.received:  # while the images were read
+                raise _interrupted(run_dir, signals.received, done, total)
             for views, indices in journal.timed(batches(images, recipe, config, done, total, device)):
                 lr = learning_rate(done / total, config.lr, config.warmup)
                 losses = train_step(method, optimizer, views, done / total, lr, device.type, precision)
@@ -84,9 +85,13 @@ def pretrain(
                 if stop or done == total or done % config.checkpoint_every == 0:
                     journal.keep(done, method, optimizer, must=bool(stop) or done == total)
                 if stop:
-                    where = f"{stop} at step {done} of {total}"
-                    raise Interrupted(f"{run_dir}: {where}, saved; go on with `cgh resume {run_dir}`")
+                    raise _interrupted(run_dir, stop, done, total)
     say(f"{run_dir}: done after {total} steps; export it: `cgh export {run_dir} --out WEIGHTS`")
+
+
+def _interrupted(run_dir: Path, signal_name: str, done: int, total: int) -> Interrupted:
+    where = f"{signal_name} at step {done} of {total}"
+    return Interrupted(f"{run_dir}: {where}, saved; go on with `cgh resume {run_dir}`")
 
 
 def train_step(

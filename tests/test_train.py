@@ -81,6 +81,27 @@ def test_five_and_seven_steps_equal_twelve_to_the_bit(image_root, tmp_path, monk
     assert lines(tmp_path / "whole") == lines(tmp_path / "parts")
 
 
+def test_a_signal_while_the_images_are_read_changes_nothing_of_the_run(image_root, tmp_path, monkeypatch):
+    from cgh_models.data import ImageSet
+
+    real = ImageSet.keep_pixels
+
+    def signalled(self, gib, stopped):
+        os.kill(os.getpid(), signal.SIGTERM)
+        real(self, gib, stopped)
+        assert self.pixels is None
+
+    pretrain(build(), image_root / "train", QUICK, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(ImageSet, "keep_pixels", signalled)
+        for resume in (False, True):
+            with pytest.raises(Interrupted, match="SIGTERM at step 0 of 12, saved"):
+                pretrain(build(), image_root / "train", QUICK, tmp_path / "parts", resume=resume)
+    pretrain(build(), image_root / "train", QUICK, tmp_path / "parts", resume=True)
+    whole, parts = final(tmp_path / "whole"), final(tmp_path / "parts")
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+
+
 def test_resume_is_exact_with_random_depth_and_shuffled_split_statistics(image_root, tmp_path, monkeypatch):
     """What draws from torch's own random state is saved with it."""
 
