@@ -266,7 +266,7 @@ def _dispatch(words: list[str]) -> None:
 
 
 def main() -> None:
-    """Runs a command; an error is one line on stderr and an exit code (2 input, 3 network, 4 integrity, 5 disk, 75 saved)."""
+    """Runs a command; an error is one line and an exit code: 2 input, 3 network, 4 integrity, 5 disk, 75 saved."""
     try:
         _dispatch(sys.argv[1:])
     except ERRORS as error:
