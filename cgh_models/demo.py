@@ -34,7 +34,7 @@ def run(out: str | Path, seed: int = 0) -> tuple[float, float]:
     with resources.as_file(resources.files("cgh_models") / "sample" / "cifar10.zip") as sample:
         zipfile.ZipFile(sample).extractall(images)
     train, val = load_splits(images)
-    config = dataclasses.replace(TrainConfig(), **RECIPES[RECIPE].train, **TRAIN, seed=seed)
+    config = dataclasses.replace(TrainConfig(), **(RECIPES[RECIPE].train | TRAIN), seed=seed)
     torch.manual_seed(seed)
     method = build_method(
         METHOD, ARCH, preprocessing(config), method_config(METHODS[METHOD].Config, RECIPE, config, SETTINGS)
