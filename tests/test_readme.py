@@ -49,9 +49,10 @@ def test_the_measured_numbers_are_those_of_the_kept_results():
     kept = [json.loads(line) for line in (folder / "knn.jsonl").read_text().splitlines()]
     found = {(r["weights"], r["k"]): r["value"] for r in kept}
     names = {"random backbone": "resnet18_cifar_w16", "ReSSL": "runs/ressl", "CGH": "runs/cgh"}
+    names["CGH, `--set warmup=0.5`"] = "runs/cgh_warmup"
     assert rows.keys() == names.keys()
     for name, cells in rows.items():
         assert [float(cell) for cell in cells] == [found[names[name], 20], found[names[name], 200]]
-    for method in ("ressl", "cgh"):
+    for method in ("ressl", "cgh", "cgh_warmup"):
         log = [json.loads(line) for line in (folder / f"{method}.metrics.jsonl").read_text().splitlines()]
         assert log[-1]["step"] == 12 * (50_000 // 256) and log[-1]["knn"] > 0
