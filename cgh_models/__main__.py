@@ -34,7 +34,7 @@ class Pretrain:
     """Run folder to make."""
     train: Flags
     method: str = "cgh"
-    """cgh (two contexts of an image teach each other) or ressl (its base, one context, half the head's cost)."""
+    """cgh (two contexts of an image teach each other) or ressl (its base: one context)."""
     arch: str = ""
     """A timm architecture; left out, the recipe's."""
     recipe: Literal["imagenet", "cifar", "tiny"] = "imagenet"

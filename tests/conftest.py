@@ -1,4 +1,4 @@
-"""Shared fixtures: two threads, folders of small made images, the real sets where they are."""
+"""Shared fixtures: two threads, folders of small made images, the counters, the command line."""
 
 import os
 import subprocess
@@ -35,14 +35,6 @@ def image_root(tmp_path_factory) -> Path:
     make_images(root / "train", 64)
     make_images(root / "val", 20, seed=1)
     return root
-
-
-@pytest.fixture(scope="session")
-def cifar() -> Path:
-    """CIFAR-10 as folders: $CGH_DATA/cifar10, or unpacked from the archives beside the checkout."""
-    if "CGH_DATA" in os.environ:
-        return Path(os.environ["CGH_DATA"]) / "cifar10"
-    pytest.skip("no CIFAR-10: set CGH_DATA to a folder that holds cifar10/{train,val}/<class>/*.jpg")
 
 
 @pytest.fixture
