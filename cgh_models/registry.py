@@ -155,6 +155,7 @@ def start_from(method: Any, weights: str | os.PathLike[str]) -> str:
         InputError: the backbone does not fit.
     """
     path, network = Path(str(weights).removeprefix("local-dir:")), method.student.backbone
+    source: Any = None
     why = "heads: left out, the weights have none"
     if is_run(path) or (path / "pretrain.safetensors").is_file():
         source = load_method(path)
@@ -167,7 +168,8 @@ def start_from(method: Any, weights: str | os.PathLike[str]) -> str:
                 method.load_state_dict(theirs)
                 return f"started from {path}: backbone, heads, teacher and queues"
             why = f"heads: left out, {odd[0]} and {len(odd) - 1} more have other shapes"
-    donor = load_run(path).student.backbone if is_run(path) else create_model(weights, **backbone.model_args(network))
+    # A folder is read again through timm, which resamples position embeddings to the new image size.
+    donor = source.student.backbone if is_run(path) else create_model(weights, **backbone.model_args(network))
     for branch in (method.student, *([method.teacher] if hasattr(method, "teacher") else [])):
         try:
             _load_strictly(branch.backbone, donor.state_dict(), path)
