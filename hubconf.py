@@ -3,7 +3,21 @@
 torch.hub.load(repo_dir, "cgh", source="local", weights="FOLDER")
 """
 
-dependencies = ["torch", "torchvision", "timm", "huggingface_hub", "safetensors", "PIL", "requests", "numpy", "wrapt"]
+dependencies = [
+    "torch",
+    "torchvision",
+    "timm",
+    "huggingface_hub",
+    "safetensors",
+    "PIL",
+    "requests",
+    "numpy",
+    "tyro",
+    "tqdm",
+    "fastjsonschema",
+    "filelock",
+    "urllib3",
+]
 
 
 def cgh(weights, **kwargs):

@@ -1,22 +1,29 @@
-"""Self-supervised pretraining for timm backbones: ``import cgh_models`` makes its architectures known to timm.
+"""Self-supervised pretraining for timm backbones, and weights that timm knows after ``import cgh_models``.
 
-The import is light (no torch, no timm): architectures are registered when timm is imported, at once if it already is,
-and the names below are loaded on first use.
+The import is light (no torch, no timm): architectures and weights are registered when timm is imported, at once if it
+already is, and the names below are loaded on first use.
 """
 
 import sys
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False  # typing's own would cost an import at every start of an interpreter with `cgh autoload on`
 if TYPE_CHECKING:
     from .evaluate import extract
-    from .registry import create_model, load_method
+    from .integrity import verify
+    from .registry import create_model, list_models, list_pretrained, load_method, weights_info
     from .train import pretrain
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "create_model", "extract", "load_method", "pretrain"]
+__all__ = [
+    "__version__", "create_model", "extract", "list_models", "list_pretrained", "load_method", "pretrain", "verify",
+    "weights_info",
+]  # fmt: skip
 
-_HOMES = {"create_model": "registry", "extract": "evaluate", "load_method": "registry", "pretrain": "train"}
+_HOMES = {
+    "create_model": "registry", "extract": "evaluate", "list_models": "registry", "list_pretrained": "registry",
+    "load_method": "registry", "pretrain": "train", "verify": "integrity", "weights_info": "registry",
+}  # fmt: skip
 
 
 def __getattr__(name: str):
@@ -31,13 +38,45 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-def _register(_timm: object) -> None:
-    from . import architectures  # noqa: F401 - importing it registers them
+def _register() -> None:
+    """Never raises: `import timm` must not fail because of us."""
+    try:
+        from . import architectures, tags  # noqa: F401 - importing the first registers its architectures
+
+        tags.register()
+    except Exception as error:
+        import warnings
+
+        text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        warnings.warn(
+            f"cgh_models: timm does not know its weights ({text}); cgh_models.create_model may load them all the same",
+            stacklevel=2,
+        )
+
+
+class _WhenTimmIsImported:
+    """A finder that finds nothing itself: it has `_register` called once `timm.models` has been executed."""
+
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if name != "timm.models":
+            return None
+        others = [finder for finder in sys.meta_path if finder is not cls and hasattr(finder, "find_spec")]
+        spec = next(filter(None, (finder.find_spec(name, path, target) for finder in others)), None)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def execute_and_register(module):
+                execute(module)
+                if cls in sys.meta_path:
+                    sys.meta_path.remove(cls)
+                    _register()
+
+            spec.loader.exec_module = execute_and_register
+        return spec
 
 
 if "timm.models" in sys.modules:
-    _register(None)
+    _register()
 else:
-    from wrapt import register_post_import_hook
-
-    register_post_import_hook(_register, "timm.models")
+    sys.meta_path.insert(0, _WhenTimmIsImported)

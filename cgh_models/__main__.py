@@ -1,215 +1,38 @@
 """The command line: ``cgh COMMAND``, also ``python -m cgh_models COMMAND``."""
 
 import contextlib
-import dataclasses
 import difflib
 import io
-import json
 import os
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
-from itertools import pairwise
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import tyro
-from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction
 
-from . import __version__
-from .config import RECIPES, TrainConfig, explain_changes, from_dict, method_config
+from . import __version__, commands, weights_commands
 from .errors import ERRORS, InputError, Interrupted, printable
 
-Flags = OmitArgPrefixes[TrainConfig]
-
-
-@dataclass
-class Pretrain:
-    """Trains a backbone on a folder of images without labels; leaves a run folder that can be resumed and exported."""
-
-    data: str
-    """Folder of images (flat, nested, or class folders), or a text file with a path a line."""
-    out: str
-    """Run folder to make."""
-    train: Flags
-    method: str = "cgh"
-    """cgh (two contexts of an image teach each other) or ressl (its base: one context)."""
-    arch: str = ""
-    """A timm architecture; left out, the recipe's."""
-    recipe: Literal["imagenet", "cifar", "tiny"] = "imagenet"
-    """Settings that go together: imagenet (224 px), tiny (64 px), cifar (32 px). Flags given beside it win."""
-    init: str = ""
-    """WEIGHTS to start from: a timm name, a weights folder (with its heads if they fit), or a run folder."""
-    set: UseAppendAction[tuple[str, ...]] = ()
-    """KEY=VALUE of the method's own settings, e.g. --set taps=3; may be repeated."""
-
-
-def pretrain(args: Pretrain) -> None:
-    """`cgh pretrain`."""
-    from .methods import METHODS
-    from .registry import build_method, preprocessing, start_from
-    from .train import open_images, say
-
-    if args.method not in METHODS:
-        build_method(args.method, "", {}, None)
-    if not args.data or not args.out:
-        raise InputError("--data and --out: neither may be empty; give a folder of images and a run folder to make")
-    images = open_images(args.data, args.train)
-    config = method_config(METHODS[args.method].Config, args.recipe, args.train, args.set)
-    _say_warmup(args.train)
-    _seed(args.train.seed)
-    method = build_method(args.method, args.arch or RECIPES[args.recipe].arch, preprocessing(args.train), config)
-    if args.init:
-        say(start_from(method, args.init))
-    _train(method, images, args.train, args.out, resume=False)
-
-
-@dataclass
-class Resume:
-    """Goes on with a run from its newest checkpoint; on the CPU bit-identical to never having stopped."""
-
-    run: Positional[str]
-    """Run folder."""
-    train: Flags
-    data: str = ""
-    """Where the same images are now; left out, where they were."""
-    set: UseAppendAction[tuple[str, ...]] = ()
-    """The method's settings cannot change; this says why."""
-
-
-def resume(args: Resume) -> None:
-    """`cgh resume`."""
-    from .registry import new_method_of_run
-
-    method, run = new_method_of_run(Path(args.run))
-    if args.set:
-        changed = method_config(type(method.config), "imagenet", args.train, args.set)
-        asked = {setting.partition("=")[0] for setting in args.set}
-        after = run | {"method_config": run["method_config"] | {k: getattr(changed, k) for k in asked}}
-        refused = explain_changes(run, after)[1]
-        if refused:
-            raise InputError(
-                f"{args.run}: {'; '.join(refused)}; start a new run: `cgh pretrain --init {args.run} --set ...`"
-            )
-    _train(method, args.data or run["data"]["path"], args.train, args.run, resume=True)
-
-
-@dataclass
-class Knn:
-    """kNN accuracy of the backbone's embeddings: val/ against train/. The last line on stdout is JSON."""
-
-    weights: Positional[str]
-    """WEIGHTS: a timm name, a weights folder, or a run folder."""
-    data: str
-    """Folder with train/ and val/, class folders in both."""
-    k: int = 20
-    """Neighbours that vote; 20 as in CGH's and most SSL papers' tables."""
-    temperature: float = 0.07
-    """Of the votes' weights exp(cosine / temperature); 0.07 as in the same tables."""
-    random: bool = False
-    """Take the named architecture with untrained weights: what training starts from."""
-    seed: int = 0
-    """Of the untrained weights."""
-    batch_size: int = 256
-    """Images a forward; changes speed and memory only."""
-    workers: int = 2
-    """Processes that read images."""
-    device: str = "auto"
-    """cpu, cuda, cuda:1, ...; auto takes a GPU if there is one."""
-
-
-def evaluate_knn(args: Knn) -> None:
-    """`cgh evaluate knn`."""
-    from .data import load_splits
-    from .evaluate import knn_accuracy
-    from .registry import create_model
-
-    _seed(args.seed)
-    train, val = load_splits(args.data)
-    if not 1 <= args.k <= len(train):
-        raise InputError(f"--k {args.k}: expected 1 to {len(train)}, the number of training images")
-    model = create_model(args.weights, pretrained=not args.random)
-    accuracy = knn_accuracy(
-        model, train, val, k=args.k, temperature=args.temperature,
-        batch_size=args.batch_size, workers=args.workers, device=args.device,
-    )  # fmt: skip
-    result = {"metric": "knn", "value": round(accuracy, 3), "k": args.k, "temperature": args.temperature}
-    print(json.dumps(result | {"memory": len(train), "queries": len(val), "weights": args.weights, "data": args.data}))
-
-
-@dataclass
-class Export:
-    """Strips the heads: a weights folder that plain timm loads, with the heads in a file beside."""
-
-    run: Positional[str]
-    """Run folder."""
-    out: str
-    """Weights folder to make."""
-    dtype: Literal["float32", "float16"] = "float32"
-    """Of the files; float16 halves them."""
-    license: str = ""
-    """The licence you give the weights, for the card."""
-
-
-def export(args: Export) -> None:
-    """`cgh export`."""
-    from .export import export as write
-
-    write(args.run, args.out, dtype=args.dtype, license=args.license)
-    print(
-        f"{args.out}: read back, equal to the bit; timm.create_model('local-dir:{args.out}', pretrained=True) loads it"
-    )
-
-
-@dataclass
-class Demo:
-    """The whole road on 3,000 small photographs that come with the package: pretrain, kNN, export, load with timm."""
-
-    out: str = "cgh-demo"
-    """Folder to make."""
-    seed: int = 0
-    """Of weights, order and views."""
-
-
-def demo(args: Demo) -> None:
-    """`cgh demo`."""
-    from .demo import run
-
-    run(args.out, args.seed)
-
-
 COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
-    "pretrain": (Pretrain, pretrain),
-    "resume": (Resume, resume),
-    "evaluate knn": (Knn, evaluate_knn),
-    "export": (Export, export),
-    "demo": (Demo, demo),
+    "pretrain": (commands.Pretrain, commands.pretrain),
+    "resume": (commands.Resume, commands.resume),
+    "evaluate knn": (commands.Knn, commands.evaluate_knn),
+    "export": (commands.Export, commands.export),
+    "demo": (commands.Demo, commands.demo),
+    "list": (weights_commands.List, weights_commands.list_weights),
+    "info": (weights_commands.Info, weights_commands.info),
+    "verify": (weights_commands.Verify, weights_commands.verify),
+    "publish": (weights_commands.Publish, weights_commands.publish),
+    "autoload": (weights_commands.Autoload, weights_commands.autoload),
 }
-
-
-def _seed(seed: int) -> None:
-    import torch
-
-    torch.manual_seed(seed)
-
-
-def _say_warmup(train: TrainConfig) -> None:
-    if train.warmup < train.warmup_epochs / train.epochs:
-        epochs = train.warmup * train.epochs
-        print(f"warm-up: {epochs:g} of {train.epochs} epochs, a tenth of this short run", file=sys.stderr)
-
-
-def _train(method: Any, data: Any, train: TrainConfig, out: str, resume: bool) -> None:
-    from .train import pretrain as loop
-
-    loop(method, data, train, out, resume=resume)
+_DEFAULTS = {commands.Pretrain: commands.pretrain_defaults, commands.Resume: commands.resume_defaults}
 
 
 def _parse(command: str, words: list[str]) -> Any:
     """The command's arguments; what tyro says about bad ones becomes one line."""
     kind = COMMANDS[command][0]
-    default = {Pretrain: _pretrain_defaults, Resume: _resume_defaults}.get(kind, lambda _: None)(words)
+    default = _DEFAULTS.get(kind, lambda _: None)(words)
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -223,30 +46,13 @@ def _parse(command: str, words: list[str]) -> Any:
         raise InputError(f"cgh {command}: {text[:220].strip()}; see `cgh {command} --help`") from stop
 
 
-def _pretrain_defaults(words: list[str]) -> Pretrain:
-    """The flags' defaults are the values of the recipe that is named."""
-    split = [part for word in words for part in word.split("=", 1)]
-    recipe = next((value for flag, value in pairwise(split) if flag == "--recipe"), "imagenet")
-    train = dataclasses.replace(TrainConfig(), **RECIPES.get(recipe, RECIPES["imagenet"]).train)
-    return Pretrain(tyro.MISSING, tyro.MISSING, train)
-
-
-def _resume_defaults(words: list[str]) -> Resume:
-    """The flags' defaults are the settings of the run that is named."""
-    from .checkpoint import read_run
-
-    run = next((Path(word) for word in words if (Path(word) / "config.json").is_file()), None)
-    train = from_dict(TrainConfig, read_run(run)["train"]) if run else TrainConfig()
-    return Resume(tyro.MISSING, train)
-
-
 def _help() -> str:
     lines = [f"  {name:<14}{(kind.__doc__ or '').strip()}" for name, (kind, _) in COMMANDS.items()]
     commands = "\n".join(lines)
     return (
         f"cgh {__version__}: self-supervised pretraining for timm backbones\n\n"
         f"usage: cgh COMMAND [FLAGS]      cgh COMMAND --help explains its flags\n\n{commands}\n"
-        "\nWEIGHTS is a timm name, a weights folder, or a run folder."
+        "\nWEIGHTS is a name of `cgh list`, a timm name, a weights folder, or a run folder."
     )
 
 

@@ -9,6 +9,7 @@ import timm
 import torch
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.overrides import TorchFunctionMode
 
 from .errors import InputError
 
@@ -43,6 +44,38 @@ def create(arch: str, preprocessing: dict | None = None, **model_args) -> Any:
         return timm.create_model(arch, num_classes=0, pretrained_cfg_overlay=overlay, **model_args)
     except (TypeError, AssertionError, ValueError, RuntimeError) as error:
         raise InputError(f"architecture {arch!r} cannot be built with {model_args}: {error}") from error
+
+
+class _NoFill(TorchFunctionMode):
+    """Leaves out the filling of tensors that have no memory: most of the time it takes to build a model on meta."""
+
+    _FILLS = frozenset(getattr(Tensor, name) for name in ("normal_", "uniform_", "fill_", "zero_", "mul_", "add_"))
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in self._FILLS and args[0].is_meta:
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
+def skeleton(name: str, **kwargs) -> Any:
+    """A headless timm module whose parameters have shapes but no memory (the meta device).
+
+    An architecture that cannot be built so is built with random weights.
+    """
+    try:
+        with torch.device("meta"), _NoFill():
+            return timm.create_model(name, num_classes=0, **kwargs)
+    except (RuntimeError, NotImplementedError):  # its constructor reads values
+        return timm.create_model(name, num_classes=0, **kwargs)
+
+
+def fill(model: Any, tensors: dict[str, Tensor]) -> bool:
+    """Makes the tensors the parameters of a skeleton that they fit; False if something of it has no memory even then.
+
+    What a state dict does not hold (buffers made in the constructor) stays without memory.
+    """
+    model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}, assign=True)
+    return not any(t.is_meta for t in (*model.parameters(), *model.buffers()))
 
 
 def architecture(backbone: Any) -> str:

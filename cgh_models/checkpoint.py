@@ -4,150 +4,25 @@ A run folder holds `config.json` (what the run is), `checkpoint-<step>.safetenso
 `checkpoints.json`, which names them with size and sha256 and is replaced only after the file it names is safe.
 """
 
-import contextlib
-import errno
-import hashlib
-import json
-import os
 import re
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .config import TrainConfig, from_dict
-from .errors import DiskError, InputError, IntegrityError, printable
+from .errors import InputError, IntegrityError, printable
+from .files import read_json, sha256, write_json
+from .tensors import misfit, read_tensors, write_tensors
 
 KEEP = 2
 _INDEX = "checkpoints.json"
-_MAX_JSON = 2**20
 _NAMES = r"checkpoint-\d{8,}\.safetensors|checkpoints\.json|config\.json|metrics\.jsonl"
 _OURS = re.compile(rf"checkpoint-\d{{8,}}\.safetensors|\.({_NAMES})\.\d+\.tmp")
 _RUN_KEYS = {"cgh_models", "versions", "command", "method", "method_config", "arch", "train", "data"}
-
-
-@contextlib.contextmanager
-def atomic(path: Path, needed: int = 0) -> Iterator[Path]:
-    """A temporary path in the same folder; once the block ends well it is on disk under ``path``, else it is gone.
-
-    Raises:
-        DiskError: no room or no permission, naming needed and free bytes; the old file is untouched.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    except (OSError, SafetensorError) as error:
-        if isinstance(error, SafetensorError) or error.errno in (errno.ENOSPC, errno.EDQUOT):
-            free = shutil.disk_usage(path.parent).free
-            room = f"{needed} bytes are needed, {free} are free" if needed else f"{free} bytes are free"
-            raise DiskError(f"{printable(path)}: not written ({error}); {room}: make room") from error
-        raise DiskError(
-            f"{printable(path)}: cannot be written ({error.strerror}); choose a folder you may write to"
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-
-def make_folder(path: Path, spare: frozenset[str] = frozenset()) -> None:
-    """A new folder, or an empty one but for the names in ``spare``. Raises InputError if it is neither."""
-    try:
-        if path.exists() and (not path.is_dir() or {entry.name for entry in path.iterdir()} - spare):
-            raise InputError(f"{printable(path)}: exists and is not an empty folder; give another --out")
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{printable(path)}: cannot be made ({error.strerror}); give another --out") from error
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Atomic, indented, ends in a newline."""
-    with atomic(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-
-
-def read_json(path: Path, kind: str) -> dict[str, Any]:
-    """A JSON object of at most 1 MiB; ``kind`` says in the error what was looked for.
-
-    Raises:
-        InputError: it is not there.
-        IntegrityError: it is not what was written.
-    """
-    if not path.is_file():
-        raise InputError(f"{printable(path)}: not found; expected {kind}")
-    if path.stat().st_size > _MAX_JSON:
-        raise IntegrityError(f"{printable(path)}: larger than {_MAX_JSON} bytes; expected {kind}")
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise IntegrityError(f"{printable(path)}: not valid JSON ({error}); expected {kind}") from error
-    if not isinstance(value, dict):
-        raise IntegrityError(f"{printable(path)}: not a JSON object; expected {kind}")
-    return value
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    with open(path, "rb") as file:
-        total = hashlib.sha256()
-        while block := file.read(2**20):
-            total.update(block)
-    return total.hexdigest()
-
-
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Atomic safetensors file; equal tensors give equal bytes."""
-    with atomic(path, sum(v.nbytes for v in tensors.values())) as temporary:
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary, {"format": "pt"})
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file.
-
-    Raises:
-        InputError: it is not there.
-        IntegrityError: it is damaged.
-    """
-    if not path.is_file():
-        raise InputError(f"{printable(path)}: not found; expected a safetensors file")
-    try:
-        with safe_open(path, "pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError) as error:
-        raise IntegrityError(f"{printable(path)}: not a readable safetensors file ({error}); get it again") from error
-
-
-def _load_into(module: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
-    try:
-        module.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise IntegrityError(
-            f"{printable(path)}: does not fit the model ({' '.join(str(error).split())[:160]})"
-        ) from error
 
 
 def save(run_dir: Path, step: int, method: nn.Module, optimizer: Optimizer) -> None:
@@ -210,7 +85,7 @@ def newest(run_dir: Path, say: Callable[[str], None]) -> tuple[int, Path]:
 
 def load(path: Path, method: nn.Module, optimizer: Optimizer) -> None:
     """Restores method, optimizer and random state, strictly."""
-    tensors = read_tensors(path)
+    tensors = read_tensors(path, ours=True)
     load_method_state(path, method, tensors)
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
@@ -229,8 +104,11 @@ def load(path: Path, method: nn.Module, optimizer: Optimizer) -> None:
 
 def load_method_state(path: Path, method: nn.Module, tensors: dict[str, Tensor] | None = None) -> None:
     """Restores a method from a checkpoint file, strictly."""
-    tensors = read_tensors(path) if tensors is None else tensors
-    _load_into(method, {k.removeprefix("method."): v for k, v in tensors.items() if k.startswith("method.")}, path)
+    tensors = read_tensors(path, ours=True) if tensors is None else tensors
+    state = {k.removeprefix("method."): v for k, v in tensors.items() if k.startswith("method.")}
+    if odd := misfit(method.state_dict(), state):
+        raise IntegrityError(f"{printable(path)}: does not fit the model: {odd}; was the architecture changed?")
+    method.load_state_dict(state)
 
 
 def read_run(run_dir: Path) -> dict[str, Any]:

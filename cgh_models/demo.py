@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
-from .checkpoint import make_folder
 from .config import RECIPES, TrainConfig, method_config
 from .data import load_splits
 from .evaluate import extract, knn_accuracy
 from .export import export
+from .files import make_folder
 from .methods import METHODS
 from .registry import build_method, create_model, preprocessing
 from .train import pretrain

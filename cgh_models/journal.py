@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from . import checkpoint
+from . import checkpoint, files
 from .batches import order
 from .config import TrainConfig
 from .data import ImageSet, load_splits
@@ -203,7 +203,7 @@ def _cut(path: Path, done: int) -> None:
         except ValueError:
             break
         kept.append(line)
-    with checkpoint.atomic(path) as temporary:
+    with files.atomic(path) as temporary:
         temporary.write_text("".join(kept), encoding="utf-8")
 
 

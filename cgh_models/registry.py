@@ -1,5 +1,7 @@
-"""From a name to a network: WEIGHTS is a timm name, a weights folder, or a run folder."""
+"""From a name to a network: WEIGHTS is a published name, a timm name, a weights folder, or a run folder."""
 
+import fnmatch
+import functools
 import os
 import sys
 from pathlib import Path
@@ -8,53 +10,58 @@ from typing import Any
 import timm
 from torch import nn
 
-from . import backbone, checkpoint
+from . import architectures, backbone, checkpoint, files, hub, manifest, tags
 from .config import TrainConfig, from_dict
 from .errors import InputError, IntegrityError, NetworkError, printable
 from .methods import METHODS
+from .tensors import misfit, read_shapes, read_tensors
 
-_PRETRAIN_KEYS = {"cgh_models", "method", "method_config", "arch", "model_args", "preprocessing", "epochs", "steps"}
 
-
-def create_model(weights: str | os.PathLike[str], pretrained: bool = True, **kwargs: Any) -> nn.Module:
-    """A plain timm module, headless unless ``num_classes`` is given.
+def create_model(
+    weights: str | os.PathLike[str],
+    pretrained: bool = True,
+    *,
+    cache_dir: str | os.PathLike[str] | None = None,
+    **kwargs: Any,
+) -> nn.Module:
+    """A plain timm module in float32, headless unless ``num_classes`` is given.
 
     Args:
-        weights: a timm name (also ``hf-hub:``), a weights folder written by ``cgh export``, or a run folder.
-        pretrained: False takes a timm name's architecture with random weights.
+        weights: a published name (`list_pretrained`), a timm name (also ``hf-hub:``), a weights folder written by
+            ``cgh export``, or a run folder. A folder that is called like a published name is ``./NAME``.
+        pretrained: False takes the architecture with random weights.
+        cache_dir: where downloads go and are looked for; None: where huggingface_hub has its own.
         kwargs: timm's own (``num_classes``, ``in_chans``, ``features_only``, ...); a run folder takes none.
 
     Raises:
         InputError: nothing of this name, or timm has no weights for it.
         NetworkError: its weights could not be fetched.
         IntegrityError: a damaged file.
+        DiskError: the cache cannot be written.
     """
     name = str(weights).removeprefix("local-dir:")
     path = Path(name)
+    if name in manifest.rows():
+        return _published(manifest.rows()[name], pretrained, cache_dir, kwargs)
     if path.is_dir():
-        if is_run(path):
-            if kwargs:
-                raise InputError(
-                    f"{path}: a run folder takes no model arguments; `cgh export {path}` makes weights that do"
-                )
-            return load_run(path).student.backbone
-        if not is_weights(path):
-            raise InputError(f"{printable(path)}: holds no weights (config.json, model.safetensors) and no run")
-        checkpoint.read_json(path / "config.json", "timm's config.json")  # timm's own messages for a damaged file
-        checkpoint.read_tensors(path / "model.safetensors")  # name nothing
-        return timm.create_model(f"local-dir:{path}", pretrained=True, **{"num_classes": 0, **kwargs})
-    arch = name.partition(".")[0]
-    remote = name.startswith("hf-hub:")
-    if not remote and ("/" in name or str(weights).startswith("local-dir:")):
+        return _from_folder(path, kwargs)
+    if str(weights).startswith("local-dir:") or ("/" in name and not name.startswith("hf-hub:")):
         raise InputError(
             f"{printable(name)}: there is no such folder; give a weights folder, a run folder or a timm name"
         )
+    return _from_timm(name, pretrained, kwargs | ({"cache_dir": cache_dir} if cache_dir else {}))
+
+
+def _from_timm(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
+    """What timm itself has under a name, or the Hub for timm."""
+    arch = name.partition(".")[0]
+    remote = name.startswith("hf-hub:")
     if not remote and not timm.is_model(arch):
         backbone.create(arch)  # raises, with names that are close
     if not remote and pretrained and not timm.is_model_pretrained(name):
         raise InputError(
-            f"{printable(name)}: timm has no weights of this name and there is no such folder; "
-            f"timm.list_pretrained('{arch}*') lists them, --random takes untrained weights"
+            f"{printable(name)}: no weights of this name and no such folder; `cgh list` and "
+            f"timm.list_pretrained('{arch}*') show those there are, --random takes untrained ones"
         )
     try:
         return timm.create_model(name, pretrained=pretrained, **{"num_classes": 0, **kwargs})
@@ -65,6 +72,62 @@ def create_model(weights: str | os.PathLike[str], pretrained: bool = True, **kwa
         raise NetworkError(
             f"{name}: its weights could not be fetched ({reason}); try later, or give a folder"
         ) from error
+
+
+def _published(row: manifest.Row, pretrained: bool, cache_dir: Any, kwargs: dict[str, Any]) -> nn.Module:
+    """A row's model: filled without initializing it first if it is the bare backbone, else by way of timm."""
+    name, args = row["name"], row["model_args"] | kwargs
+    if row["architecture"] not in timm.list_models():
+        raise InputError(f"{name}: timm {timm.__version__} has no {row['architecture']}; upgrade timm")
+    cfg = tags.pretrained_cfg(row, cache_dir)
+    if not pretrained or kwargs.keys() - {"num_classes"} or kwargs.get("num_classes"):
+        return timm.create_model(name, pretrained=pretrained, pretrained_cfg=cfg, **{"num_classes": 0, **args})
+    tensors = hub.read(row, manifest.BACKBONE, cache_dir)
+    model = backbone.skeleton(name, pretrained_cfg=cfg, **row["model_args"])
+    if odd := misfit(model.state_dict(), tensors):
+        raise IntegrityError(f"{name}: does not fit {row['architecture']} of timm {timm.__version__}: {odd}")
+    if not backbone.fill(model, tensors):  # buffers that only the constructor can make
+        model = timm.create_model(name, pretrained_cfg=cfg, num_classes=0, **row["model_args"])
+        model.load_state_dict(tensors)
+    return model
+
+
+def _from_folder(path: Path, kwargs: dict[str, Any]) -> nn.Module:
+    if is_run(path):
+        if kwargs:
+            raise InputError(
+                f"{path}: a run folder takes no model arguments; `cgh export {path}` makes weights that do"
+            )
+        return load_run(path).student.backbone
+    if not is_weights(path):
+        raise InputError(f"{printable(path)}: holds no weights (config.json, model.safetensors) and no run")
+    if (path / manifest.ROW_FILE).is_file():
+        row = manifest.read_row(path)
+        read_tensors(path / manifest.BACKBONE, row["files"][manifest.BACKBONE]["sha256"])
+        tags.check_fit(row, path / manifest.BACKBONE)
+    files.read_json(path / "config.json", "timm's config.json")  # timm's own message for a damaged file names nothing
+    read_shapes(path / manifest.BACKBONE)
+    return timm.create_model(f"local-dir:{path}", pretrained=True, **{"num_classes": 0, **kwargs})
+
+
+def list_models(filter: str = "") -> list[str]:
+    """Names of the architectures that have published weights or that this package adds to timm, by shell pattern."""
+    ours = {row["architecture"] for row in manifest.rows().values()} | architectures.default_cfgs.keys()
+    return sorted(fnmatch.filter(ours, filter or "*"))
+
+
+def list_pretrained(filter: str = "") -> list[str]:
+    """Names of the published weights, ``architecture.tag``, by shell pattern."""
+    return manifest.names(filter)
+
+
+def weights_info(name: str) -> manifest.Row:
+    """The manifest's row of published weights: what they are, how they were made, hashes, measured numbers.
+
+    Raises:
+        InputError: there are none of this name.
+    """
+    return manifest.row(name)
 
 
 def is_run(path: Path) -> bool:
@@ -102,31 +165,37 @@ def preprocessing(train: Any) -> dict[str, Any]:
     }
 
 
-def load_method(weights: str | os.PathLike[str]) -> Any:
-    """The whole method (backbone, heads, teacher, queues) of a run or of a weights folder that has its heads.
+def load_method(weights: str | os.PathLike[str], *, cache_dir: str | os.PathLike[str] | None = None) -> Any:
+    """The whole method (backbone, heads, teacher, queues) of published weights, of a weights folder, or of a run.
 
     Raises:
-        InputError: no such folder, or one without heads.
+        InputError: nothing of this name, or its heads are not there.
+        NetworkError: they could not be fetched.
         IntegrityError: a damaged file.
     """
     path = Path(weights)
-    if is_run(path):
+    if str(weights) in manifest.rows():
+        row = manifest.rows()[str(weights)]
+        read = functools.partial(hub.read, row, cache_dir=cache_dir)
+    elif is_run(path):
         return load_run(path)
-    config_file = path / "pretrain.json"
-    info = checkpoint.read_json(config_file, "the pretrain.json that cgh export writes beside the heads")
-    if info.keys() != _PRETRAIN_KEYS:
-        odd = ", ".join(sorted(map(printable, info.keys() ^ _PRETRAIN_KEYS)))
-        raise InputError(f"{printable(config_file)}: unknown or missing keys ({odd[:120]}); export the run again")
-    kinds = {"method": str, "arch": str, "method_config": dict, "model_args": dict, "preprocessing": dict}
-    if odd := [key for key, kind in kinds.items() if not isinstance(info[key], kind)]:
-        raise InputError(f"{printable(config_file)}: {odd[0]} is not what cgh export writes; export the run again")
-    method = build_method(
-        info["method"], info["arch"], info["preprocessing"], info["method_config"], **info["model_args"]
-    )
-    state = {f"student.backbone.{k}": v for k, v in checkpoint.read_tensors(path / "model.safetensors").items()}
-    state |= checkpoint.read_tensors(path / "pretrain.safetensors")
-    _load_strictly(method, state, path)
+    elif path.is_dir():
+        row = manifest.read_row(path)
+        read = functools.partial(_read_from_folder, path, row)
+    else:
+        manifest.row(str(weights))
+        raise AssertionError("unreachable")
+    images = {k: tuple(v) if isinstance(v, list) else v for k, v in row["preprocessing"].items()}
+    method = build_method(row["method"], row["architecture"], images, row["method_config"], **row["model_args"])
+    heads = read(manifest.HEADS)
+    _load_strictly(method, heads | {f"student.backbone.{k}": v for k, v in read(manifest.BACKBONE).items()}, path)
     return method
+
+
+def _read_from_folder(path: Path, row: manifest.Row, file: str) -> dict[str, Any]:
+    if file not in row["files"]:
+        raise InputError(f"{printable(path)}: was exported without its heads; expected {file}")
+    return read_tensors(path / file, row["files"][file]["sha256"])
 
 
 def load_run(run_dir: str | os.PathLike[str]) -> Any:
@@ -157,8 +226,8 @@ def start_from(method: Any, weights: str | os.PathLike[str]) -> str:
     path, network = Path(str(weights).removeprefix("local-dir:")), method.student.backbone
     source: Any = None
     why = "heads: left out, the weights have none"
-    if is_run(path) or (path / "pretrain.safetensors").is_file():
-        source = load_method(path)
+    if is_run(path) or _has_heads(str(weights), path):
+        source = load_method(weights if str(weights) in manifest.rows() else path)
         if source.name != method.name:
             why = f"heads: left out, they are {source.name}'s and not {method.name}'s"
         else:
@@ -178,14 +247,13 @@ def start_from(method: Any, weights: str | os.PathLike[str]) -> str:
     return f"started from {path}: backbone; {why}"
 
 
+def _has_heads(name: str, path: Path) -> bool:
+    if name in manifest.rows():
+        return hub.where(manifest.rows()[name], manifest.HEADS) != "nowhere"
+    return (path / manifest.HEADS).is_file()
+
+
 def _load_strictly(module: nn.Module, state: dict[str, Any], path: Path) -> None:
-    ours = module.state_dict()
-    odd = sorted(
-        k for k in ours.keys() | state.keys() if k not in ours or k not in state or ours[k].shape != state[k].shape
-    )
-    if odd:
-        raise IntegrityError(
-            f"{printable(path)}: does not fit the model: {len(odd)} of {len(ours)} tensors are missing, unknown or of "
-            f"another shape, the first are {', '.join(odd[:3])}; give weights of the same architecture"
-        )
+    if odd := misfit(module.state_dict(), state):
+        raise IntegrityError(f"{printable(path)}: does not fit the model: {odd}; give weights of the same architecture")
     module.load_state_dict(state)

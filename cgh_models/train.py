@@ -10,6 +10,7 @@ import platform
 import shlex
 import signal
 import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import __version__, checkpoint
+from . import __version__, checkpoint, files
 from .backbone import architecture
 from .batches import batches
 from .config import TrainConfig, explain_changes, to_dict
@@ -142,7 +143,8 @@ def describe(method: Any, images: ImageSet, config: TrainConfig) -> dict[str, An
     """What a run is: the content of its config.json."""
     return {
         "cgh_models": __version__,
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "timm": version("timm")},
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "timm": version("timm")}
+        | {"commit": _commit()},
         "command": shlex.join([Path(sys.argv[0]).name.replace("__main__.py", "cgh"), *sys.argv[1:]]),
         "method": method.name,
         "method_config": to_dict(method.config),
@@ -150,6 +152,22 @@ def describe(method: Any, images: ImageSet, config: TrainConfig) -> dict[str, An
         "train": to_dict(config),
         "data": {"path": str(images.source.resolve()), "count": len(images), "digest": images.digest},
     }
+
+
+def _commit() -> str | None:
+    """The commit of the code that runs, if it is a checkout and equal to that commit."""
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists():
+        return None
+    git = ["git", "-C", str(root)]
+    try:
+        done = [
+            subprocess.run([*git, *words], capture_output=True, text=True, check=True).stdout.strip()
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "cgh_models"])
+        ]
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return None if done[1] else done[0]
 
 
 def open_images(data: str | Path | ImageSet, config: TrainConfig) -> ImageSet:
@@ -175,8 +193,8 @@ def _enter(run_dir: Path, description: dict[str, Any], resume: bool) -> None:
             checkpoint.sweep(run_dir)
             (run_dir / "metrics.jsonl").unlink(missing_ok=True)
         else:
-            checkpoint.make_folder(run_dir, spare=frozenset({"lock"}))
-        checkpoint.write_json(run_dir / "config.json", description)
+            files.make_folder(run_dir, spare=frozenset({"lock"}))
+        files.write_json(run_dir / "config.json", description)
         return
     safe, refused = explain_changes(checkpoint.read_run(run_dir), description)
     if refused:

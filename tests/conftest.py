@@ -1,14 +1,28 @@
-"""Shared fixtures: two threads, folders of small made images, the counters, the command line."""
+"""Shared fixtures: two threads, folders of small made images, the counters, the command line, a Hub on loopback."""
 
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from loopback_hub import LoopbackHub
 from PIL import Image
+
+# Before huggingface_hub is imported, here and in every process a test starts: no test can reach a real Hub.
+HUB = LoopbackHub()
+_HOME = tempfile.TemporaryDirectory(prefix="hf-home-")
+os.environ |= {
+    "HF_ENDPOINT": HUB.url,
+    "HF_HOME": _HOME.name,
+    "HF_HUB_DISABLE_XET": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+}
+for _name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE", "HF_ASSETS_CACHE"):
+    os.environ.pop(_name, None)
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -35,6 +49,19 @@ def image_root(tmp_path_factory) -> Path:
     make_images(root / "train", 64)
     make_images(root / "val", 20, seed=1)
     return root
+
+
+@pytest.fixture
+def loopback(monkeypatch, tmp_path):
+    """The Hub, empty and without faults, with a cache of its own for the test."""
+    from huggingface_hub import constants
+
+    HUB.repos.clear()
+    HUB.log.clear()
+    HUB.faults.clear()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache" / "hub"))
+    monkeypatch.setattr(constants, "HF_ASSETS_CACHE", str(tmp_path / "cache" / "assets"))
+    return HUB
 
 
 @pytest.fixture

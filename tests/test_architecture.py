@@ -12,25 +12,26 @@ import cgh_models
 PACKAGE = Path(cgh_models.__file__).parent
 # Modules of one floor never import each other, except on floor 0, where they may import what stands to their left.
 FLOORS = [
-    ["errors", "architectures", "backbone", "heads", "teacher", "feature_queue", "losses", "views", "images", "config",
-     "method"],
-    ["methods.cgh", "methods.ressl", "optim", "data", "checkpoint"],
-    ["methods", "batches"],
+    ["errors", "files", "tensors", "manifest", "card", "download", "autoload", "architectures", "backbone", "heads",
+     "teacher", "feature_queue", "losses", "views", "images", "config", "method"],
+    ["methods.cgh", "methods.ressl", "optim", "data", "checkpoint", "hub"],
+    ["methods", "batches", "tags"],
     ["evaluate", "registry"],
-    ["journal"],
+    ["journal", "integrity"],
     ["train", "export"],
-    ["demo"],
+    ["demo", "publish"],
+    ["commands", "weights_commands"],
     ["__main__"],
 ]  # fmt: skip
 DOORS = {
-    "timm": {"architectures", "backbone", "optim", "batches", "registry", "export"},
-    "huggingface_hub": {"hub"},
-    "requests": {"hub"},
+    "timm": {"architectures", "backbone", "optim", "batches", "tags", "registry", "integrity", "export"},
+    "huggingface_hub": {"hub", "publish", "card"},
+    "requests": {"download"},
+    "fastjsonschema": {"manifest"},
     "PIL": {"views", "images", "data", "batches"},
     "torchvision": {"views", "batches"},
-    "tyro": {"__main__"},
-    "tqdm": {"journal"},
-    "wrapt": {"__init__"},
+    "tyro": {"commands", "weights_commands", "__main__"},
+    "tqdm": {"journal", "download"},
 }
 PLACES = {name: (floor, place) for floor, names in enumerate(FLOORS) for place, name in enumerate(names)}
 FILES = {

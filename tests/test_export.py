@@ -9,12 +9,13 @@ import sys
 import pytest
 import timm
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from test_train import QUICK, SMALL
 
-from cgh_models import backbone, checkpoint
+from cgh_models import backbone, files, tensors
 from cgh_models.errors import InputError, IntegrityError
-from cgh_models.export import export
+from cgh_models.export import export, record
 from cgh_models.methods import METHODS
 from cgh_models.registry import build_method, create_model, load_method, load_run, preprocessing, start_from
 from cgh_models.train import pretrain
@@ -113,29 +114,21 @@ def test_other_families_export_too(image_root, tmp_path, arch):
     assert model(torch.randn(1, 3, 64, 64)).shape == (1, model.head_hidden_size)
 
 
-def test_the_card_holds_measured_numbers_only(weights, run):
-    card = (weights / "README.md").read_text()
-    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
-    assert (
-        f"| knn_train | {last['knn_train']:.4g} |" in card
-        and f"| effective_rank | {last['effective_rank']:.4g} |" in card
-    )
-    assert "| knn |" not in card and "64 images" in card and "1 of 1 planned epochs (4 steps of 16)" in card
-
-
-def test_numbers_of_another_step_are_not_on_the_card(run, tmp_path):
-    shutil.copytree(run, tmp_path / "run")
-    log = tmp_path / "run" / "metrics.jsonl"
-    *earlier, last = log.read_text().splitlines(keepends=True)
-    log.write_text("".join(earlier) + last[: len(last) // 2])  # as a kill leaves it
-    export(tmp_path / "run", tmp_path / "weights")
-    assert "Nothing was measured at this step." in (tmp_path / "weights" / "README.md").read_text()
-    log.unlink()
-    export(tmp_path / "run", tmp_path / "again")
+def test_the_card_holds_the_numbers_of_the_row_and_no_other(weights, tmp_path):
+    shutil.copytree(weights, tmp_path / "w")
+    card = (tmp_path / "w" / "README.md").read_text()
+    assert "Nothing yet: `cgh evaluate knn" in card and "64 images" in card and "1 epochs, 4 steps" in card
+    metric = {"data": "Some Set", "protocol": "p", "parameters": {"k": 3}, "value": 61.25, "n": 20, "command": "cgh x"}
+    record(tmp_path / "w", "knn", metric)
+    card = (tmp_path / "w" / "README.md").read_text()
+    assert card.index("**Data:**") < card.index('| knn | Some Set | 61.25 % | 20 | p | `{"k": 3}` |')
+    told = ModelCard.load(tmp_path / "w" / "README.md").data
+    assert [(r.metric_value, r.dataset_name) for r in told.eval_results] == [(61.25, "Some Set")]
+    assert json.loads((tmp_path / "w" / "weights.json").read_text())["metrics"] == {"knn": metric, "linear": None}
 
 
 def test_a_failed_export_leaves_nothing_behind(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("cgh_models.export._card", lambda *_: 1 / 0)
+    monkeypatch.setattr("cgh_models.export.card", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         export(run, tmp_path / "w")
     assert [p.name for p in tmp_path.iterdir()] == ["w"] and not list((tmp_path / "w").iterdir())
@@ -162,8 +155,8 @@ def test_weights_and_runs_are_loaded_by_one_name(weights, run):
     "name, message",
     [
         ("resnet18_cifarr", "did you mean resnet18_cifar"),
-        ("resnet18_cifar", "timm has no weights of this name .* --random takes untrained"),
-        ("resnet18.nobody", "timm has no weights of this name"),
+        ("resnet18_cifar", "no weights of this name .* --random takes untrained"),
+        ("resnet18.nobody", "no weights of this name"),
         (".", "holds no weights .* and no run"),
     ],
 )
@@ -187,6 +180,9 @@ def test_heads_that_do_not_fit_the_backbone_are_refused(weights, tmp_path):
     heads = load_file(weights / "pretrain.safetensors")
     heads.pop("queue.rows")
     save_file(heads, tmp_path / "w" / "pretrain.safetensors")
+    row = json.loads((tmp_path / "w" / "weights.json").read_text())
+    row["files"]["pretrain.safetensors"]["sha256"] = files.sha256(tmp_path / "w" / "pretrain.safetensors")
+    (tmp_path / "w" / "weights.json").write_text(json.dumps(row))
     with pytest.raises(IntegrityError, match=r"1 of \d+ tensors are missing, .* queue.rows"):
         load_method(tmp_path / "w")
 
@@ -237,12 +233,10 @@ def test_export_does_not_overwrite(run, tmp_path):
 
 
 def test_an_export_that_reads_back_differently_is_an_error(run, tmp_path, monkeypatch):
-    real = checkpoint.write_tensors
+    def altered(path, given):
+        tensors.write_tensors(path, {k: v + 0.01 if v.is_floating_point() else v for k, v in given.items()})
 
-    def altered(path, tensors):
-        real(path, {k: v + 0.01 if v.is_floating_point() else v for k, v in tensors.items()})
-
-    monkeypatch.setattr(checkpoint, "write_tensors", altered)
+    monkeypatch.setattr("cgh_models.export.write_tensors", altered)
     with pytest.raises(IntegrityError, match="do not use it"):
         export(run, tmp_path / "w")
 

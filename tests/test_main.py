@@ -106,7 +106,7 @@ MISTAKES = [
     ("resume none", "none: not found|none/config.json: not found"),
     ("resume empty", "empty/config.json: not found; expected the config.json of a run folder"),
     ("evaluate knn empty --data {images}", "empty: holds no weights"),
-    ("evaluate knn resnet18_cifar --data {images}", "timm has no weights of this name"),
+    ("evaluate knn resnet18_cifar --data {images}", "no weights of this name"),
     ("evaluate knn resnet18_cifar_w16 --random --data empty", "empty: has no train/ folder"),
     ("evaluate knn resnet18_cifar_w16 --random --data {images} --k 65", "--k 65: expected 1 to 64"),
     ("evaluate", "there is no such command; did you mean `cgh evaluate knn`?"),

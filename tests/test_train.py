@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import make_images
 
-from cgh_models import checkpoint
+from cgh_models import checkpoint, tensors
 from cgh_models.backbone import create
 from cgh_models.config import TrainConfig
 from cgh_models.data import load
@@ -38,7 +38,7 @@ def lines(run):
 
 def final(run):
     _, path = checkpoint.newest(run, print)
-    return checkpoint.read_tensors(path)
+    return tensors.read_tensors(path)
 
 
 def stop_at(monkeypatch, step):
@@ -350,20 +350,20 @@ def test_a_batch_larger_than_the_set_is_refused_before_anything_starts(image_roo
 
 
 def test_a_full_disk_keeps_the_old_checkpoint_and_training_goes_on(image_root, tmp_path, monkeypatch, capsys):
-    real = checkpoint.save_file
+    real = tensors.save_file
 
-    def full(tensors, path, metadata):
+    def full(state, path, metadata):
         if "00000004" in str(path) or "00000008" in str(path):
             path.write_bytes(b"half")
             raise OSError(28, "No space left on device")
-        return real(tensors, path, metadata)
+        return real(state, path, metadata)
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(tensors, "save_file", full)
     pretrain(build(), image_root / "train", dataclasses.replace(QUICK, checkpoint_every=4), tmp_path / "run")
     said = capsys.readouterr().err
     assert "bytes are needed" in said and "are free: make room; training goes on" in said
     assert [e["step"] for e in checkpoint.checkpoints(tmp_path / "run")] == [12, 0]
-    monkeypatch.setattr(checkpoint, "save_file", lambda *a: full(a[0], a[1].with_name("00000004"), a[2]))
+    monkeypatch.setattr(tensors, "save_file", lambda *a: full(a[0], a[1].with_name("00000004"), a[2]))
     with pytest.raises(DiskError):
         pretrain(build(), image_root / "train", QUICK, tmp_path / "other")
 

@@ -1,0 +1,106 @@
+"""The README of a weights folder, from its row alone: no number stands in it that the row does not hold."""
+
+import json
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from .manifest import Row
+
+PAPERS = {
+    "arXiv:2308.13392": "CGH, cross-context learning between global and hypercolumn features",
+    "arXiv:2107.09282": "ReSSL, relational self-supervised learning with weak augmentation",
+}
+_HEADS = (
+    "`pretrain.safetensors` holds the heads, the teacher and the queues: `cgh_models.load_method` restores them, "
+    "`cgh pretrain --init FOLDER` goes on from here.\n"
+)
+
+
+def card(row: Row, stock: bool) -> str:
+    """Markdown with the front matter that the Hub reads.
+
+    Args:
+        stock: timm has the architecture without this package.
+    """
+    data, size = row["data"], row["preprocessing"]["input_size"]
+    own = "import timm\n" if stock else "import cgh_models  # its architecture\nimport timm\n"
+    papers = ", ".join(f"{PAPERS.get(paper, '')} ({paper})" for paper in row["paper_ids"])
+    notes = "".join(f"\n{note}\n" for note in row["notes"])
+    return f"""---
+{_front_matter(row)}
+---
+# {row["name"]}
+
+A feature extractor: `{row["architecture"]}`, {row["parameters"]:,} parameters, embeddings of width
+{row["num_features"]}, pretrained without labels.
+
+**Method:** {papers}.
+
+**Data:** {data["name"]}, {data["images"]:,} images. {data["license_note"]}
+{notes}
+```python
+{own}
+model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()  # or "hf-hub:ORG/NAME", where you found it
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+```
+
+## Measured
+
+{_metrics(row)}
+## How it was made
+
+{_origin(row)}
+## Use and limits
+
+For features of images like those it was trained on, at {size[1]} x {size[2]} px; there is no classifier in it, and
+nothing was filtered from its data.
+
+Licence of the weights: {row["license"] or "not stated by whoever trained them"}.
+"""
+
+
+def _origin(row: Row) -> str:
+    commit = f", commit {row['code']['commit']}" if row["code"]["commit"] else ""
+    return f"""```sh
+{row["command"]}
+```
+
+{row["epochs"]:.4g} epochs, {row["steps"]} steps, seed {row["seed"]}, cgh-models {row["code"]["version"]}{commit}.
+`model.safetensors` is the {row["branch"]}'s backbone. {_HEADS if len(row["files"]) > 1 else ""}
+Method: `{json.dumps(row["method_config"])}`
+
+Trainer: `{json.dumps(row["train_config"])}`
+"""
+
+
+def _front_matter(row: Row) -> str:
+    results = [
+        EvalResult(
+            task_type="image-feature-extraction", dataset_type=_slug(metric["data"]), dataset_name=metric["data"],
+            metric_type="accuracy", metric_name=f"{name}: {metric['protocol']}", metric_value=metric["value"],
+        )
+        for name, metric in row["metrics"].items() if metric
+    ]  # fmt: skip
+    return ModelCardData(
+        library_name="timm", license=row["license"], pipeline_tag="image-feature-extraction",
+        tags=["timm", "self-supervised", row["method"], *(p.lower() for p in row["paper_ids"])],
+        model_name=row["name"], eval_results=results or None,
+    ).to_yaml().strip()  # fmt: skip
+
+
+def _slug(name: str) -> str:
+    return "".join(c if c.isalnum() else "-" for c in name.lower()).strip("-")
+
+
+def _metrics(row: Row) -> str:
+    measured = {name: metric for name, metric in row["metrics"].items() if metric}
+    if not measured:
+        return "Nothing yet: `cgh evaluate knn FOLDER --data ROOT --record` measures and writes it here.\n"
+    lines = [
+        f"| {name} | {metric['data']} | {metric['value']} % | {metric['n']:,} | {metric['protocol']} | "
+        f"`{json.dumps(metric['parameters'])}` |\n"
+        for name, metric in measured.items()
+    ]
+    commands = "".join(f"{metric['command']}\n" for metric in measured.values())
+    head = "| | data | value | images | protocol | parameters |\n|---|---|---|---|---|---|\n"
+    return f"{head}{''.join(lines)}\n```sh\n{commands}```\n"

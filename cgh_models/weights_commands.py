@@ -1,0 +1,146 @@
+"""The commands about published weights: list, info, verify, publish, autoload."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from tyro.conf import Positional
+
+from . import manifest
+from .errors import InputError, printable
+
+
+@dataclass
+class List:
+    """Published weights: what they were trained on, their size, their numbers, where they are."""
+
+    pattern: Positional[str] = ""
+    """Shell pattern of names, e.g. 'resnet50.*'; left out, all."""
+
+
+def list_weights(args: List) -> None:
+    """`cgh list`."""
+    from .hub import where
+
+    names = manifest.names(args.pattern)
+    if args.pattern and not names:
+        raise InputError(f"{printable(args.pattern)}: no published weights match; `cgh list` shows all")
+    table: list[tuple[str, ...]] = [("name", "trained on", "parameters", "kNN %", "linear %", "MB", "where")]
+    for name in names:
+        row = manifest.row(name)
+        data = f"{row['data']['name']} ({row['data']['images']:,})"
+        numbers = [_number(row["metrics"][metric]) for metric in ("knn", "linear")]
+        size = row["files"][manifest.BACKBONE]["bytes"] / 1e6
+        table.append(
+            (name, data, f"{row['parameters'] / 1e6:.1f} M", *numbers, f"{size:.1f}", where(row, manifest.BACKBONE))
+        )
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for line in table:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _number(metric: dict[str, Any] | None) -> str:
+    return f"{metric['value']:.2f}" if metric else "-"
+
+
+@dataclass
+class Info:
+    """Everything about published weights or a weights folder, the command that made them included."""
+
+    weights: Positional[str]
+    """A name of `cgh list`, or a weights folder."""
+
+
+def info(args: Info) -> None:
+    """`cgh info`."""
+    row = _row(args.weights)
+    for key in ("notes", "data"):  # before any number
+        _show(key, row.pop(key))
+    for key, value in row.items():
+        _show(key, value)
+
+
+def _row(weights: str) -> manifest.Row:
+    known = weights in manifest.rows() or not Path(weights).is_dir()
+    return manifest.row(weights) if known else manifest.read_row(Path(weights))
+
+
+def _show(key: str, value: Any, indent: int = 0) -> None:
+    if isinstance(value, dict) and value:
+        print(f"{' ' * indent}{key}:")
+        for inner, content in value.items():
+            _show(inner, content, indent + 2)
+    else:
+        shown = value if isinstance(value, str) else json.dumps(value)
+        print(f"{' ' * indent}{key}: {printable(shown)}")
+
+
+@dataclass
+class Verify:
+    """Checks weights all the way: hashes, tensors, finite values, fingerprint. Exit code 0, or 4 if one is wrong."""
+
+    weights: Positional[tuple[str, ...]] = ()
+    """Names of `cgh list`, or weights folders; left out, all that are on this machine."""
+
+
+def verify(args: Verify) -> None:
+    """`cgh verify`."""
+    from .hub import HERE, where
+    from .integrity import verify as check
+
+    here = [name for name, row in manifest.rows().items() if where(row, manifest.BACKBONE) in HERE]
+    if not args.weights and not here:
+        print("no published weights are on this machine")
+    for weights in args.weights or here:
+        done = check(weights)
+        print(
+            f"{weights}: {', '.join(done['files'])}: sha256, tensors, values and fingerprint are right "
+            f"({done['parameters']:,} parameters, fingerprint within {done['fingerprint_error']:.1e})"
+        )
+
+
+@dataclass
+class Publish:
+    """Uploads a weights folder to the Hub in one commit, reads it back, and pins the commit in a manifest."""
+
+    folder: Positional[str]
+    """Weights folder that `cgh verify` accepts."""
+    repo: str
+    """Hub repository, ORG/NAME; made if it is not there."""
+    private: bool = False
+    """Make a new repository private."""
+    manifest: str = ""
+    """Manifest file to write repository and commit into; left out, those of the checkout this runs from, if it does."""
+
+
+def publish(args: Publish) -> None:
+    """`cgh publish`."""
+    from .publish import publish as upload
+
+    checkout = manifest.PACKAGE.parent / "weights_manifest.json"
+    ours = [checkout, manifest.MANIFEST] if checkout.is_file() else []
+    chosen = [Path(args.manifest)] if args.manifest else ours
+    commit, left = upload(Path(args.folder), args.repo, private=args.private, manifests=chosen)
+    if left:
+        print(f"not published: {printable(', '.join(left))}")
+    print(f"{args.repo}: read back, equal; commit {commit}")
+    print(f"timm.create_model('hf-hub:{args.repo}', pretrained=True) loads it")
+    for path in chosen:
+        print(f"{path}: pinned")
+
+
+@dataclass
+class Autoload:
+    """Makes plain `import timm` know the published weights in this environment, or undoes that."""
+
+    switch: Positional[Literal["on", "off"]]
+    """on writes a .pth file into site-packages, off removes it; CGH_AUTOLOAD=0 disables it for a process."""
+
+
+def autoload(args: Autoload) -> None:
+    """`cgh autoload`."""
+    from .autoload import switch
+
+    path = switch(args.switch == "on")
+    print(f"{path}: {'written; `import timm` now knows the weights' if args.switch == 'on' else 'removed'}")
