@@ -43,7 +43,7 @@ class SmallResNet(ResNet):
         # timm sizes the first stage from a deep stem's width; the deep stem itself is replaced below.
         super().__init__(*args, channels=channels, stem_type="deep", stem_width=channels[0] // 2, **kwargs)
         placement = {key: kwargs[key] for key in ("device", "dtype") if key in kwargs}
-        self.conv1 = nn.Conv2d(self.in_chans, channels[0], 3, padding=1, bias=False, **placement)
+        self.conv1 = nn.Conv2d(kwargs.get("in_chans", 3), channels[0], 3, padding=1, bias=False, **placement)
         nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
         if not stem_pool:
             self.maxpool = nn.Identity()

@@ -8,6 +8,7 @@ from typing import Any
 import timm
 import torch
 from torch import Tensor
+from torch.nn import init
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
@@ -46,24 +47,31 @@ def create(arch: str, preprocessing: dict | None = None, **model_args) -> Any:
         raise InputError(f"architecture {arch!r} cannot be built with {model_args}: {error}") from error
 
 
-class _NoFill(TorchFunctionMode):
-    """Leaves out the filling of tensors that have no memory: most of the time it takes to build a model on meta."""
+class _Skeleton(TorchFunctionMode):
+    """New parameters get no memory (the meta device) and are not filled; what is computed from indices is real."""
 
-    _FILLS = frozenset(getattr(Tensor, name) for name in ("normal_", "uniform_", "fill_", "zero_", "mul_", "add_"))
+    _NEW = frozenset((torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn))
+    _FILLS = frozenset(
+        [getattr(Tensor, name) for name in ("normal_", "uniform_", "fill_", "zero_", "mul_", "add_")]
+        + [init.kaiming_uniform_, init.uniform_, init.normal_, init.constant_]
+    )
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func in self._FILLS and args[0].is_meta:
-            return args[0]
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if func in self._NEW and kwargs.get("device") is None:
+            return func(*args, **(kwargs | {"device": "meta"}))
+        if func in self._FILLS and (tensor := args[0] if args else kwargs["tensor"]).is_meta:
+            return tensor
+        return func(*args, **kwargs)
 
 
 def skeleton(name: str, **kwargs) -> Any:
-    """A headless timm module whose parameters have shapes but no memory (the meta device).
+    """A headless timm module whose parameters have shapes but no memory.
 
     An architecture that cannot be built so is built with random weights.
     """
     try:
-        with torch.device("meta"), _NoFill():
+        with _Skeleton():
             return timm.create_model(name, num_classes=0, **kwargs)
     except (RuntimeError, NotImplementedError):  # its constructor reads values
         return timm.create_model(name, num_classes=0, **kwargs)
@@ -72,7 +80,7 @@ def skeleton(name: str, **kwargs) -> Any:
 def fill(model: Any, tensors: dict[str, Tensor]) -> bool:
     """Makes the tensors the parameters of a skeleton that they fit; False if something of it has no memory even then.
 
-    What a state dict does not hold (buffers made in the constructor) stays without memory.
+    What a state dict does not hold, buffers made in the constructor, may stay without memory.
     """
     model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}, assign=True)
     return not any(t.is_meta for t in (*model.parameters(), *model.buffers()))

@@ -148,7 +148,7 @@ def _download(row: Row, file: str, target: Path) -> None:
             f"{name}: {file} is not on this machine and no Hub repository or URL of it is published yet; "
             "`cgh list` says where weights are"
         )
-    if constants.is_offline_mode():
+    if constants.HF_HUB_OFFLINE:
         raise NetworkError(f"{name}: {file} is not in {target.parent} and HF_HUB_OFFLINE is set; fetch it once online")
     deadline = deadline_for(entry["bytes"])
     with sole(target, deadline, lambda text: print(text, file=sys.stderr)):

@@ -77,7 +77,7 @@ def _from_timm(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module
 def _published(row: manifest.Row, pretrained: bool, cache_dir: Any, kwargs: dict[str, Any]) -> nn.Module:
     """A row's model: filled without initializing it first if it is the bare backbone, else by way of timm."""
     name, args = row["name"], row["model_args"] | kwargs
-    if row["architecture"] not in timm.list_models():
+    if not timm.is_model(row["architecture"]):
         raise InputError(f"{name}: timm {timm.__version__} has no {row['architecture']}; upgrade timm")
     cfg = tags.pretrained_cfg(row, cache_dir)
     if not pretrained or kwargs.keys() - {"num_classes"} or kwargs.get("num_classes"):

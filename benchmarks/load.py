@@ -1,0 +1,70 @@
+"""How long a ResNet-50 takes to be ready: timm.create_model + torch.load of a .pth, against a published row.
+
+    python benchmarks/load.py
+
+Interleaved in one process, median of nine; the row's sha256 is checked in every first load. Random weights: only sizes
+and work matter here.
+"""
+
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from unittest import mock
+
+import timm
+import torch
+
+from cgh_models import hub, manifest, registry
+from cgh_models.files import sha256
+from cgh_models.tensors import write_tensors
+
+ROUNDS = 9
+
+
+def a_row(folder: Path, state: dict, dtype: torch.dtype) -> dict:
+    """A row whose backbone lies in ``folder`` as if it had been packaged."""
+    name = f"resnet50.{str(dtype).rpartition('.')[2]}"
+    path = folder / name / manifest.BACKBONE
+    path.parent.mkdir()
+    write_tensors(path, {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()})
+    row = manifest.row(manifest.names()[0])
+    files = {manifest.BACKBONE: {"bytes": path.stat().st_size, "sha256": sha256(path), "urls": None}}
+    return row | {"name": name, "architecture": "resnet50", "files": files}
+
+
+def main() -> None:
+    """Prints milliseconds and ratios."""
+    state = timm.create_model("resnet50", num_classes=0).state_dict()
+    with tempfile.TemporaryDirectory() as scratch, mock.patch.object(hub, "_PACKAGED", Path(scratch)):
+        torch.save(state, Path(scratch) / "resnet50.pth")
+        rows = {dtype: a_row(Path(scratch), state, dtype) for dtype in (torch.float32, torch.float16)}
+
+        def usual():
+            model = timm.create_model("resnet50", num_classes=0)
+            model.load_state_dict(torch.load(Path(scratch) / "resnet50.pth", weights_only=True))
+
+        def published(dtype, first):
+            if first:
+                hub._verified.clear()
+            registry._published(rows[dtype], True, None, {})
+
+        ways = {"create_model + torch.load": usual}
+        for dtype in rows:
+            for first in (True, False):
+                kind = "first load in a process" if first else "later load"
+                ways[f"{kind}, {dtype}"] = lambda d=dtype, f=first: published(d, f)
+        taken = {name: [] for name in ways}
+        for _ in range(ROUNDS):
+            for name, way in ways.items():
+                start = time.perf_counter()
+                way()
+                taken[name].append(1000 * (time.perf_counter() - start))
+        base = statistics.median(taken["create_model + torch.load"])
+        print("| ready in | ms | times as fast |\n|---|---|---|")
+        for name, values in taken.items():
+            print(f"| {name} | {statistics.median(values):.0f} | {base / statistics.median(values):.1f} |")
+
+
+if __name__ == "__main__":
+    main()
