@@ -43,7 +43,8 @@ def _register() -> None:
     try:
         from . import architectures, tags  # noqa: F401 - importing the first registers its architectures
 
-        tags.register()
+        if hasattr(tags, "register"):  # else it is being imported itself, and calls back at its end
+            tags.register()
     except Exception as error:
         import warnings
 

@@ -7,6 +7,8 @@ from timm.models import build_model_with_cfg, register_model
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
+from . import _register
+
 CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 TINY_MEAN, TINY_STD = (0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262)
 
@@ -80,3 +82,6 @@ def resnet18_small(pretrained: bool = False, **kwargs) -> nn.Module:
     """ResNet-18 for 64 px: the small stem with the max-pool."""
     args = dict(block=BasicBlock, layers=(2, 2, 2, 2), stem_pool=True)
     return _create("resnet18_small", pretrained, **args | kwargs)
+
+
+_register()  # once more: if it was this module that brought timm in, the first call came too early

@@ -11,8 +11,7 @@ from typing import Any
 from timm.models import PretrainedCfg, _registry, get_pretrained_cfg
 from timm.version import __version__ as timm_version
 
-from . import hub, manifest
-from .backbone import skeleton
+from . import _register, backbone, hub, manifest
 from .errors import IntegrityError
 from .tensors import misfit, read_shapes
 
@@ -38,7 +37,7 @@ class VerifiedFile(os.PathLike):
 
 def check_fit(row: manifest.Row, path: Path) -> None:
     """Raises IntegrityError unless a file has just the tensors of the row's architecture without a head."""
-    if odd := misfit(skeleton(row["architecture"], **row["model_args"]).state_dict(), read_shapes(path)):
+    if odd := misfit(backbone.skeleton(row["architecture"], **row["model_args"]).state_dict(), read_shapes(path)):
         raise IntegrityError(
             f"{path}: does not fit {row['architecture']} of timm {timm_version}: {odd}; install another timm"
         )
@@ -81,3 +80,6 @@ def register() -> None:
         named[name] = cfg
         weighted.add(name)
         tagged[arch].append(name)
+
+
+_register()  # once more: if it was this module that brought timm in, the first call came too early

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from conftest import cgh
 
-from cgh_models.__main__ import main
+from cgh_models import manifest
+from cgh_models.__main__ import COMMANDS, main
 
 PRETRAIN = ["pretrain", *["--arch", "resnet18_cifar_w16", "--recipe", "cifar", "--batch-size", "16", "--epochs", "2"]]
 PRETRAIN += ["--set", "queue_length=64"]
@@ -50,7 +51,7 @@ def test_python_dash_m_and_the_script_are_the_same_command(tmp_path):
 
 def test_help_names_every_command_and_every_promised_flag(tmp_path):
     text = cgh("--help", cwd=tmp_path).stdout
-    for command in ("pretrain", "resume", "evaluate knn", "export", "demo"):
+    for command in COMMANDS:
         assert f"  {command}  " in text
         assert cgh(*command.split(), "--help", cwd=tmp_path).returncode == 0
     flags = cgh("pretrain", "--help", cwd=tmp_path).stdout
@@ -62,6 +63,31 @@ def test_help_names_every_command_and_every_promised_flag(tmp_path):
 def test_a_recipe_sets_the_defaults_and_flags_beside_it_win(tmp_path):
     assert "(default: 0.06)" in cgh("pretrain", "--recipe", "cifar", "--help", cwd=tmp_path).stdout
     assert "(default: 0.05)" in cgh("pretrain", "--help", cwd=tmp_path).stdout
+
+
+def test_list_and_info_say_the_data_before_the_numbers_and_need_no_torch(tmp_path):
+    name = manifest.names()[0]
+    row, table = manifest.row(name), cgh("list", cwd=tmp_path).stdout
+    head, *lines = table.splitlines()
+    assert head.index("trained on") < head.index("kNN") and len(lines) == len(manifest.names())
+    knn = f"{row['metrics']['knn']['value']:.2f}"
+    assert lines[0].index(row["data"]["name"]) < lines[0].index(knn) and lines[0].endswith("packaged")
+    everything = cgh("info", name, cwd=tmp_path).stdout
+    assert everything.index(row["data"]["license_note"]) < everything.index("value: ") and row["command"] in everything
+    code = "import sys, cgh_models.__main__ as m; sys.argv[1:] = ['list']; m.main(); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert done.stdout.splitlines()[-1] == "False"
+
+
+def test_export_names_what_it_is_told_and_refuses_a_tag_that_cannot_be_one(road, tmp_path):
+    folder, _ = road
+    told = ["--tag", "cgh_mine", "--license", "apache-2.0", "--data-name", "My Set", "--data-license", "Mine alone."]
+    assert cgh("export", "run", "--out", tmp_path / "named", *told, cwd=folder).returncode == 0
+    row = manifest.read_row(tmp_path / "named")
+    assert row["name"] == "resnet18_cifar_w16.cgh_mine" and row["data"]["license_note"] == "Mine alone."
+    bad = cgh("export", "run", "--out", tmp_path / "bad", "--tag", "My Tag", cwd=folder)
+    assert bad.returncode == 2 and "--tag 'My Tag': expected lower-case letters" in bad.stderr
+    assert not (tmp_path / "bad").exists()
 
 
 MISTAKES = [
@@ -136,6 +162,17 @@ MISTAKES = [
     ("export empty --out o", "empty: not a run folder"),
     ("demo --out text", "text: exists and is not an empty folder"),
     ("pretrian", "did you mean `cgh pretrain`?"),
+    ("evaluate knn resnet18_cifar_w16 --random --record --data {images}", "--record: resnet18_cifar_w16 is no weights"),
+    ("list vit_*", "vit_*: no published weights match; `cgh list` shows all"),
+    ("info nobody", "nobody: no published weights of this name"),
+    ("info empty", "empty/weights.json: not found; expected the description that `cgh export` writes"),
+    ("info", "weights"),
+    ("verify resnet18_cifar_w16.cgh", "did you mean resnet18_cifar_w16.cgh_cifar10?"),
+    ("verify text", "text/weights.json: not found"),
+    ("publish none --repo a/b", "none/weights.json: not found"),
+    ("publish empty", "--repo"),
+    ("autoload maybe", "maybe"),
+    ("export {images} --out o --tag cgh", "not a run folder"),
 ]
 
 

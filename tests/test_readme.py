@@ -12,6 +12,9 @@ from pathlib import Path
 
 import pytest
 from conftest import cgh
+from loopback_hub import TOKEN
+
+from cgh_models import autoload, manifest
 
 REPO = Path(__file__).resolve().parents[1]
 README = (REPO / "README.md").read_text("utf-8")
@@ -28,14 +31,15 @@ def test_there_are_exactly_two_set_up_commands_and_ci_runs_what_they_run():
 
 
 @pytest.mark.slow
-def test_every_command_and_every_python_block_works_as_written(tmp_path):
+def test_every_command_and_every_python_block_works_as_written(tmp_path, loopback):
     with resources.as_file(resources.files("cgh_models") / "sample" / "cifar10.zip") as sample:
         zipfile.ZipFile(sample).extractall(tmp_path / "cgh-demo" / "images")
-    assert len(COMMANDS) == 4
+    assert len(COMMANDS) == 12 and loopback.repos == {}
     for command in COMMANDS:
-        done = cgh(*shlex.split(command)[1:], cwd=tmp_path)
+        done = cgh(*shlex.split(command)[1:], cwd=tmp_path, env={"HF_TOKEN": TOKEN})
         assert done.returncode == 0, f"{command}: {done.stderr[-500:]}"
-    assert len(PYTHON) == 2
+    assert list(loopback.repos) == ["your-name/your-weights"] and not autoload.path().exists()
+    assert len(PYTHON) == 4
     for block in PYTHON:
         done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-800:]
@@ -56,3 +60,20 @@ def test_the_measured_numbers_are_those_of_the_kept_results():
     for method in ("ressl", "cgh", "cgh_warmup"):
         log = [json.loads(line) for line in (folder / f"{method}.metrics.jsonl").read_text().splitlines()]
         assert log[-1]["step"] == 12 * (50_000 // 256) and log[-1]["knn"] > 0
+
+
+def weights_table() -> str:
+    """What the README says about published weights, from the manifest."""
+    lines = ["| name | trained on | parameters | kNN | linear |", "|---|---|---|---|---|"]
+    for name in manifest.names():
+        row = manifest.row(name)
+        numbers = [
+            f"{m['value']:.2f} % on {m['data']}" if m else "-" for m in map(row["metrics"].get, ("knn", "linear"))
+        ]
+        data = f"{row['data']['name']}, {row['data']['images']:,} images, {row['epochs']:.0f} epochs"
+        lines.append(f"| `{name}` | {data} | {row['parameters'] / 1e6:.1f} M | {' | '.join(numbers)} |")
+    return "\n".join(lines)
+
+
+def test_the_table_of_weights_is_the_manifest():
+    assert README.split("<!-- weights -->\n")[1].split("\n<!-- /weights -->")[0] == weights_table()

@@ -169,12 +169,15 @@ def test_a_timm_that_moved_its_tables_gives_a_warning(monkeypatch):
         cgh_models._register()
 
 
-@pytest.mark.parametrize("first", ["import cgh_models, timm", "import timm, cgh_models"])
+DIRECT = [f"import cgh_models.{room}, timm" for room in ("backbone", "architectures", "tags")]
+
+
+@pytest.mark.parametrize("first", ["import cgh_models, timm", "import timm, cgh_models", *DIRECT])
 def test_the_tags_are_there_whichever_is_imported_first(first):
-    code = f"{first}; print(timm.list_pretrained('*.cgh*'))"
-    assert fresh("import warnings; warnings.simplefilter('error', UserWarning);" + code).stdout.strip() == str(
-        [name for name in NAMES if ".cgh" in name]
-    )
+    code = f"{first}; print(timm.list_pretrained('*.cgh*'), timm.list_models('resnet*_cifar*'))"
+    done = fresh("import warnings; warnings.simplefilter('error', UserWarning);" + code)
+    architectures = ["resnet18_cifar", "resnet18_cifar_w16", "resnet50_cifar"]
+    assert done.stdout.strip() == f"{[name for name in NAMES if '.cgh' in name]} {architectures}"
 
 
 def test_looking_for_timm_does_not_use_the_hook_up():
