@@ -75,12 +75,16 @@ def main() -> None:
     """Runs a command; an error is one line and an exit code: 2 input, 3 network, 4 integrity, 5 disk, 75 saved."""
     try:
         _dispatch(sys.argv[1:])
+        sys.stdout.flush()
     except ERRORS as error:
         if os.environ.get("CGH_TRACEBACK"):
             raise
         label = "saved" if isinstance(error, Interrupted) else "error"
         print(f"{label}: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
+    except BrokenPipeError:  # `cgh list | head`: who reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None
     except KeyboardInterrupt:
         print("interrupted before there was anything to save", file=sys.stderr)
         raise SystemExit(130) from None

@@ -17,8 +17,9 @@ def path() -> Path:
     return Path(sysconfig.get_path("purelib")) / "cgh_models_autoload.pth"
 
 
-def switch(on: bool) -> Path:
-    """Writes or removes that file and returns its path. Raises DiskError if this user may not."""
+def switch(on: bool) -> bool:
+    """Writes or removes that file; says whether it was there before. Raises DiskError if this user may not."""
+    before = path().exists()
     try:
         if on:
             path().write_text(f"import os; exec({_CODE!r})\n", encoding="utf-8")
@@ -28,4 +29,4 @@ def switch(on: bool) -> Path:
         raise DiskError(
             f"{printable(path())}: cannot be written ({error.strerror}); use a virtual environment of your own"
         ) from error
-    return path()
+    return before

@@ -1,18 +1,19 @@
 """One file from one URL: resumed, bounded in time and size, and on disk only once its sha256 is right.
 
 The address rules hold at every hop, at most five of them: https alone, no private or link-local address, a token for
-the first host only. Where the first address is a loopback one, or one the user configured (HF_ENDPOINT), that host is
-free of them.
+the first host only. They do not hold between loopback addresses, nor for the origin the user set (HF_ENDPOINT).
 """
 
 import contextlib
 import errno
 import ipaddress
 import os
+import re
 import shutil
 import socket
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin, urlsplit
@@ -30,12 +31,38 @@ TIMEOUT = 10.0  # seconds a connection or a read may stall
 MIN_SECONDS, MIN_RATE = 120.0, 100_000  # a download has 120 s, or its size at 100 kB/s if that is longer
 _HOPS, _TRIES = 5, 5
 _LATER = {408, 425, 429, 500, 502, 503, 504}  # answers worth another try
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_GRACE = 2.0  # seconds in which a download that is late can say so itself
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def deadline_for(size: int) -> float:
     """The moment, on time.monotonic's clock, by which a file of this size has to be here."""
     return time.monotonic() + max(MIN_SECONDS, size / MIN_RATE)
+
+
+def in_time(work: Callable[[], None], deadline: float, what: str) -> None:
+    """Runs ``work`` in a thread and gives it up at the deadline: a server that sends a byte now and then stops no one.
+
+    Raises:
+        NetworkError: it was given up; what it still writes is a piece that a later download goes on with.
+    """
+    outcome: list[BaseException | None] = []
+
+    def run() -> None:
+        try:
+            work()
+            outcome.append(None)
+        except BaseException as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(max(0.0, deadline - time.monotonic()) + _GRACE)
+    if not outcome:
+        raise NetworkError(f"{what}: the server kept it waiting until the deadline; try again later")
+    if outcome[0] is not None:
+        raise outcome[0]
 
 
 @contextlib.contextmanager
@@ -95,9 +122,10 @@ def download(
     """
     part = target.with_name(f".{target.name}.{sha256[:12]}.part")
     try:
-        if shutil.disk_usage(target.parent).free < size:
-            raise OSError(errno.ENOSPC, "no room")
         resumed = part.exists()
+        have = part.stat().st_size if resumed else 0
+        if shutil.disk_usage(target.parent).free < size - have:
+            raise cannot_write(target, OSError(errno.ENOSPC, "no room"), size)
         for again in (resumed, False):
             _fetch(url, part, size, deadline, headers or {}, endpoint)
             found = digest(part)
@@ -140,11 +168,15 @@ def _go_on(url: str, part: Path, size: int, deadline: float, headers: dict[str, 
     if have >= size:
         return
     with contextlib.closing(_open(url, headers, endpoint, have, deadline)) as response:
+        if response.status_code == 416:  # it cannot go on there: from the beginning, then
+            part.unlink()
+            raise _Later("the range is refused")
         start = have if response.headers.get("Content-Range", "").startswith(f"bytes {have}-") else 0
-        if response.status_code == 206 and have and not start:
+        if response.status_code == 206 and not start:
+            part.unlink(missing_ok=True)
             raise _Later("another range than was asked for")
         length = response.headers.get("Content-Length", "")
-        promised = start + int(length) if length.isdecimal() else None
+        promised = start + int(length) if re.fullmatch(r"\d{1,15}", length, re.A) else None
         with (
             open(part, "r+b" if part.exists() else "wb") as file,
             tqdm(desc=part.name[1:].rpartition(".")[0][:40], total=size, initial=start, unit="B", unit_scale=True,
@@ -170,27 +202,31 @@ def _go_on(url: str, part: Path, size: int, deadline: float, headers: dict[str, 
 
 def _open(url: str, headers: dict[str, str], endpoint: str, have: int, deadline: float) -> requests.Response:
     """The answer to a GET after at most five redirects, each of them looked at before it is followed."""
-    free, place = _free_hosts(url, endpoint), url
+    place = url
     common = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
     for _ in range(_HOPS + 1):
-        _check_address(place, free)
+        _check_address(place, url, endpoint)
         private = headers if _origin(place) == _origin(url) else {}
         wait = max(0.1, min(TIMEOUT, deadline - time.monotonic()))
         # An auth of our own making: requests would else take one from ~/.netrc.
-        response = requests.get(
-            place, headers=common | private, stream=True, allow_redirects=False, timeout=wait, auth=lambda r: r
-        )
-        if response.status_code in (200, 206):
+        try:
+            response = requests.get(
+                place, headers=common | private, stream=True, allow_redirects=False, timeout=wait, auth=lambda r: r
+            )
+        except (UnicodeError, requests.exceptions.InvalidURL) as error:
+            raise NetworkError(f"{printable(url)[:120]}: answered an address that is none; report it") from error
+        if response.status_code in (200, 206) or (response.status_code == 416 and have):
             return response
         code, where = response.status_code, response.headers.get("Location", "")
         response.close()
         if code in _LATER:
             raise _Later(f"HTTP {code}")
-        if code == 416:
-            raise _Later("the range is refused")
         if code not in (301, 302, 303, 307, 308) or not where:
             raise NetworkError(f"{printable(url)}: HTTP {code}; check the address, or try again later")
-        place = urljoin(place, where)
+        try:
+            place = urljoin(place, where)
+        except ValueError as error:
+            raise NetworkError(f"{printable(url)[:120]}: answered an address that is none; report it") from error
     raise NetworkError(f"{printable(url)}: more than {_HOPS} redirects; expected the file, report it")
 
 
@@ -199,32 +235,29 @@ def _origin(url: str) -> tuple[Any, ...]:
     return parts.scheme, parts.hostname, parts.port
 
 
-def _free_hosts(url: str, endpoint: str) -> set[str | None]:
-    """Hosts that the address rules do not hold for."""
-    free = {urlsplit(endpoint).hostname} if endpoint else set()
-    return free | ({"127.0.0.1", "localhost", "::1"} if _is_loopback(url) else set())
-
-
-def _is_loopback(url: str) -> bool:
-    return urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1")
-
-
-def _check_address(url: str, free: set[str | None]) -> None:
-    """Raises NetworkError unless this is an https URL of a public host, or its host is free."""
+def _check_address(url: str, first: str, endpoint: str) -> None:
+    """Raises NetworkError unless this is an https URL of a public host, or one that the rules do not hold for."""
     try:
-        parts = urlsplit(url)
-        host, port = parts.hostname, parts.port
+        scheme, host, port = _origin(url)
     except ValueError:
-        host, port, parts = None, None, urlsplit("")
-    if host in free and parts.scheme in ("http", "https"):
+        scheme, host, port = "", None, None
+    loopback = host in _LOOPBACK and scheme in ("http", "https") and urlsplit(first).hostname in _LOOPBACK
+    if loopback or (endpoint and _origin(endpoint) == (scheme, host, port)):
         return
-    if parts.scheme != "https" or not host:
+    if scheme != "https" or not host:
         raise NetworkError(f"{printable(url)[:160]}: refused: expected an https address; report it to who publishes it")
-    if requests.utils.get_environ_proxies(url):
-        return  # names are resolved by the proxy
     try:
-        found = {entry[4][0] for entry in socket.getaddrinfo(host, port or 443, type=socket.SOCK_STREAM)}
+        found = {str(ipaddress.ip_address(host))}
+    except ValueError:
+        if requests.utils.get_environ_proxies(url):
+            return  # names are resolved by the proxy
+        found = _addresses(host, port or 443)
+    if any(not ipaddress.ip_address(address.partition("%")[0]).is_global for address in found):
+        raise NetworkError(f"{printable(url)[:160]}: refused: {printable(host)} is not a public address; report it")
+
+
+def _addresses(host: str, port: int) -> set[str]:
+    try:
+        return {str(entry[4][0]) for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
     except (OSError, UnicodeError) as error:
         raise _Later(f"{printable(host)}: no such host") from error
-    if any(not ipaddress.ip_address(str(address).partition("%")[0]).is_global for address in found):
-        raise NetworkError(f"{printable(url)[:160]}: refused: {printable(host)} is not a public address; report it")

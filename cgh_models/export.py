@@ -18,6 +18,7 @@ from .config import TrainConfig, from_dict, to_dict
 from .errors import InputError, IntegrityError
 from .integrity import fingerprint
 from .registry import is_run, load_method, load_run, preprocessing
+from .tags import timm_config
 from .tensors import write_tensors
 
 _BACKBONE = "student.backbone."
@@ -48,24 +49,25 @@ def export(
         IntegrityError: what was written is not what is read back.
         DiskError: no room.
     """
-    run_dir, out = Path(run_dir), Path(out)
+    run_dir, out = Path(run_dir), Path(out).resolve()
     if not is_run(run_dir):
         raise InputError(f"{run_dir}: not a run folder; expected the --out of a `cgh pretrain`")
     if tag and not re.fullmatch(r"[a-z0-9_]+", tag):
         raise InputError(f"--tag {tag!r}: expected lower-case letters, digits and _, e.g. cgh_mydata")
-    files.make_folder(out)
     run, step = checkpoint.read_run(run_dir), checkpoint.newest(run_dir, lambda text: None)[0]
     method = load_run(run_dir).eval()
+    files.make_folder(out)
     draft = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
-        draft.mkdir()
+        files.make_folder(draft)
         told = {"tag": tag or method.name, "license": license or None}
         images = {"name": data_name or Path(run["data"]["path"]).name, "license_note": data_license or _NO_TERMS}
         _write(draft, method, DTYPES[dtype])
         row = _row(draft, method, run, step, told, images)
         write_description(draft, row)
-        files.write_json(draft / "config.json", _timm_config(method, row))
+        files.write_json(draft / "config.json", timm_config(row))
         _check(method, draft)
+        out.rmdir()
         os.replace(draft, out)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -142,32 +144,6 @@ def _row(
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
-
-
-def _timm_config(method: Any, row: manifest.Row) -> dict[str, Any]:
-    """timm's config.json, every field of provenance and preprocessing ours."""
-    model = method.student.backbone
-    cfg, pool = model.pretrained_cfg, getattr(model, "global_pool", None)
-    return {
-        "architecture": row["architecture"],
-        "num_classes": 0,
-        "num_features": row["num_features"],
-        "global_pool": getattr(pool, "pool_type", None) or (pool if isinstance(pool, str) else "avg"),
-        "model_args": row["model_args"],
-        "pretrained_cfg": {
-            "tag": row["name"].partition(".")[2],
-            "custom_load": False,
-            **row["preprocessing"],
-            "fixed_input_size": bool(cfg.get("fixed_input_size")),
-            "num_classes": 0,
-            "pool_size": row["pool_size"],
-            "first_conv": cfg.get("first_conv"),
-            "classifier": cfg.get("classifier"),
-            "license": row["license"],
-            "origin_url": None,
-            "paper_ids": row["paper_ids"],
-        },
-    }
 
 
 @torch.no_grad()

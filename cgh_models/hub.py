@@ -8,9 +8,11 @@ mean what they mean to huggingface_hub. What is downloaded lies under HF_ASSETS_
 huggingface_hub has cached at the pinned commit are used too.
 """
 
+import contextlib
 import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +20,8 @@ import huggingface_hub
 from huggingface_hub import constants, errors
 from huggingface_hub.utils import build_hf_headers
 
-from .download import TIMEOUT, deadline_for, download, sole
-from .errors import InputError, IntegrityError, NetworkError, printable
+from .download import TIMEOUT, deadline_for, download, in_time, sole
+from .errors import DiskError, InputError, IntegrityError, NetworkError, printable
 from .files import sha256
 from .manifest import PACKAGE, Row
 
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 
 _PACKAGED, _CHECKOUT = PACKAGE / "weights", PACKAGE.parent / "weights"
 HERE = {"packaged", "checkout", "cached"}
-_verified: dict[Path, tuple] = {}  # path -> size, mtime, inode and sha256 it was verified with in this process
+_verified: dict[Path, tuple] = {}  # path -> (size, mtime, inode) and sha256 it was verified with in this process
 
 
 def fetch(row: Row, file: str, cache_dir: str | os.PathLike[str] | None = None) -> Path:
@@ -41,12 +43,14 @@ def fetch(row: Row, file: str, cache_dir: str | os.PathLike[str] | None = None) 
         DiskError: the cache cannot be written.
     """
     path = _locate(row, file, cache_dir)
-    entry = row["files"][file]
-    if not _known(path, entry["sha256"]):
-        found = sha256(path)
-        if found != entry["sha256"]:
-            raise _refuse(path, entry["sha256"], found)
-        _remember(path, found)
+    expected = row["files"][file]["sha256"]
+    with _readable(path):
+        before = _stamp(path)
+        if _verified.get(path) != (before, expected):
+            found = sha256(path)
+            if found != expected:
+                raise _refuse(path, expected, found)
+            _verified[path] = before, expected
     return path
 
 
@@ -61,15 +65,17 @@ def read(row: Row, file: str, cache_dir: str | os.PathLike[str] | None = None) -
 
     path = _locate(row, file, cache_dir)
     expected = row["files"][file]["sha256"]
-    if _known(path, expected):
-        return load_file(path)
-    before = _stamp(path)
-    try:
-        tensors = read_tensors(path, expected)
-    except IntegrityError as error:
-        raise _refuse(path, expected, sha256(path)) from error
-    if before == _stamp(path):
-        _remember(path, expected)
+    with _readable(path):
+        before = _stamp(path)
+        if _verified.get(path) == (before, expected):
+            return load_file(path)
+        try:
+            tensors = read_tensors(path, expected)
+        except IntegrityError as error:
+            if (found := sha256(path)) == expected:
+                raise
+            raise _refuse(path, expected, found) from error
+        _verified[path] = before, expected
     return tensors
 
 
@@ -79,8 +85,9 @@ def where(row: Row, file: str) -> str:
     if entry is None:
         return "nowhere"
     for place, path in _places(row, file, None):
-        if path.is_file():
-            return place
+        with contextlib.suppress(OSError):
+            if path.is_file():
+                return place
     return "Hub" if row["hub"] else "URL" if entry["urls"] else "nowhere"
 
 
@@ -90,8 +97,9 @@ def _locate(row: Row, file: str, cache_dir: str | os.PathLike[str] | None) -> Pa
         raise InputError(f"{row['name']}: {file} was not published; expected one of {', '.join(row['files'])}")
     places = _places(row, file, cache_dir)
     for _, path in places:
-        if path.is_file():
-            return path
+        with _readable(path):
+            if path.is_file():
+                return path
     target = places[-1][1]
     _download(row, file, target)
     return target
@@ -115,12 +123,13 @@ def _stamp(path: Path) -> tuple[int, int, int]:
     return state.st_size, state.st_mtime_ns, state.st_ino
 
 
-def _known(path: Path, expected: str) -> bool:
-    return _verified.get(path) == (*_stamp(path), expected)
-
-
-def _remember(path: Path, found: str) -> None:
-    _verified[path] = (*_stamp(path), found)
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """An OSError becomes a DiskError: timm would take it for a file that is not there."""
+    try:
+        yield
+    except OSError as error:
+        raise DiskError(f"{printable(path)}: cannot be read ({error.strerror}); check its permissions") from error
 
 
 def _refuse(path: Path, expected: str, found: str) -> IntegrityError:
@@ -151,10 +160,15 @@ def _download(row: Row, file: str, target: Path) -> None:
     if constants.HF_HUB_OFFLINE:
         raise NetworkError(f"{name}: {file} is not in {target.parent} and HF_HUB_OFFLINE is set; fetch it once online")
     deadline = deadline_for(entry["bytes"])
+    in_time(lambda: _try_all(row, file, target, deadline), deadline, f"{name}: {file}")
+
+
+def _try_all(row: Row, file: str, target: Path, deadline: float) -> None:
+    """The Hub, then the mirrors, while no other process does the same."""
+    entry, failed = row["files"][file], []
     with sole(target, deadline, lambda text: print(text, file=sys.stderr)):
         if target.is_file():  # the process that was waited for has brought it
             return
-        failed = []
         for source in (["hub"] if row["hub"] else []) + (entry["urls"] or []):
             try:
                 if source == "hub":
@@ -162,8 +176,8 @@ def _download(row: Row, file: str, target: Path) -> None:
                 return download(source, target, entry["bytes"], entry["sha256"], deadline)
             except NetworkError as error:
                 failed.append(error)
-        more = f" ({len(failed) - 1} other sources failed too)" if len(failed) > 1 else ""
-        raise NetworkError(f"{name}: {failed[0]}{more}") from failed[0]
+    more = f" ({len(failed) - 1} other sources failed too)" if len(failed) > 1 else ""
+    raise NetworkError(f"{row['name']}: {failed[0]}{more}") from failed[0]
 
 
 def _from_hub(hub: dict[str, str], file: str, target: Path, entry: dict[str, Any], deadline: float) -> None:

@@ -9,8 +9,8 @@ import timm
 import torch
 from torch import Tensor
 
-from . import hub, manifest
-from .errors import InputError, IntegrityError, printable
+from . import hub, manifest, tags
+from .errors import IntegrityError, printable
 from .files import read_json
 from .registry import create_model, load_method
 from .tensors import read_tensors
@@ -83,17 +83,19 @@ def _check_size(path: Path, row: manifest.Row) -> None:
 
 
 def _check_config(path: Path, row: manifest.Row) -> None:
-    """What timm reads beside the weights has to say the same as the row."""
-    config = read_json(path / "config.json", "timm's config.json")
-    cfg = config.get("pretrained_cfg")
-    told = {"architecture": config.get("architecture"), "num_classes": config.get("num_classes")}
-    told |= {key: cfg.get(key) if isinstance(cfg, dict) else None for key in row["preprocessing"]}
-    expected = {"architecture": row["architecture"], "num_classes": 0, **row["preprocessing"]}
-    if odd := [key for key in expected if told[key] != expected[key]]:
+    """What timm reads beside the weights has to be what follows from the row, to the last field."""
+    told, expected = _flat(read_json(path / "config.json", "timm's config.json")), _flat(tags.timm_config(row))
+    if odd := [key for key in {**expected, **told} if told.get(key, ...) != expected.get(key, ...)]:
         raise IntegrityError(
-            f"{printable(path / 'config.json')}: {odd[0]} is {printable(told[odd[0]])[:40]}, {manifest.ROW_FILE} says "
-            f"{expected[odd[0]]}; export it again"
+            f"{printable(path / 'config.json')}: {printable(odd[0])[:60]} is {printable(told.get(odd[0]))[:60]}, "
+            f"{manifest.ROW_FILE} says {printable(expected.get(odd[0]))[:60]}; export it again"
         )
+
+
+def _flat(config: dict[str, Any]) -> dict[str, Any]:
+    inner = config.get("pretrained_cfg")
+    inner = inner if isinstance(inner, dict) else {}
+    return {k: v for k, v in config.items() if k != "pretrained_cfg"} | {f"pretrained_cfg.{k}": inner[k] for k in inner}
 
 
 def _check_values(name: str, tensors: dict[str, Tensor]) -> None:
@@ -109,6 +111,6 @@ def _check_values(name: str, tensors: dict[str, Tensor]) -> None:
 def _fingerprint_error(model: Any, row: manifest.Row) -> float:
     found = fingerprint(model, row["preprocessing"]["input_size"])
     size = max(abs(value) for value in row["fingerprint"])
-    if not size > 0:
-        raise InputError(f"{row['name']}: its fingerprint is all zero; export it again")
+    if not size > 0 or not all(map(math.isfinite, found)):  # max() would pass over a NaN
+        return math.inf
     return max(abs(a - b) for a, b in zip(found, row["fingerprint"], strict=True)) / size

@@ -50,7 +50,7 @@ def row(name: str) -> Row:
     if name not in rows():
         near = difflib.get_close_matches(name, rows(), n=3, cutoff=0.4)
         hint = f"did you mean {', '.join(near)}?" if near else "`cgh list` shows those there are"
-        raise InputError(f"{printable(name)[:100]}: no published weights of this name; {hint}")
+        raise InputError(f"{printable(name)[:100]}: no published weights of this name and no such folder; {hint}")
     return copy.deepcopy(rows()[name])
 
 
@@ -92,9 +92,10 @@ def check(content: Any, path: Path) -> None:
     seen = set()
     for new in content["weights"]:
         where = f"{printable(path)}: row {new['name']!r}"
-        if new["name"] in seen:
+        entry = new["name"].replace(".", "_")  # what torch.hub calls it
+        if entry in seen:
             raise InputError(f"{where}: key 'name': there are two rows of this name; rename or remove one")
-        seen.add(new["name"])
+        seen.add(entry)
         if new["name"].partition(".")[0] != new["architecture"]:
             raise InputError(
                 f"{where}: key 'architecture': {new['architecture']!r}, expected what stands before the dot"

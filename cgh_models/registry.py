@@ -1,9 +1,11 @@
 """From a name to a network: WEIGHTS is a published name, a timm name, a weights folder, or a run folder."""
 
+import contextlib
 import fnmatch
 import functools
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,7 @@ def create_model(
     if name in manifest.rows():
         return _published(manifest.rows()[name], pretrained, cache_dir, kwargs)
     if path.is_dir():
-        return _from_folder(path, kwargs)
+        return _from_folder(path, pretrained, kwargs)
     if str(weights).startswith("local-dir:") or ("/" in name and not name.startswith("hf-hub:")):
         raise InputError(
             f"{printable(name)}: there is no such folder; give a weights folder, a run folder or a timm name"
@@ -65,6 +67,8 @@ def _from_timm(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module
         )
     try:
         return timm.create_model(name, pretrained=pretrained, **{"num_classes": 0, **kwargs})
+    except TypeError as error:
+        raise InputError(f"{printable(name)}: timm cannot build it with {kwargs} ({error}); change those") from error
     except Exception as error:  # timm and huggingface_hub raise some twenty kinds here
         if not pretrained:
             raise
@@ -76,23 +80,30 @@ def _from_timm(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module
 
 def _published(row: manifest.Row, pretrained: bool, cache_dir: Any, kwargs: dict[str, Any]) -> nn.Module:
     """A row's model: filled without initializing it first if it is the bare backbone, else by way of timm."""
-    name, args = row["name"], row["model_args"] | kwargs
-    if not timm.is_model(row["architecture"]):
-        raise InputError(f"{name}: timm {timm.__version__} has no {row['architecture']}; upgrade timm")
-    cfg = tags.pretrained_cfg(row, cache_dir)
-    if not pretrained or kwargs.keys() - {"num_classes"} or kwargs.get("num_classes"):
-        return timm.create_model(name, pretrained=pretrained, pretrained_cfg=cfg, **{"num_classes": 0, **args})
-    tensors = hub.read(row, manifest.BACKBONE, cache_dir)
-    model = backbone.skeleton(name, pretrained_cfg=cfg, **row["model_args"])
+    cfg = tags.pretrained_cfg(row, tags.VerifiedFile(row, cache_dir))
+    if pretrained and kwargs in ({}, {"num_classes": 0}):
+        return _filled(row, hub.read(row, manifest.BACKBONE, cache_dir), cfg)
+    tags.skeleton(row)  # says it if this timm cannot build it
+    with _one_sentence(row["name"], kwargs):
+        args = {"num_classes": 0, **row["model_args"], **kwargs}
+        return timm.create_model(row["name"], pretrained=pretrained, pretrained_cfg=cfg, **args)
+
+
+def _filled(row: manifest.Row, tensors: dict[str, Any], cfg: Any) -> nn.Module:
+    """The bare backbone of a row, its tensors its parameters. Raises IntegrityError if they do not fit."""
+    model = tags.skeleton(row, pretrained_cfg=cfg)
     if odd := misfit(model.state_dict(), tensors):
-        raise IntegrityError(f"{name}: does not fit {row['architecture']} of timm {timm.__version__}: {odd}")
+        raise IntegrityError(f"{row['name']}: does not fit {row['architecture']} of timm {timm.__version__}: {odd}")
     if not backbone.fill(model, tensors):  # buffers that only the constructor can make
-        model = timm.create_model(name, pretrained_cfg=cfg, num_classes=0, **row["model_args"])
+        model = timm.create_model(row["architecture"], pretrained_cfg=cfg, num_classes=0, **row["model_args"])
         model.load_state_dict(tensors)
     return model
 
 
-def _from_folder(path: Path, kwargs: dict[str, Any]) -> nn.Module:
+def _from_folder(path: Path, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
+    """The model of a run or of a weights folder, checked against the folder's description if it has one."""
+    if not pretrained:
+        raise InputError(f"{printable(path)}: holds trained weights; give the architecture's name for untrained ones")
     if is_run(path):
         if kwargs:
             raise InputError(
@@ -101,13 +112,28 @@ def _from_folder(path: Path, kwargs: dict[str, Any]) -> nn.Module:
         return load_run(path).student.backbone
     if not is_weights(path):
         raise InputError(f"{printable(path)}: holds no weights (config.json, model.safetensors) and no run")
+    file = path / manifest.BACKBONE
+    files.read_json(path / "config.json", "timm's config.json")  # timm's own message for a damaged file names nothing
     if (path / manifest.ROW_FILE).is_file():
         row = manifest.read_row(path)
-        read_tensors(path / manifest.BACKBONE, row["files"][manifest.BACKBONE]["sha256"])
-        tags.check_fit(row, path / manifest.BACKBONE)
-    files.read_json(path / "config.json", "timm's config.json")  # timm's own message for a damaged file names nothing
-    read_shapes(path / manifest.BACKBONE)
-    return timm.create_model(f"local-dir:{path}", pretrained=True, **{"num_classes": 0, **kwargs})
+        tensors = read_tensors(file, row["files"][manifest.BACKBONE]["sha256"])
+        if kwargs in ({}, {"num_classes": 0}):
+            return _filled(row, tensors, tags.pretrained_cfg(row, str(file)))
+        tags.check_fit(row, file)
+    else:
+        read_shapes(file)
+    with _one_sentence(path, kwargs):
+        return timm.create_model(f"local-dir:{path}", pretrained=True, **{"num_classes": 0, **kwargs})
+
+
+@contextlib.contextmanager
+def _one_sentence(what: object, kwargs: dict[str, Any]) -> Iterator[None]:
+    """What timm's constructors and loaders raise becomes an InputError."""
+    try:
+        yield
+    except (AssertionError, AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+        reason = printable(" ".join(f"{type(error).__name__}: {error}".split())[:120])
+        raise InputError(f"{printable(what)}: timm cannot build it with {kwargs} ({reason}); change those") from error
 
 
 def list_models(filter: str = "") -> list[str]:

@@ -8,11 +8,11 @@ import os
 from pathlib import Path
 from typing import Any
 
-from timm.models import PretrainedCfg, _registry, get_pretrained_cfg
+from timm.models import PretrainedCfg, _registry, get_pretrained_cfg, is_model
 from timm.version import __version__ as timm_version
 
 from . import _register, backbone, hub, manifest
-from .errors import IntegrityError
+from .errors import InputError, IntegrityError, printable
 from .tensors import misfit, read_shapes
 
 _TABLES = ("_model_pretrained_cfgs", "_model_has_pretrained", "_model_with_tags")
@@ -37,18 +37,60 @@ class VerifiedFile(os.PathLike):
 
 def check_fit(row: manifest.Row, path: Path) -> None:
     """Raises IntegrityError unless a file has just the tensors of the row's architecture without a head."""
-    if odd := misfit(backbone.skeleton(row["architecture"], **row["model_args"]).state_dict(), read_shapes(path)):
+    if odd := misfit(skeleton(row).state_dict(), read_shapes(path)):
         raise IntegrityError(
             f"{path}: does not fit {row['architecture']} of timm {timm_version}: {odd}; install another timm"
         )
 
 
-def pretrained_cfg(row: manifest.Row, cache_dir: str | os.PathLike[str] | None = None) -> PretrainedCfg:
-    """timm's description of a row: what it says of weights and images is ours, the names of its layers timm's."""
+def skeleton(row: manifest.Row, **kwargs: Any) -> Any:
+    """The row's model without memory for its weights. Raises InputError if this timm cannot build it."""
+    arch, args = row["architecture"], row["model_args"]
+    if not is_model(arch):
+        raise InputError(f"{row['name']}: timm {timm_version} has no {arch}; install another timm")
+    try:
+        return backbone.skeleton(arch, **args, **kwargs)
+    except (TypeError, AssertionError, ValueError, RuntimeError) as error:
+        reason = printable(" ".join(str(error).split())[:100])
+        raise InputError(f"{row['name']}: timm {timm_version} cannot build {arch} with {args} ({reason})") from error
+
+
+def timm_config(row: manifest.Row) -> dict[str, Any]:
+    """timm's config.json of a row, every field of provenance and preprocessing ours."""
+    stock = get_pretrained_cfg(row["architecture"]) or PretrainedCfg()
+    pool = getattr(skeleton(row), "global_pool", None)
+    return {
+        "architecture": row["architecture"],
+        "num_classes": 0,
+        "num_features": row["num_features"],
+        "global_pool": getattr(pool, "pool_type", None) or (pool if isinstance(pool, str) else "avg"),
+        "model_args": row["model_args"],
+        "pretrained_cfg": {
+            "tag": row["name"].partition(".")[2],
+            "custom_load": False,
+            **row["preprocessing"],
+            "fixed_input_size": stock.fixed_input_size,
+            "num_classes": 0,
+            "pool_size": row["pool_size"],
+            "first_conv": list(stock.first_conv) if isinstance(stock.first_conv, tuple) else stock.first_conv,
+            "classifier": list(stock.classifier) if isinstance(stock.classifier, tuple) else stock.classifier,
+            "license": row["license"],
+            "origin_url": None,
+            "paper_ids": row["paper_ids"],
+        },
+    }
+
+
+def pretrained_cfg(row: manifest.Row, file: str | os.PathLike[str] | None = None) -> PretrainedCfg:
+    """timm's description of a row: what it says of weights and images is ours, the names of its layers timm's.
+
+    Args:
+        file: where timm finds the weights; None: wherever they are, verified.
+    """
     stock = get_pretrained_cfg(row["architecture"]) or PretrainedCfg()
     images: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in row["preprocessing"].items()}
     return PretrainedCfg(
-        file=VerifiedFile(row, cache_dir),  # pyright: ignore[reportArgumentType]
+        file=file or VerifiedFile(row),  # pyright: ignore[reportArgumentType]
         architecture=row["architecture"],
         tag=row["name"].partition(".")[2],
         num_classes=0,

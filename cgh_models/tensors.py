@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from queue import SimpleQueue
@@ -16,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .errors import InputError, IntegrityError, printable
+from .errors import DiskError, InputError, IntegrityError, printable
 from .files import atomic
 
 MAX_HEADER, MAX_TENSORS = 2**20, 10_000
@@ -32,8 +33,9 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     with atomic(path, sum(v.nbytes for v in tensors.values())) as temporary:
         try:
             save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary, {"format": "pt"})
-        except SafetensorError as error:
-            raise OSError(errno.ENOSPC, str(error)) from error
+        except SafetensorError as error:  # its text ends in "(os error 28)"
+            code = re.search(r"os error (\d+)", str(error))
+            raise OSError(int(code[1]) if code else errno.EIO, str(error)) from error
 
 
 def read_tensors(path: Path, sha256: str | None = None, *, ours: bool = False) -> dict[str, Tensor]:
@@ -46,6 +48,7 @@ def read_tensors(path: Path, sha256: str | None = None, *, ours: bool = False) -
     Raises:
         InputError: it is not there.
         IntegrityError: it is damaged, or its hash is another.
+        DiskError: the system cannot read it.
     """
     if not path.is_file():
         raise InputError(f"{printable(path)}: not found; expected a safetensors file")
@@ -54,7 +57,9 @@ def read_tensors(path: Path, sha256: str | None = None, *, ours: bool = False) -
             if sha256 is None:
                 return _read(file, lambda block: None, ours)
             tensors, found = _read_and_hash(file, ours)
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise DiskError(f"{printable(path)}: cannot be read ({error.strerror}); check disk and permissions") from error
+    except (ValueError, RecursionError) as error:
         raise IntegrityError(f"{printable(path)}: not a readable safetensors file ({error}); get it again") from error
     if found != sha256:
         raise IntegrityError(f"{printable(path)}: sha256 differs: expected {sha256}, found {found}; get it again")

@@ -1,6 +1,7 @@
 """The commands about published weights: list, info, verify, publish, autoload."""
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -8,7 +9,7 @@ from typing import Any, Literal
 from tyro.conf import Positional
 
 from . import manifest
-from .errors import InputError, printable
+from .errors import ERRORS, InputError, printable
 
 
 @dataclass
@@ -92,12 +93,21 @@ def verify(args: Verify) -> None:
     here = [name for name, row in manifest.rows().items() if where(row, manifest.BACKBONE) in HERE]
     if not args.weights and not here:
         print("no published weights are on this machine")
+    failed: list[Any] = []
     for weights in args.weights or here:
-        done = check(weights)
+        try:
+            done = check(weights)
+        except ERRORS as error:
+            failed.append(error)
+            continue
         print(
             f"{weights}: {', '.join(done['files'])}: sha256, tensors, values and fingerprint are right "
             f"({done['parameters']:,} parameters, fingerprint within {done['fingerprint_error']:.1e})"
         )
+    for error in failed[:-1]:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    if failed:
+        raise failed[-1]
 
 
 @dataclass
@@ -111,22 +121,23 @@ class Publish:
     private: bool = False
     """Make a new repository private."""
     manifest: str = ""
-    """Manifest file to write repository and commit into; left out, those of the checkout this runs from, if it does."""
+    """Manifest file to write repository and commit into, beside the folder's own weights.json; a checkout's
+    weights_manifest.json brings the package's copy along."""
 
 
 def publish(args: Publish) -> None:
     """`cgh publish`."""
     from .publish import publish as upload
 
-    checkout = manifest.PACKAGE.parent / "weights_manifest.json"
-    ours = [checkout, manifest.MANIFEST] if checkout.is_file() else []
-    chosen = [Path(args.manifest)] if args.manifest else ours
+    chosen = [Path(args.manifest)] if args.manifest else []
+    if chosen and chosen[0].resolve() == manifest.PACKAGE.parent / manifest.MANIFEST.name:
+        chosen.append(manifest.MANIFEST)
     commit, left = upload(Path(args.folder), args.repo, private=args.private, manifests=chosen)
     if left:
         print(f"not published: {printable(', '.join(left))}")
     print(f"{args.repo}: read back, equal; commit {commit}")
     print(f"timm.create_model('hf-hub:{args.repo}', pretrained=True) loads it")
-    for path in chosen:
+    for path in (Path(args.folder) / manifest.ROW_FILE, *chosen):
         print(f"{path}: pinned")
 
 
@@ -140,7 +151,10 @@ class Autoload:
 
 def autoload(args: Autoload) -> None:
     """`cgh autoload`."""
-    from .autoload import switch
+    from .autoload import path, switch
 
-    path = switch(args.switch == "on")
-    print(f"{path}: {'written; `import timm` now knows the weights' if args.switch == 'on' else 'removed'}")
+    before = switch(args.switch == "on")
+    if args.switch == "on":
+        print(f"{path()}: written; `import timm` now knows the weights")
+    else:
+        print(f"{path()}: {'removed' if before else 'was not there, autoload is off'}")

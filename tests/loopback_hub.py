@@ -19,24 +19,24 @@ class LoopbackHub:
     """``repos[id]`` holds private, gated, commits [(id, {path: bytes})] and tags; ``log`` the requests.
 
     ``faults`` change how weight files are answered: status (a list, one per request), truncate, alter, html, slow,
-    redirect (a URL), no_ranges, etag, commit.
+    redirect (a URL), no_ranges, no_resume, drip, etag, commit.
     """
 
     def __init__(self):
         self.repos, self.blobs, self.log, self.faults = {}, {}, [], {}
         handler = type("Handler", (_Handler,), {"hub": self})
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.server = _Server(("127.0.0.1", 0), handler)
         self.server.daemon_threads = True
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
 
-    def add(self, repo: str, files: dict[str, bytes], **flags) -> str:
+    def add(self, repo: str, files: dict[str, bytes], gone: tuple = (), **flags) -> str:
         """A repository with one commit more; returns its id."""
         known = self.repos.setdefault(repo, {"private": False, "gated": False, "commits": [], "tags": {}})
         known.update(flags)
         before = known["commits"][-1][1] if known["commits"] else {}
         commit = hashlib.sha1(f"{repo}{len(known['commits'])}".encode()).hexdigest()
-        known["commits"].append((commit, before | files))
+        known["commits"].append((commit, {k: v for k, v in (before | files).items() if k not in gone}))
         return commit
 
     def gets(self, ending: str = "") -> list:
@@ -45,6 +45,11 @@ class LoopbackHub:
     def close(self):
         self.server.shutdown()
         self.server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request, client_address):
+        """A client that hung up is what many tests are about."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -81,6 +86,18 @@ class _Handler(BaseHTTPRequestHandler):
             time.sleep(pause or 0)
         if length > len(body):
             self.close_connection = True
+
+    def _drip(self):
+        """Headers without end, a byte now and then."""
+        self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+        while not self.hub.faults.get("stop"):
+            try:
+                self.wfile.write(b"x")
+                self.wfile.flush()
+            except OSError:
+                break
+            time.sleep(0.05)
+        self.close_connection = True
 
     def _refuse(self, code: int, kind: str, text: str, headers=None):
         self._send(code, {"error": text}, {"X-Error-Code": kind, "X-Error-Message": text, **(headers or {})})
@@ -156,8 +173,9 @@ class _Handler(BaseHTTPRequestHandler):
             return self._refuse(404, "RevisionNotFound", "Invalid rev id")
         commit, files = tree
         if action in ("", "revision"):
+            private = self.hub.repos[repo]["private"]
             siblings = [{"rfilename": name} for name in files]
-            return self._send(200, {"id": repo, "sha": commit, "private": False, "tags": [], "siblings": siblings})
+            return self._send(200, {"id": repo, "sha": commit, "private": private, "tags": [], "siblings": siblings})
         if action == "tree":
             entries = [_entry(name, body) for name, body in files.items()]
             return self._send(200, entries, {"X-Repo-Commit": commit})
@@ -169,8 +187,9 @@ class _Handler(BaseHTTPRequestHandler):
             modes = [{"path": f["path"], "uploadMode": "lfs" if _is_lfs(f["path"]) else "regular"} for f in asked]
             return self._send(200, {"files": [{**mode, "shouldIgnore": False, "oid": None} for mode in modes]})
         if action == "tag":
-            self.hub.repos[repo]["tags"][json.loads(data)["tag"]] = commit
-            return self._send(200, {})
+            tag, known = json.loads(data)["tag"], self.hub.repos[repo]["tags"]
+            known.setdefault(tag, commit)
+            return self._send(200 if known[tag] == commit else 409, {})
         if action == "commit":
             return self._commit(repo, [json.loads(line) for line in data.splitlines() if line.strip()])
         return self._send(404, {"error": f"no action {action}"})
@@ -183,7 +202,8 @@ class _Handler(BaseHTTPRequestHandler):
                 added[value["path"]] = base64.b64decode(value["content"])
             elif line["key"] == "lfsFile":
                 added[value["path"]] = self.hub.blobs[value["oid"]]
-        commit = self.hub.add(repo, added)
+        gone = tuple(line["value"]["path"] for line in lines if line["key"] == "deletedFile")
+        commit = self.hub.add(repo, added, gone)
         self._send(200, {"success": True, "commitOid": commit, "commitUrl": f"{self.hub.url}/{repo}/commit/{commit}"})
 
     def _resolve(self, data, repo, revision, name):
@@ -214,6 +234,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _file(self, body, headers, lfs):
         asked = re.match(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        if asked and self.hub.faults.get("no_resume"):
+            return self._send(416)
+        if lfs and self.hub.faults.get("drip") and self.command == "GET":
+            return self._drip()
         start = int(asked[1]) if asked and not self.hub.faults.get("no_ranges") else 0
         part, whole = body[start:], len(body)
         if start:

@@ -119,6 +119,7 @@ FAULTS = {
         NetworkError,
         "10.0.0.1 is not a public address",
     ),
+    "a redirect to nowhere": ({"redirect": "https://[::1"}, NetworkError, "not reached|an address that is none"),
     "a redirect to the cloud's metadata": ({"redirect": "https://169.254.169.254/x"}, NetworkError, "not a public"),
 }
 
@@ -162,6 +163,23 @@ def test_a_broken_download_goes_on_where_it_stopped(row):
 
 def _half(row) -> int:
     return row["files"][FILE]["bytes"] // 2
+
+
+def test_a_server_that_cannot_go_on_begins_again(row):
+    HUB.faults |= {"truncate": 1, "no_resume": True}
+    create_model(NAME)
+    assert [headers.get("range") for _, headers in HUB.gets(FILE)] == [None, f"bytes={_half(row)}-", None]
+
+
+def test_headers_without_end_end_at_the_deadline(row, load, monkeypatch):
+    monkeypatch.setattr(download, "MIN_SECONDS", 0.3)
+    monkeypatch.setattr(download, "MIN_RATE", 1e12)
+    monkeypatch.setattr(download, "_GRACE", 0.2)
+    HUB.faults["drip"] = True
+    with pytest.raises(NetworkError, match="the server kept it waiting until the deadline; try again later"):
+        load()
+    HUB.faults["stop"] = True  # the abandoned connection: its lock is free again afterwards
+    time.sleep(0.3)
 
 
 def test_a_damaged_piece_of_an_earlier_download_is_not_the_end(row):
@@ -307,6 +325,40 @@ def test_no_single_changed_byte_of_a_cached_file_is_accepted(row):
         with pytest.raises(IntegrityError, match="sha256 differs"):
             hub.fetch(row, FILE)
         assert not path.exists()
+
+
+def test_a_file_that_is_altered_while_it_is_hashed_is_not_taken_for_verified(row, monkeypatch):
+    path = hub.fetch(row, FILE)
+    hub._verified.clear()
+    whole, real = path.read_bytes(), hub.sha256
+
+    def altered_after(file):
+        found = real(file)
+        file.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        return found
+
+    monkeypatch.setattr(hub, "sha256", altered_after)
+    hub.fetch(row, FILE)
+    monkeypatch.setattr(hub, "sha256", real)
+    with pytest.raises(IntegrityError, match="sha256 differs"):
+        hub.fetch(row, FILE)
+
+
+def test_a_disk_that_cannot_be_read_costs_no_file(row, load, monkeypatch):
+    load()
+    hub._verified.clear()
+    real = open
+
+    def broken(file, *rest, **more):
+        if str(file).endswith(".safetensors"):
+            raise OSError(5, "Input/output error")
+        return real(file, *rest, **more)
+
+    monkeypatch.setattr("builtins.open", broken)
+    with pytest.raises(DiskError, match=r"safetensors: cannot be read .Input/output error."):
+        load()
+    monkeypatch.undo()
+    assert all(hub._places(row, file, None)[-1][1].name == file for file in row["files"])
 
 
 def test_a_cache_dir_of_ones_own_is_honoured(row, tmp_path):

@@ -61,6 +61,11 @@ WRONG = {
     "whole numbers": (manifest.BACKBONE, lambda t: t.update({KEY: t[KEY].char()}), "is torch.int8, not floating point"),
     "all zero": (manifest.BACKBONE, lambda t: [v.zero_() for v in t.values()], "its fingerprint is off by"),
     "other weights": (manifest.BACKBONE, lambda t: t[KEY].mul_(1.5), "its fingerprint is off by"),
+    "features that are not numbers": (
+        manifest.BACKBONE,
+        lambda t: t["layer4.0.bn2.running_var"][-1:].fill_(-1),
+        "is off by inf",
+    ),
     "a head is missing": (manifest.HEADS, lambda t: t.pop(HEAD), "tensors are missing"),
 }
 
@@ -77,8 +82,12 @@ def test_wrong_tensors_are_refused(folder, wrong):
 LIES = {
     "another hash": (lambda r: r["files"][manifest.HEADS].update(sha256="0" * 64), "sha256 differs: expected 000"),
     "another size": (lambda r: r["files"][manifest.BACKBONE].update(bytes=5), "5 expected; export it again"),
-    "another width": (lambda r: r.update(num_features=5), "its description says 372688, 5"),
-    "other preprocessing": (lambda r: r["preprocessing"].update(crop_pct=0.5), "config.json: crop_pct is 0.875"),
+    "another width": (lambda r: r.update(num_features=5), "config.json: num_features is 96, weights.json says 5"),
+    "other preprocessing": (
+        lambda r: r["preprocessing"].update(crop_pct=0.5),
+        "pretrained_cfg.crop_pct is 0.875",
+    ),
+    "another count": (lambda r: r.update(parameters=5), "372688 parameters, width 96; its description says 5, 96"),
     "another fingerprint": (lambda r: r.update(fingerprint=[0.1] * 8), "its fingerprint is off by"),
 }
 
@@ -88,6 +97,60 @@ def test_a_description_of_something_else_is_refused(folder, lie):
     edit(folder, LIES[lie][0])
     with pytest.raises(IntegrityError, match=LIES[lie][1]):
         verify(folder)
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [("license", "mit"), ("paper_ids", ["x"]), ("tag", "other"), ("num_classes", 9), ("custom_load", True)],
+)
+def test_a_config_that_tells_timm_something_else_is_refused(folder, key, value):
+    config = json.loads((folder / "config.json").read_text())
+    config["pretrained_cfg"][key] = value
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(IntegrityError, match=f"config.json: pretrained_cfg.{key} is "):
+        verify(folder)
+
+
+ODD = {
+    "an unknown architecture": {"name": "resnet51.cgh", "architecture": "resnet51"},
+    "arguments nobody has": {"model_args": {"bogus": 1}},
+    "a checkpoint from elsewhere": {"model_args": {"checkpoint_path": "/tmp/x"}},
+    "grey images": {"preprocessing": {"input_size": [1, 32, 32]}},
+    "images of a mile": {"preprocessing": {"input_size": [3, 2000000, 2000000]}},
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("load", [create_model, verify, cgh_models.load_method])
+def test_a_description_that_cannot_be_built_is_one_sentence(folder, odd, load):
+    changes = ODD[odd]
+
+    def change(row):
+        row.update({k: row[k] | v if k == "preprocessing" else v for k, v in changes.items()})
+
+    edit(folder, change)
+    with pytest.raises((InputError, IntegrityError)) as refused:
+        load(folder)
+    assert len(str(refused.value)) < 420
+
+
+def test_a_folder_without_a_description_that_timm_cannot_load_is_one_sentence(folder):
+    (folder / manifest.ROW_FILE).unlink()
+    for config in ({}, {"architecture": "resnet51"}, {"architecture": "test_resnet", "model_args": {"bogus": 1}}):
+        (folder / "config.json").write_text(json.dumps(config))
+        with pytest.raises(InputError, match="timm cannot build it with"):
+            create_model(folder)
+
+
+def test_a_folder_has_no_untrained_weights(folder):
+    with pytest.raises(InputError, match="holds trained weights; give the architecture's name for untrained ones"):
+        create_model(folder, pretrained=False)
+
+
+def test_every_folder_is_checked_and_the_worst_is_said(folder, weights):  # noqa: F811
+    replace(folder, manifest.BACKBONE, lambda t: t[KEY].mul_(1.5))
+    done = cgh("verify", folder, weights, cwd=folder.parent)
+    assert done.returncode == 4 and len(done.stderr.splitlines()) == 1 and str(weights) in done.stdout
 
 
 def test_the_commands_exit_code_says_it(folder):

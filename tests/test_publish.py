@@ -81,7 +81,9 @@ def test_publishing_again_makes_one_commit_more_and_moves_the_pin(folder, monkey
     assert publish(monkeypatch) == 0
     first = manifest.read(tmp_path / "m.json")[1]["hub"]["revision"]
     record(folder, "linear", METRIC | {"value": 70.5})
+    (folder / "curve.png").unlink()
     assert publish(monkeypatch) == 0
+    assert "curve.png" not in HUB.repos[REPO]["commits"][-1][1] and len(HUB.repos[REPO]["tags"]) == 2
     second = manifest.read(tmp_path / "m.json")[1]
     assert second["hub"]["revision"] != first and second["metrics"]["linear"]["value"] == 70.5
     assert len(HUB.repos[REPO]["commits"]) == 3
@@ -92,6 +94,46 @@ def test_publishing_again_makes_one_commit_more_and_moves_the_pin(folder, monkey
 def test_a_private_repository_is_private(folder, monkeypatch):
     assert publish(monkeypatch, "--private") == 0
     assert HUB.repos[REPO]["private"]
+
+
+def test_a_public_repository_does_not_take_what_was_meant_to_be_private(folder, monkeypatch, capsys):
+    HUB.add(REPO, {".gitattributes": b""})
+    code, said = refused(folder, monkeypatch, capsys, "--private")
+    assert code == 2 and "is public already" in said and len(HUB.repos[REPO]["commits"]) == 1
+
+
+def test_a_repository_with_other_files_is_left_alone(folder, monkeypatch, capsys):
+    HUB.add(REPO, {"pytorch_model.bin": b"pickle"})
+    code, said = refused(folder, monkeypatch, capsys)
+    assert code == 2 and "holds other files (pytorch_model.bin); give a repository of its own" in said
+
+
+def test_a_failed_second_publish_keeps_the_pin_of_the_first(folder, monkeypatch, capsys):
+    assert publish(monkeypatch) == 0
+    monkeypatch.setattr("cgh_models.publish.time.sleep", lambda seconds: None)
+    HUB.faults["create"] = [500] * 99
+    code, _ = refused(folder, monkeypatch, capsys)
+    assert code == 3 and manifest.read_row(folder)["hub"]["repo_id"] == REPO
+
+
+def test_a_manifests_mirrors_stay_and_its_notes_are_not_lost(folder, monkeypatch, capsys, tmp_path):
+    known = manifest.read_row(folder)
+    mirror = ["https://example.com/model.safetensors"]
+    known["files"]["model.safetensors"]["urls"] = mirror
+    write(tmp_path / "m.json", known | {"notes": ["By hand."]})
+    code, said = refused(folder, monkeypatch, capsys)
+    assert code == 2 and "its notes on test_resnet.cgh differ from w's" in said and not HUB.repos
+    write(tmp_path / "m.json", known)
+    assert publish(monkeypatch) == 0
+    assert manifest.read(tmp_path / "m.json")[0]["files"]["model.safetensors"]["urls"] == mirror
+
+
+def test_only_pictures_that_are_pictures_go_up(folder, monkeypatch, capsys):
+    (folder / "link.png").symlink_to("/etc/passwd")
+    (folder / ".hidden.png").write_bytes(b"\x89PNG")
+    (folder / "pickle.png").write_bytes(b"\x80\x04")
+    assert publish(monkeypatch) == 0
+    assert "not published: .hidden.png, evil.pth, link.png, pickle.png, secrets.json" in capsys.readouterr().out
 
 
 def test_a_stumbling_hub_is_asked_again(folder, monkeypatch):
@@ -151,6 +193,7 @@ def test_a_hub_that_is_down_is_said(folder, monkeypatch, capsys):
     "words, code, message",
     [
         (["--repo", "no such name"], 2, "--repo no such name: expected ORG/NAME"),
+        (["--repo", "justname"], 2, "--repo justname: expected ORG/NAME"),
         (["--manifest", "none.json"], 2, "none.json: not found; expected a weights manifest"),
         (["--manifest", "w/config.json"], 2, "w/config.json: the manifest: key 'schema' is missing"),
     ],

@@ -57,6 +57,9 @@ def test_the_measured_numbers_are_those_of_the_kept_results():
     assert rows.keys() == names.keys()
     for name, cells in rows.items():
         assert [float(cell) for cell in cells] == [found[names[name], 20], found[names[name], 200]]
+    name = "resnet18_cifar_w16.cgh_cifar10"
+    assert found[name, 20] == manifest.row(name)["metrics"]["knn"]["value"]
+    assert json.loads((folder / "cgh_cifar10.metrics.jsonl").read_text().splitlines()[-1])["step"] == 7800
     for method in ("ressl", "cgh", "cgh_warmup"):
         log = [json.loads(line) for line in (folder / f"{method}.metrics.jsonl").read_text().splitlines()]
         assert log[-1]["step"] == 12 * (50_000 // 256) and log[-1]["knn"] > 0

@@ -203,12 +203,11 @@ START = "import os, site; site.addsitedir(os.environ['SITE']); "
 def test_autoload_makes_import_timm_enough_and_off_undoes_it(site):
     code = START + "import sys; print('cgh_models' in sys.modules)"
     assert fresh(code, **site).stdout.strip() == "False"
-    assert autoload.switch(True).name == "cgh_models_autoload.pth"
+    assert not autoload.switch(True) and autoload.path().name == "cgh_models_autoload.pth"
     timms = START + "import timm; print(timm.list_pretrained('*.cgh*') != [])"
     assert fresh(timms, **site).stdout.strip() == "True"
     assert fresh(code, **site, CGH_AUTOLOAD="0").stdout.strip() == "False"
-    autoload.switch(False)
-    autoload.switch(False)
+    assert autoload.switch(False) and not autoload.switch(False)
     assert fresh(code, **site).stdout.strip() == "False" and not autoload.path().exists()
 
 
