@@ -1,7 +1,7 @@
 """From a manifest row to verified local bytes: packaged, in a checkout, cached, on the Hub, on a mirror; in this order.
 
 A source that has other bytes than the manifest says ends the load; only one that has nothing falls through to the
-next. Every path checks size and sha256 before the bytes are used for the first time in a process; there is no switch.
+next. Every path checks the sha256 before the bytes are used for the first time in a process; there is no switch.
 
 Environment: HF_HOME, HF_HUB_CACHE, HF_ASSETS_CACHE, HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE and the proxies' variables
 mean what they mean to huggingface_hub. What is downloaded lies under HF_ASSETS_CACHE, named by row and hash; files that
@@ -40,7 +40,7 @@ def fetch(row: Row, file: str, cache_dir: str | os.PathLike[str] | None = None) 
         InputError: the row has no such file.
         NetworkError: it is nowhere on this machine and could not be fetched.
         IntegrityError: the first source that has it has other bytes.
-        DiskError: the cache cannot be written.
+        DiskError: the cache cannot be written, or the file not read.
     """
     path = _locate(row, file, cache_dir)
     expected = row["files"][file]["sha256"]
