@@ -2,12 +2,12 @@
 
 import contextlib
 import difflib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import timm
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import init
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
@@ -110,7 +110,7 @@ def embed(backbone: Any, images: Tensor, taps: int = 0, splits: int = 1) -> tupl
     if splits > 1:
         if images.shape[0] < 2 * splits:
             raise InputError(f"batch_norm_splits={splits}: a batch of {images.shape[0]} is too small; 2 images a part")
-        with _one_update_in(backbone, splits):
+        with norm_momentum(backbone, lambda momentum: 1 - (1 - momentum) ** (1 / splits)):
             parts = [embed(backbone, part, taps) for part in images.tensor_split(splits)]
         return torch.cat([e for e, _ in parts]), [torch.cat(maps) for maps in zip(*[m for _, m in parts], strict=True)]
     if not taps:
@@ -120,17 +120,48 @@ def embed(backbone: Any, images: Tensor, taps: int = 0, splits: int = 1) -> tupl
 
 
 @contextlib.contextmanager
-def _one_update_in(backbone: Any, splits: int) -> Iterator[None]:
-    """Batch norms whose running statistics move as far in ``splits`` forwards as otherwise in one."""
-    norms = [m for m in backbone.modules() if isinstance(m, _BatchNorm) and m.momentum]
+def norm_momentum(module: nn.Module, change: Callable[[float], float]) -> Iterator[None]:
+    """Within it, the batch norms of a module move their running statistics at another momentum."""
+    norms = [m for m in module.modules() if isinstance(m, _BatchNorm)]
     before = [norm.momentum for norm in norms]
     for norm, momentum in zip(norms, before, strict=True):
-        norm.momentum = 1 - (1 - (momentum or 0)) ** (1 / splits)
+        norm.momentum = change(momentum) if momentum else momentum
     try:
         yield
     finally:
         for norm, momentum in zip(norms, before, strict=True):
             norm.momentum = momentum
+
+
+def fixed_size(backbone: Any) -> tuple[int, int] | None:
+    """The height and width that a backbone insists on; None if it takes others."""
+    size = tuple(getattr(getattr(backbone, "patch_embed", None), "img_size", None) or ())
+    return size if size and _refusal(backbone, size[0] // 2, size[1] // 2) else None  # pyright: ignore
+
+
+def check_sizes(backbone: Any, shares: list[float], what: str) -> None:
+    """Raises InputError unless the backbone takes images of these shares of its input size; ``what`` wants them."""
+    full = backbone.pretrained_cfg["input_size"][-1]
+    for side in (max(1, round(share * full)) for share in shares):
+        if why := _refusal(backbone, side, side):
+            raise InputError(
+                f"{what}: {architecture(backbone)} cannot take images of {side} x {side} ({why}); "
+                "give a larger --image-size or an architecture that takes any size"
+            )
+
+
+@torch.no_grad()
+def _refusal(backbone: Any, height: int, width: int) -> str:
+    """Why the backbone cannot take one image of this size; empty if it can."""
+    training = backbone.training
+    backbone.eval()
+    try:
+        embed(backbone, torch.zeros(1, 3, height, width, device=next(backbone.parameters()).device))
+    except (AssertionError, IndexError, RuntimeError, ValueError, ZeroDivisionError) as error:
+        return " ".join(str(error).split())[:120] or type(error).__name__
+    finally:
+        backbone.train(training)
+    return ""
 
 
 @torch.no_grad()
@@ -140,26 +171,17 @@ def widths(backbone: Any, taps: int = 0) -> tuple[int, list[int]]:
     Raises:
         InputError: the backbone cannot take images of its input size, or gives fewer feature maps than ``taps``.
     """
-    device = next(backbone.parameters()).device
+    device, name = next(backbone.parameters()).device, architecture(backbone)
     patches = getattr(backbone, "patch_embed", None)
     size = getattr(patches, "img_size", None) or backbone.pretrained_cfg["input_size"][-2:]
+    if why := _refusal(backbone, *size):
+        raise InputError(f"{name} cannot take images of {size[0]} x {size[1]} ({why}); another --image-size?")
     training = backbone.training
     backbone.eval()
     try:
-        image, name = torch.zeros(1, 3, *size, device=device), architecture(backbone)
-        try:
-            embed(backbone, image)
-        except (AssertionError, RuntimeError, ValueError, ZeroDivisionError) as error:
-            why = " ".join(str(error).split())[:120]
-            raise InputError(
-                f"{name} cannot take images of {size[0]} x {size[1]} ({why}); another --image-size?"
-            ) from error
-        try:
-            embedding, maps = embed(backbone, image, taps)
-        except (AssertionError, AttributeError, IndexError, RuntimeError) as error:
-            raise InputError(
-                f"taps={taps}: {name} does not give that many feature maps ({error}); use fewer"
-            ) from error
+        embedding, maps = embed(backbone, torch.zeros(1, 3, *size, device=device), taps)
+    except (AssertionError, AttributeError, IndexError, RuntimeError) as error:
+        raise InputError(f"taps={taps}: {name} does not give that many feature maps ({error}); use fewer") from error
     finally:
         backbone.train(training)
     return embedding.shape[1], [m.shape[1] for m in maps]

@@ -61,7 +61,7 @@ class _Crops:
         crops = []
         for number, view in enumerate(self.recipe):
             u = uniform(self.seed, epoch, np.array([index]), COLUMNS, _VIEW_STREAM + number)
-            crops.append(crop_image(image, boxes(view, u, image.height, image.width)[0], self.size))
+            crops.append(crop_image(image, boxes(view, u, image.height, image.width)[0], view.side(self.size)))
         return index, crops, met
 
 
@@ -94,7 +94,7 @@ def _crops_in_memory(pixels: Tensor, recipe, config, steps: _Steps, device):
         crops = []
         for number, view in enumerate(recipe):
             u = uniform(config.seed, epoch, indices, COLUMNS, _VIEW_STREAM + number)
-            crops.append(crop_batch(batch, boxes(view, u, *batch.shape[1:3]), config.image_size))
+            crops.append(crop_batch(batch, boxes(view, u, *batch.shape[1:3]), view.side(config.image_size)))
         yield epoch, indices, crops
 
 

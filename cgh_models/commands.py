@@ -1,6 +1,5 @@
 """The commands that train, measure and export; heavy modules are imported when a command runs."""
 
-import dataclasses
 import json
 import shlex
 import sys
@@ -12,8 +11,9 @@ from typing import Any, Literal
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction
 
-from .config import RECIPES, TrainConfig, explain_changes, from_dict, method_config
+from .config import TrainConfig, explain_changes, from_dict
 from .errors import InputError
+from .recipes import RECIPES, method_config, train_config
 
 Flags = OmitArgPrefixes[TrainConfig]
 
@@ -28,7 +28,7 @@ class Pretrain:
     """Run folder to make."""
     train: Flags
     method: str = "cgh"
-    """cgh (two contexts of an image teach each other) or ressl (its base: one context)."""
+    """cgh, lewel, lewel_m, mnclglf, ressl, moco_v2, byol or nnclr; docs/methods.md says when to choose which."""
     arch: str = ""
     """A timm architecture; left out, the recipe's."""
     recipe: Literal["imagenet", "cifar", "tiny"] = "imagenet"
@@ -50,7 +50,7 @@ def pretrain(args: Pretrain) -> None:
     if not args.data or not args.out:
         raise InputError("--data and --out: neither may be empty; give a folder of images and a run folder to make")
     images = open_images(args.data, args.train)
-    config = method_config(METHODS[args.method].Config, args.recipe, args.train, args.set)
+    config = method_config(METHODS[args.method], args.recipe, args.train, args.set)
     _say_warmup(args.train)
     _seed(args.train.seed)
     method = build_method(args.method, args.arch or RECIPES[args.recipe].arch, preprocessing(args.train), config)
@@ -78,7 +78,7 @@ def resume(args: Resume) -> None:
 
     method, run = new_method_of_run(Path(args.run))
     if args.set:
-        changed = method_config(type(method.config), "imagenet", args.train, args.set)
+        changed = method_config(type(method), "imagenet", args.train, args.set)
         asked = {setting.partition("=")[0] for setting in args.set}
         after = run | {"method_config": run["method_config"] | {k: getattr(changed, k) for k in asked}}
         refused = explain_changes(run, after)[1]
@@ -216,10 +216,11 @@ def _train(method: Any, data: Any, train: TrainConfig, out: str, resume: bool) -
 
 
 def pretrain_defaults(words: list[str]) -> Pretrain:
-    """The flags' defaults are the values of the recipe that is named."""
+    """The flags' defaults are the values of the recipe and the method that are named."""
     split = [part for word in words for part in word.split("=", 1)]
-    recipe = next((value for flag, value in pairwise(split) if flag == "--recipe"), "imagenet")
-    train = dataclasses.replace(TrainConfig(), **RECIPES.get(recipe, RECIPES["imagenet"]).train)
+    given = dict(pairwise(split))
+    recipe = given.get("--recipe", "imagenet")
+    train = train_config(recipe if recipe in RECIPES else "imagenet", given.get("--method", "cgh"))
     return Pretrain(tyro.MISSING, tyro.MISSING, train)
 
 

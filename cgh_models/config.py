@@ -1,4 +1,4 @@
-"""The trainer's settings, the named recipes, and dataclasses to and from JSON. Light: no torch, no timm."""
+"""The trainer's settings, and dataclasses to and from JSON. Light: no torch, no timm."""
 
 import dataclasses
 import difflib
@@ -35,12 +35,18 @@ class TrainConfig:
     """Images a step; 256 in both papers. The last, smaller batch of an epoch is left out."""
     base_lr: float = _says("the schedule", 0.05)
     """Learning rate per 256 images; the rate used is base_lr * batch_size / 256 (both papers)."""
+    optimizer: Literal["sgd", "lars", "adamw"] = _says("the schedule", "sgd")
+    """timm's; lars for large batches (BYOL, LEWEL), adamw for ViTs."""
     momentum: float = _says("the schedule", 0.9)
-    """Of SGD (both papers)."""
+    """Of sgd and lars (all papers)."""
     weight_decay: float = _says("the schedule", 1e-4)
-    """Of SGD (both papers; 5e-4 on small images)."""
+    """Of weights (both papers; 5e-4 on small images)."""
     decay_norms: bool = _says("the schedule", False)
     """Decay norms and biases too: the papers do so on small images only."""
+    paper_faithful: bool = _says("the schedule", False)
+    """Choose what is not decayed by parameter name, as the method's authors do, instead of by module type."""
+    clip_norm: float = _says("the schedule", 0.0)
+    """Largest norm of all gradients together (MNCLGLF: 1); 0: any."""
     warmup_epochs: float = _says("the schedule", 5.0)
     """Epochs of linear learning-rate warm-up and of the method's own; at most a tenth of a run under 50 epochs."""
     seed: int = _says("the random numbers", 0)
@@ -80,7 +86,7 @@ class TrainConfig:
         check_range(self, 1, 2**40, "image_size", "epochs", "batch_size", "checkpoint_every")
         check_range(self, 2, 2**40, "batch_size")  # batch norm needs two
         check_range(self, 0, 2**62, "workers", "log_every", "seed", "memory_gib", "eval_every", "warmup_epochs")
-        check_range(self, 0, 1e6, "base_lr", "weight_decay")
+        check_range(self, 0, 1e6, "base_lr", "weight_decay", "clip_norm")
         check_range(self, 0, 1, "momentum")
         check_range(self, 0.01, 1, "crop_pct")
         if not all(0 < value <= 1e6 for value in self.std):
@@ -97,69 +103,8 @@ class TrainConfig:
         return self.base_lr * self.batch_size / 256
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """Settings that go together; what a method has no field for is left out."""
-
-    arch: str
-    train: dict[str, Any]
-    method: dict[str, Any]
-
-
-_SMALL = {"base_lr": 0.06, "weight_decay": 5e-4, "decay_norms": True, "crop_pct": 1.0}
-_SMALL_HEADS = {"projection_width": 128, "hidden_width": 2048}
-
-# cifar and tiny: ReSSL's small-data recipe (arXiv 2107.09282, authors' small-dataset code); for CGH, of which no
-# small-image settings are published, the same values are this project's choice.
-RECIPES = {
-    "imagenet": Recipe("resnet50", {}, {}),
-    "cifar": Recipe(
-        "resnet18_cifar",
-        {"image_size": 32, "mean": (0.4914, 0.4822, 0.4465), "std": (0.2023, 0.1994, 0.2010), **_SMALL},
-        {"queue_length": 4096, "teacher_momentum": 0.99, **_SMALL_HEADS},
-    ),
-    "tiny": Recipe(
-        "resnet18_small",
-        {"image_size": 64, "mean": (0.4802, 0.4481, 0.3975), "std": (0.2302, 0.2265, 0.2262), **_SMALL},
-        {"queue_length": 16384, "teacher_momentum": 0.996, **_SMALL_HEADS},
-    ),
-}
-
-
-def method_config(config_class: type, recipe: str, train: TrainConfig, settings: tuple[str, ...] = ()) -> Any:
-    """A method's Config from a recipe, the run's warm-up and ``KEY=VALUE`` settings, the last word being theirs.
-
-    Raises:
-        InputError: an unknown key, or a value that is not of the field's type.
-    """
-    known = {f.name for f in dataclasses.fields(config_class)}
-    values = {key: value for key, value in RECIPES[recipe].method.items() if key in known}
-    if "warmup" in known:
-        values["warmup"] = train.warmup
-    config = from_dict(config_class, values | _parse(config_class, settings), complete=False)
-    splits = getattr(config, "batch_norm_splits", 1)
-    if train.batch_size < 2 * splits:
-        raise InputError(f"batch_norm_splits={splits}: needs --batch-size {2 * splits} or more, 2 images a part")
-    return config
-
-
-def _parse(config_class: type, settings: tuple[str, ...]) -> dict[str, Any]:
-    types = get_type_hints(config_class)
-    values = {}
-    for setting in settings:
-        key, equals, text = setting.partition("=")
-        if key not in types:
-            raise InputError(f"--set {setting}: {_unknown(key, list(types))}; write --set KEY=VALUE")
-        if not equals:
-            raise InputError(f"--set {setting}: has no value; write --set {setting}=VALUE")
-        try:
-            values[key] = {"true": True, "false": False}[text.lower()] if types[key] is bool else types[key](text)
-        except (ValueError, KeyError) as error:
-            raise InputError(f"--set {setting}: {text!r} is not a {types[key].__name__}") from error
-    return values
-
-
-def _unknown(key: str, known: list[str]) -> str:
+def unknown(key: str, known: list[str]) -> str:
+    """The sentence for a key that does not exist, with one that is close."""
     near = difflib.get_close_matches(key, known, n=1)
     hint = f"did you mean {near[0]}?" if near else f"the keys are {', '.join(known)}"
     return f"there is no key {key!r}, {hint}"
@@ -174,7 +119,7 @@ def from_dict(config_class: type, values: dict[str, Any], complete: bool = True)
     known = [f.name for f in dataclasses.fields(config_class)]
     for key in values:
         if key not in known:
-            raise InputError(f"{config_class.__qualname__}: {_unknown(key, known)}")
+            raise InputError(f"{config_class.__qualname__}: {unknown(key, known)}")
     if complete and (missing := [key for key in known if key not in values]):
         raise InputError(f"{config_class.__qualname__}: the keys {', '.join(missing)} are missing")
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 
-from .config import RECIPES, TrainConfig, method_config
 from .data import load_splits
 from .evaluate import extract, knn_accuracy
 from .export import export
 from .files import make_folder
 from .methods import METHODS
+from .recipes import method_config, train_config
 from .registry import build_method, create_model, preprocessing
 from .train import pretrain
 
@@ -34,11 +34,9 @@ def run(out: str | Path, seed: int = 0) -> tuple[float, float]:
     with resources.as_file(resources.files("cgh_models") / "sample" / "cifar10.zip") as sample:
         zipfile.ZipFile(sample).extractall(images)
     train, val = load_splits(images)
-    config = dataclasses.replace(TrainConfig(), **(RECIPES[RECIPE].train | TRAIN), seed=seed)
+    config = dataclasses.replace(train_config(RECIPE, METHOD), **TRAIN, seed=seed)
     torch.manual_seed(seed)
-    method = build_method(
-        METHOD, ARCH, preprocessing(config), method_config(METHODS[METHOD].Config, RECIPE, config, SETTINGS)
-    )
+    method = build_method(METHOD, ARCH, preprocessing(config), method_config(METHODS[METHOD], RECIPE, config, SETTINGS))
     before = knn_accuracy(method.student.backbone, train, val)
     print(f"1. {len(train)} photographs in {images}; random {ARCH}: kNN {before:.1f} %")
     pretrain(method, train, config, out / "run")

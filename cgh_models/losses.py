@@ -1,4 +1,4 @@
-"""Losses against a queue of unit vectors, streamed over it: nothing of size batch x queue is kept.
+"""Losses against a queue of unit vectors, streamed over it, and within a batch: nothing of size batch x queue is kept.
 
 With unit vectors s (student), Q (queue) and a target distribution p over Q's rows,
 
@@ -10,11 +10,18 @@ most 1, hence exp((s.Q - 1) / t) cannot overflow; `MIN_TEMPERATURE` keeps it fro
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-CHUNK = 4096  # queue rows a pass; bounds the memory: batch x CHUNK scores
+CHUNK = 4096  # queue rows a pass, at most
+_SCORES = 2**20  # scores a pass, 4 MiB: what many query rows leave of CHUNK
 MIN_TEMPERATURE = 0.02  # exp(-2 / 0.023) is float32's smallest normal number; below 0.02 sums could lose all terms
+
+
+def _chunk(rows: int) -> int:
+    """Queue rows that are compared with so many query rows at once."""
+    return max(128, min(CHUNK, _SCORES // rows))
 
 
 def _weighted_rows(query: Tensor, keys: Tensor, values: Tensor, temperature: float, sums: Tensor, rows: Tensor) -> None:
@@ -23,8 +30,9 @@ def _weighted_rows(query: Tensor, keys: Tensor, values: Tensor, temperature: flo
     In-place and out= operators: autocast leaves them alone, so this runs in the tensors' own precision.
     """
     bound = query.new_full((), -1 / temperature)
-    buffer = query.new_empty(query.shape[0] * min(CHUNK, keys.shape[0]))
-    for key, value in zip(keys.split(CHUNK), values.split(CHUNK), strict=True):
+    chunk = _chunk(query.shape[0])
+    buffer = query.new_empty(query.shape[0] * min(chunk, keys.shape[0]))
+    for key, value in zip(keys.split(chunk), values.split(chunk), strict=True):
         scores = buffer[: query.shape[0] * key.shape[0]].view(query.shape[0], key.shape[0])  # (N, chunk)
         torch.addmm(bound, query, key.t(), alpha=1 / temperature, out=scores).exp_()
         sums.add_(scores.sum(1, keepdim=True))
@@ -87,3 +95,84 @@ def info_nce(student: Tensor, positive: Tensor, queue: Tensor, temperature: floa
     Source: MoCo (arXiv 1911.05722) eq. 1.
     """
     return _StreamedCrossEntropy.apply(student, positive, queue, temperature, True)  # pyright: ignore
+
+
+def nearest(query: Tensor, queue: Tensor) -> Tensor:
+    """The row of the queue (K, P) with the largest dot product with each unit vector of ``query``: (N, P).
+
+    Of equal ones the first. Streamed, in the tensors' own precision.
+    """
+    best = query.new_full((query.shape[0],), -torch.inf)
+    place = torch.zeros(query.shape[0], dtype=torch.int64, device=query.device)
+    chunk = _chunk(query.shape[0])
+    buffer = query.new_empty(query.shape[0] * min(chunk, queue.shape[0]))
+    with torch.no_grad():
+        for start, keys in zip(range(0, queue.shape[0], chunk), queue.split(chunk), strict=True):
+            scores = buffer[: query.shape[0] * keys.shape[0]].view(query.shape[0], keys.shape[0])  # (N, chunk)
+            value, index = torch.mm(query, keys.t(), out=scores).max(1)
+            place = torch.where(value > best, index + start, place)
+            best = torch.maximum(best, value)
+    return queue.index_select(0, place)
+
+
+class _BatchCrossEntropy(Function):
+    """Cross-entropy of softmax(anchors @ candidates^T / t) against one label a row; both gradients in one pass."""
+
+    @staticmethod
+    def forward(ctx, anchors: Tensor, candidates: Tensor, labels: Tensor, temperature: float, others_only: bool):
+        groups, count = anchors.shape[:2]
+        scores = anchors.new_empty(groups, count, candidates.shape[1])
+        torch.bmm(anchors, candidates.transpose(1, 2), out=scores).div_(temperature)
+        if others_only:  # anchors are the candidates: none is compared with itself
+            scores.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
+        places = labels.expand(groups, count).unsqueeze(2)
+        positive = scores.gather(2, places)  # (G, N, 1)
+        total = scores.logsumexp(2, keepdim=True)
+        scores.sub_(total).exp_().scatter_add_(2, places, torch.full_like(positive, -1))  # softmax - one-hot
+        scores.div_(temperature * groups * count)
+        to_anchors, to_candidates = torch.empty_like(anchors), torch.empty_like(candidates)
+        torch.bmm(scores, candidates, out=to_anchors)
+        torch.bmm(scores.transpose(1, 2), anchors, out=to_candidates)
+        ctx.save_for_backward(to_anchors, to_candidates)
+        return (total - positive).mean()
+
+    @staticmethod
+    def backward(ctx, grad_output: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        to_anchors, to_candidates = ctx.saved_tensors
+        return to_anchors * grad_output, to_candidates * grad_output, None, None, None
+
+
+def batch_info_nce(anchors: Tensor, candidates: Tensor, temperature: float) -> Tensor:
+    """InfoNCE within a batch, in nats: each anchor's candidate is the one in its own row, the other rows are negatives.
+
+    Args:
+        anchors, candidates: (N, P) unit vectors, or (G, N, P) for a mean over G batches; gradients go to both.
+
+    Source: NNCLR (arXiv 2104.14548) eq. 2.
+    """
+    if anchors.ndim == 2:
+        anchors, candidates = anchors[None], candidates[None]
+    labels = torch.arange(anchors.shape[1], device=anchors.device)
+    anchors, candidates = anchors.contiguous(), candidates.contiguous()
+    return _BatchCrossEntropy.apply(anchors, candidates, labels, temperature, False)  # pyright: ignore
+
+
+def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
+    """SimCLR's loss in nats: each of 2N unit vectors is an anchor with one positive and 2N - 2 negatives.
+
+    Args:
+        first, second: (N, P) unit vectors, row i of both from the same image.
+
+    Source: SimCLR (arXiv 2002.05709) eq. 1.
+    """
+    rows, count = torch.cat([first, second])[None], first.shape[0]
+    labels = torch.arange(2 * count, device=rows.device).roll(count)
+    return _BatchCrossEntropy.apply(rows, rows, labels, temperature, True)  # pyright: ignore
+
+
+def cosine_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean over rows of 2 - 2 cos: (N, P) twice, of any length -> 0 to 4.
+
+    Source: BYOL (arXiv 2006.07733) eq. 2.
+    """
+    return (2 - 2 * (F.normalize(student, dim=-1) * F.normalize(teacher, dim=-1)).sum(-1)).mean()

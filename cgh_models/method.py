@@ -17,7 +17,7 @@ class Method(Protocol):
     name: ClassVar[str]  # what `--method` and weights tags call it
     paper: ClassVar[str]  # "arXiv:<id>"
     Config: ClassVar[type]  # frozen dataclass with a default for every field: the paper's ImageNet values
-    view_recipe: ClassVar[str]  # a name in `views.RECIPES`
+    view_recipe: str  # a name in `views.RECIPES`; a property where the Config decides
     config: Any  # the Config it was built with
     student: nn.Module  # its `.backbone` is the untouched timm module
 
@@ -31,10 +31,14 @@ class Method(Protocol):
 
 
 def check_config(config: Any) -> None:
-    """Raises InputError for a temperature, a share (momentum, warm-up) or a count that cannot be."""
+    """Raises InputError for a temperature, a weight, a share (momentum, warm-up) or a count that cannot be."""
     for name, value in vars(config).items():
+        if isinstance(value, bool):
+            continue
         if name.endswith("temperature"):
             check_range(config, MIN_TEMPERATURE, 1e6, name)
+        elif name.endswith("weight"):
+            check_range(config, 0, 1e6, name)
         elif isinstance(value, float):
             check_range(config, 0, 1, name)
         elif isinstance(value, int):

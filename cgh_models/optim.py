@@ -1,6 +1,7 @@
 """Parameter groups and the learning-rate schedule; the optimizer itself is timm's."""
 
 import math
+from typing import Any
 
 from timm.optim import create_optimizer_v2
 from torch import nn
@@ -10,29 +11,49 @@ from torch.optim import Optimizer
 _NORMS = (_BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm)
 
 
-def parameter_groups(module: nn.Module, weight_decay: float, decay_norms: bool) -> list[dict]:
-    """Two groups, decayed and not: norms (by type), biases and what timm exempts are not, unless ``decay_norms``.
+def parameter_groups(method: Any, config: Any) -> list[dict]:
+    """The student's parameters, decayed and not: norms (by type), biases and what timm exempts are not.
 
-    Differs from the authors' code: CGH and ReSSL go by name ("bn", "bias"), which misses the norms of a ResNet's
-    downsampling and of the hypercolumn.
+    Parameters under one of the method's ``constant_lr`` names are in groups of their own, marked ``constant_lr``.
+
+    Differs from the authors' code: CGH, ReSSL and LEWEL go by name ("bn", "bias"), which misses the norms of heads and,
+    in CGH and ReSSL, of a ResNet's downsampling; MoCo v2 and MNCLGLF decay everything. ``config.paper_faithful`` does
+    as they do, by the method's ``exempt_names``.
     """
-    listed = getattr(getattr(module, "backbone", None), "no_weight_decay", set)()  # timm's: position embeddings, tokens
-    spared_by_timm = {id(p) for name, p in module.named_parameters() if name.removeprefix("backbone.") in listed}
-    decayed, exempt = [], []
-    for owner in module.modules():
+    student = method.student
+    names = getattr(method, "exempt_names", None) if config.paper_faithful else None
+    constant = getattr(method, "constant_lr", ())
+    listed = getattr(student.backbone, "no_weight_decay", set)()  # timm's: position embeddings, tokens
+    kinds: dict[tuple[bool, bool], list] = {(held, spared): [] for held in (False, True) for spared in (False, True)}
+    for prefix, owner in student.named_modules():
         for name, parameter in owner.named_parameters(recurse=False):
-            norm_or_bias = name.endswith("bias") or isinstance(owner, _NORMS)
-            spared = not decay_norms and (norm_or_bias or id(parameter) in spared_by_timm)
-            (exempt if spared else decayed).append(parameter)
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": exempt, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+            full = f"{prefix}.{name}"
+            if names is not None:
+                spared = any(word in full for word in names)
+            else:
+                norm_or_bias = name.endswith("bias") or isinstance(owner, _NORMS)
+                spared = not config.decay_norms and (norm_or_bias or full.removeprefix("backbone.") in listed)
+            kinds[full.partition(".")[0] in constant, spared].append(parameter)
+    return [
+        {"params": parameters, "weight_decay": 0.0 if spared else config.weight_decay, "constant_lr": held}
+        for (held, spared), parameters in kinds.items()
+        if parameters
+    ]
 
 
-def create_optimizer(module: nn.Module, config) -> Optimizer:
-    """SGD with momentum, fused: the kind that a flag on the device can hold back. Meta tensors have no fused kernel."""
-    groups = parameter_groups(module, config.weight_decay, config.decay_norms)
+def create_optimizer(method: Any, config: Any) -> Optimizer:
+    """timm's SGD with momentum, LARS or AdamW for the method's student.
+
+    SGD and AdamW are fused: the kind that a flag on the device can hold back. Meta tensors have no fused kernel. LARS
+    adapts what is decayed.
+    """
+    groups = parameter_groups(method, config)
     fused = groups[0]["params"][0].device.type != "meta"
-    return create_optimizer_v2(groups, opt="momentum", lr=config.lr, momentum=config.momentum, fused=fused)
+    if config.optimizer == "adamw":
+        return create_optimizer_v2(groups, opt="adamw", lr=config.lr, fused=fused)
+    if config.optimizer == "sgd":
+        return create_optimizer_v2(groups, opt="momentum", lr=config.lr, momentum=config.momentum, fused=fused)
+    return create_optimizer_v2(groups, opt="lars", lr=config.lr, momentum=config.momentum)
 
 
 def learning_rate(progress: float, lr: float, warmup: float) -> float:

@@ -212,7 +212,10 @@ def load_method(weights: str | os.PathLike[str], *, cache_dir: str | os.PathLike
         manifest.row(str(weights))
         raise AssertionError("unreachable")
     images = {k: tuple(v) if isinstance(v, list) else v for k, v in row["preprocessing"].items()}
-    method = build_method(row["method"], row["architecture"], images, row["method_config"], **row["model_args"])
+    config = row["method_config"]
+    if row["method"] in METHODS:  # a field that came after the weights has the default that means what they meant
+        config = from_dict(METHODS[row["method"]].Config, config, complete=False)
+    method = build_method(row["method"], row["architecture"], images, config, **row["model_args"])
     heads = read(manifest.HEADS)
     _load_strictly(method, heads | {f"student.backbone.{k}": v for k, v in read(manifest.BACKBONE).items()}, path)
     return method

@@ -66,7 +66,7 @@ def pretrain(
         if images.pixels is None:
             images.keep_pixels(config.memory_gib, lambda: bool(signals.received))
         method.to(device, memory_format=torch.channels_last).train()
-        optimizer = create_optimizer(method.student, config)
+        optimizer = create_optimizer(method, config)
         if file:
             checkpoint.load(file, method, optimizer)
         recipe, precision = RECIPES[method.view_recipe], pick_precision(config.precision, device)
@@ -79,7 +79,9 @@ def pretrain(
                 raise _interrupted(run_dir, signals.received, done, total)
             for views, indices in journal.timed(batches(images, recipe, config, done, total, device)):
                 lr = learning_rate(done / total, config.lr, config.warmup)
-                losses = train_step(method, optimizer, views, done / total, lr, device.type, precision)
+                losses = train_step(
+                    method, optimizer, views, done / total, lr, device.type, precision, config.clip_norm
+                )
                 done += 1
                 journal.step(done, lr, losses, indices, backbone)
                 stop = signals.received if done < total else ""
@@ -103,10 +105,12 @@ def train_step(
     lr: float,
     device_type: str,
     precision: torch.dtype,
+    clip_norm: float = 0.0,
 ) -> dict[str, Tensor]:
     """One step: losses, gradients, student, teacher, queues. Waits for nothing on the device.
 
-    A loss or gradient that is not finite leaves the student, the optimizer and the queues as they were.
+    A loss or gradient that is not finite leaves the student, the optimizer and the queues as they were. (LARS, which
+    has no fused kernel, takes a step without a gradient instead.)
 
     Returns:
         the method's losses, ``grad_norm``, and ``finite`` (1.0 or 0.0), all 0-dim and detached.
@@ -118,10 +122,16 @@ def train_step(
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
     finite = torch.isfinite(norm + losses["loss"].detach())
+    if clip_norm:
+        torch._foreach_mul_(gradients, (clip_norm / (norm + 1e-6)).clamp(max=1))
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        if not group["constant_lr"]:
+            group["lr"] = lr
     if optimizer.defaults.get("fused"):
         optimizer.found_inf = (~finite).float()  # torch's fused optimizers do nothing where this is 1
+    elif "trust_coeff" in optimizer.defaults:
+        for gradient in gradients:
+            gradient.masked_fill_(~finite, 0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     method.after_step(progress, finite)

@@ -5,6 +5,7 @@ resumed run makes it. Crops have torchvision's distribution (RandomResizedCrop, 
 torchvision's ColorJitter semantics: four operations in an order drawn per image, clamped after each.
 """
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,8 @@ from torch import Tensor
 
 # Columns of the random numbers of one view of one image.
 _TRIES = 10  # torchvision gives up after ten boxes that do not fit
-_POSITION, _FLIP, _JITTER, _FACTORS, _ORDER, _GREY, _BLUR, _SIGMA, COLUMNS = 20, 22, 23, 24, 28, 32, 33, 34, 35
+_POSITION, _FLIP, _JITTER, _FACTORS, _ORDER, _GREY, _BLUR, _SIGMA, _SOLARIZE = 20, 22, 23, 24, 28, 32, 33, 34, 35
+COLUMNS = 36
 
 
 @dataclass(frozen=True)
@@ -29,12 +31,33 @@ class View:
     grey_p: float = 0.0
     blur_p: float = 0.0
     sigma: tuple[float, float] = (0.1, 2.0)  # of the blur, in pixels
+    solarize_p: float = 0.0
+    size: float = 1.0  # side, as a share of the image size
+
+    def side(self, image_size: int) -> int:
+        """Of the square view, in pixels."""
+        return max(1, round(self.size * image_size))
 
 
 # Source: MoCo v2's augmentation (arXiv 2003.04297) as the strong view, crop and flip as the weak one (ReSSL, CGH).
 WEAK = View()
 STRONG = View(jitter_p=0.8, grey_p=0.2, blur_p=0.5)
-RECIPES = {"weak_strong": (WEAK, STRONG)}
+# Source: CGH's and ReSSL's released code, 192, 160, 128 and 96 pixels beside 224.
+SMALL = tuple(
+    dataclasses.replace(STRONG, size=size / 224, scale=scale)
+    for size, scale in ((192, (0.172, 0.86)), (160, (0.143, 0.715)), (128, (0.114, 0.571)), (96, (0.086, 0.429)))
+)
+# Source: BYOL (arXiv 2006.07733) appendix B, the crops of LEWEL's code; without blur as solo-learn has it on CIFAR.
+FIRST = View(jitter=(0.4, 0.4, 0.2, 0.1), jitter_p=0.8, grey_p=0.2, blur_p=1.0)
+SECOND = dataclasses.replace(FIRST, blur_p=0.1, solarize_p=0.2)
+RECIPES = {
+    "weak_strong": (WEAK, STRONG),
+    "multi_crop": (WEAK, STRONG, *SMALL),
+    "two_strong": (STRONG, STRONG),
+    "three_strong": (STRONG, STRONG, STRONG),
+    "asymmetric": (FIRST, SECOND),
+    "asymmetric_sharp": (dataclasses.replace(FIRST, blur_p=0.0), dataclasses.replace(SECOND, blur_p=0.0)),
+}
 
 
 def uniform(seed: int, epoch: int, indices: np.ndarray, columns: int, stream: int = 0) -> np.ndarray:
@@ -109,7 +132,7 @@ def _separable(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def finish(view: View, crops: Tensor, u: np.ndarray, mean: Tensor, std: Tensor) -> Tensor:
-    """Flip, jitter, grey, blur, normalize: crops (N, 3, S, S) in [0, 255] -> float32 views (N, 3, S, S).
+    """Flip, jitter, grey, blur, solarize, normalize: crops (N, 3, S, S) in [0, 255] -> float32 views (N, 3, S, S).
 
     Nothing here waits for the device: which images take part is decided on the host, from ``u``.
     """
@@ -121,6 +144,9 @@ def finish(view: View, crops: Tensor, u: np.ndarray, mean: Tensor, std: Tensor) 
         x = torch.where(_column(x, u[:, _GREY] < view.grey_p), _grey(x), x)
     if view.blur_p:
         _blur(view, x, u)
+    if view.solarize_p:
+        solarized = _column(x, u[:, _SOLARIZE] < view.solarize_p) & (x >= 128 / 255)
+        x = torch.where(solarized, 1 - x, x)
     return (x - mean[:, None, None]) / std[:, None, None]
 
 

@@ -13,8 +13,9 @@ PACKAGE = Path(cgh_models.__file__).parent
 # Modules of one floor never import each other, except on floor 0, where they may import what stands to their left.
 FLOORS = [
     ["errors", "files", "tensors", "manifest", "card", "download", "autoload", "architectures", "backbone", "heads",
-     "teacher", "feature_queue", "losses", "views", "images", "config", "method"],
-    ["methods.cgh", "methods.ressl", "optim", "data", "checkpoint", "hub"],
+     "teacher", "feature_queue", "losses", "views", "images", "config", "recipes", "method"],
+    ["methods.byol", "methods.cgh", "methods.lewel", "methods.mnclglf", "methods.moco_v2", "methods.nnclr",
+     "methods.ressl", "optim", "data", "checkpoint", "hub"],
     ["methods", "batches", "tags"],
     ["evaluate", "registry"],
     ["journal", "integrity"],

@@ -4,11 +4,12 @@ import dataclasses
 
 import pytest
 
-from cgh_models.config import RECIPES, TrainConfig, explain_changes, from_dict, method_config, to_dict
+from cgh_models.config import TrainConfig, explain_changes, from_dict, to_dict
 from cgh_models.errors import InputError
 from cgh_models.methods import METHODS
 from cgh_models.methods.cgh import CGH
 from cgh_models.optim import learning_rate
+from cgh_models.recipes import RECIPES, method_config, train_config
 
 
 def test_the_defaults_are_the_papers_imagenet_values():
@@ -28,25 +29,45 @@ def test_the_defaults_are_the_papers_imagenet_values():
     )
     assert (cgh.global_teacher_temperature, cgh.global_student_temperature) == (0.04, 0.1)
     assert (cgh.hyper_teacher_temperature, cgh.hyper_student_temperature, cgh.warmup_temperature) == (0.08, 0.08, 0.2)
-    assert method_config(CGH.Config, "imagenet", train) == cgh
+    assert method_config(CGH, "imagenet", train) == cgh
 
 
 def test_the_small_recipes_are_ressls():
-    cifar = dataclasses.replace(TrainConfig(), **RECIPES["cifar"].train)
+    cifar = train_config("cifar")
     assert (cifar.image_size, cifar.base_lr, cifar.weight_decay, cifar.decay_norms) == (32, 0.06, 5e-4, True)
-    for name, method in METHODS.items():
-        config = method_config(method.Config, "cifar", cifar)
+    for name in ("cgh", "ressl"):
+        config = method_config(METHODS[name], "cifar", cifar)
         assert (config.queue_length, config.teacher_momentum) == (4096, 0.99), name
         assert (config.hidden_width, config.projection_width) == (2048, 128), name
-        assert method_config(method.Config, "tiny", cifar).queue_length == 16384
+        assert method_config(METHODS[name], "tiny", cifar).queue_length == 16384
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("name", METHODS)
+def test_a_recipe_gives_every_method_values_that_its_fields_take(name, recipe):
+    """What a recipe says of one method alone is a field of that method or of the trainer: nothing is lost silently."""
+    train_values, method_values = RECIPES[recipe].of_method.get(name, ({}, {}))
+    train = train_config(recipe, name)
+    config = method_config(METHODS[name], recipe, train)
+    assert all(getattr(train, key) == value for key, value in train_values.items())
+    assert all(getattr(config, key) == value for key, value in method_values.items())
+    if recipe == "imagenet" and name != "cgh":  # whose warm-up follows the trainer's
+        assert config == METHODS[name].Config()
+
+
+def test_published_learning_rates():
+    """The absolute rates of the papers and releases, at their batch sizes."""
+    absolute = {"cgh": 0.05, "ressl": 0.05, "moco_v2": 0.03, "lewel": 3.6, "byol": 7.2, "mnclglf": 0.1}
+    assert {name: pytest.approx(train_config("imagenet", name).lr) for name in absolute} == absolute
+    assert train_config("imagenet", "lewel").batch_size == 1024 and train_config("imagenet", "byol").batch_size == 4096
 
 
 def test_warmups_are_a_tenth_of_a_short_run_at_most():
     assert TrainConfig(epochs=200).warmup == 5 / 200
     assert TrainConfig(epochs=50).warmup == 5 / 50
     assert TrainConfig(epochs=12).warmup == 0.1
-    assert method_config(CGH.Config, "cifar", TrainConfig(epochs=12)).warmup == 0.1
-    assert method_config(CGH.Config, "cifar", TrainConfig(epochs=12), ("warmup=0.5",)).warmup == 0.5
+    assert method_config(CGH, "cifar", TrainConfig(epochs=12)).warmup == 0.1
+    assert method_config(CGH, "cifar", TrainConfig(epochs=12), ("warmup=0.5",)).warmup == 0.5
 
 
 def test_the_learning_rate_starts_at_zero_peaks_after_the_warmup_and_ends_at_zero():
@@ -65,6 +86,7 @@ def test_the_learning_rate_starts_at_zero_peaks_after_the_warmup_and_ends_at_zer
         ("taps", "has no value; write --set taps=VALUE"),
         ("taps=many", "'many' is not a int"),
         ("zzz=1", "the keys are projection_width"),
+        ("multi_crop=maybe", "'maybe' is not a bool"),
         ("taps=0", "taps=0: at least 1"),
         ("queue_length=1000000000000", "queue_length=1000000000000: at least 1 and at most"),
         ("warmup=5", "warmup=5.0: at least 0 and at most 1"),
@@ -74,7 +96,13 @@ def test_the_learning_rate_starts_at_zero_peaks_after_the_warmup_and_ends_at_zer
 )
 def test_a_wrong_setting_is_one_sentence(setting, message):
     with pytest.raises(InputError, match=message):
-        method_config(CGH.Config, "cifar", TrainConfig(), (setting,))
+        method_config(CGH, "cifar", TrainConfig(), (setting,))
+
+
+def test_a_word_that_is_no_choice_is_one_sentence():
+    with pytest.raises(InputError, match="--set negatives=all: 'all' is none of queue, batch"):
+        method_config(METHODS["lewel_m"], "cifar", TrainConfig(), ("negatives=all",))
+    assert method_config(METHODS["lewel_m"], "cifar", TrainConfig(), ("negatives=batch",)).negatives == "batch"
 
 
 def test_dataclasses_survive_json_and_unknown_missing_or_odd_values_do_not():

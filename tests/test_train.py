@@ -183,7 +183,7 @@ def test_a_non_finite_loss_names_the_step_and_the_files_and_saves_nothing_of_it(
 
 def test_a_non_finite_step_changes_neither_student_nor_optimizer_nor_queue():
     method = build("cgh").train()
-    optimizer = create_optimizer(method.student, QUICK)
+    optimizer = create_optimizer(method, QUICK)
     views = list(torch.randn(2, 8, 3, 32, 32))
     train_step(method, optimizer, views, 0.5, 0.1, "cpu", torch.float32)
     student = [p.clone() for p in method.student.parameters()]

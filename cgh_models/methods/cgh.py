@@ -11,12 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..backbone import embed, widths
+from ..backbone import check_sizes, embed, widths
 from ..feature_queue import FeatureQueue
 from ..heads import mlp
 from ..losses import info_nce, relation_loss, soft_target
 from ..method import Losses, check_config
-from ..teacher import make_teacher, move_teacher
+from ..teacher import make_teacher, move_teacher, teach
+from ..views import SMALL
 
 
 class Hypercolumn(nn.Module):
@@ -37,7 +38,7 @@ class Hypercolumn(nn.Module):
         return F.relu(self.norm(self.conv(torch.cat(resized, 1)))).mean((2, 3))
 
 
-class Branch(nn.Module):
+class TwoContexts(nn.Module):
     """Backbone with both heads: images (N, 3, H, W) -> unit projections (N, P), global and hypercolumn, in float32."""
 
     def __init__(self, backbone: nn.Module, config: "CGH.Config"):
@@ -55,6 +56,11 @@ class Branch(nn.Module):
         hyper = F.normalize(self.hyper_projector(self.hypercolumn(maps)).float())
         return whole, hyper
 
+    def whole(self, images: Tensor, splits: int) -> Tensor:
+        """The global projection alone."""
+        embedding, _ = embed(self.backbone, images, splits=splits)
+        return F.normalize(self.projector(embedding).float())
+
 
 class CGH(nn.Module):
     """L = (H(global teacher, hypercolumn student) + H(hypercolumn teacher, global student)) / 2, after InfoNCE.
@@ -65,7 +71,7 @@ class CGH(nn.Module):
 
     name = "cgh"
     paper = "arXiv:2308.13392"
-    view_recipe = "weak_strong"
+    exempt_names = ("bn", "bias")  # the authors' rule for what is not decayed
 
     @dataclass(frozen=True)
     class Config:
@@ -86,6 +92,7 @@ class CGH(nn.Module):
         warmup: float = 0.025  # share of the run that starts on InfoNCE: 5 epochs of 200
         warmup_temperature: float = 0.2  # of both InfoNCE losses
         batch_norm_splits: int = 1  # parts with their own batch statistics; the release uses 8 on one GPU, shuffled
+        multi_crop: bool = False  # four more, smaller views for the global student; off in the release's config
 
         def __post_init__(self):
             check_config(self)
@@ -93,31 +100,39 @@ class CGH(nn.Module):
     def __init__(self, backbone: nn.Module, config: Config | None = None):
         super().__init__()
         self.config = config or self.Config()
-        self.student = Branch(backbone, self.config)
+        if self.config.multi_crop:
+            check_sizes(backbone, [view.size for view in SMALL], "multi_crop=True")
+        self.student = TwoContexts(backbone, self.config)
         self.teacher = make_teacher(self.student)
         self.queue = FeatureQueue(self.config.queue_length, self.config.projection_width, count=2)
         self._pending: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def view_recipe(self) -> str:
+        return "multi_crop" if self.config.multi_crop else "weak_strong"
 
     def forward(self, views: list[Tensor], progress: float) -> Losses:
         """The crossed losses and, during the warm-up, both InfoNCE losses; all in nats.
 
         Args:
-            views: [weak, strong], each (N, 3, H, W): the weak one goes to the teacher, the strong one to the student.
+            views: [weak, strong, small...], (N, 3, H, W): the weak one goes to the teacher, the strong one to the
+                student, the small ones to its global context, which learns the mean over them and the strong one.
             progress: of the run, in [0, 1]; sets the warm-up's weights.
         """
-        weak, strong = views
+        weak, strong, *small = views
         c = self.config
         student, student_hyper = self.student(strong, c.batch_norm_splits)  # (N, P) each
-        with torch.no_grad():
-            teacher, teacher_hyper = self._teach(weak)  # (N, P) each
+        teacher, teacher_hyper = teach(self.teacher, weak, c.batch_norm_splits)  # (N, P) each
         queue, hyper_queue = self.queue.rows  # (K, P) each
         self._pending = teacher, teacher_hyper
 
         hyper_target = soft_target(teacher, queue, hyper_queue, c.global_teacher_temperature)
         global_target = soft_target(teacher_hyper, hyper_queue, queue, c.hyper_teacher_temperature)
+        students = [student, *(self.student.whole(view, c.batch_norm_splits) for view in small)]
+        to_global = [relation_loss(s, global_target, queue, c.global_student_temperature) for s in students]
         losses = {
             "global_to_hyper": relation_loss(student_hyper, hyper_target, hyper_queue, c.hyper_student_temperature),
-            "hyper_to_global": relation_loss(student, global_target, queue, c.global_student_temperature),
+            "hyper_to_global": torch.stack(to_global).mean(),
         }
         losses["loss"] = 0.5 * (losses["global_to_hyper"] + losses["hyper_to_global"])
         if progress < c.warmup:
@@ -127,16 +142,6 @@ class CGH(nn.Module):
             start = losses["info_nce"] + losses["hyper_info_nce"]
             losses["loss"] = (1 - share) * start + share * losses["loss"]
         return losses
-
-    def _teach(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Teacher projections; split statistics are taken over shuffled parts so that they leak no pairing."""
-        splits = self.config.batch_norm_splits
-        if splits == 1:
-            return self.teacher(images, splits)
-        order = torch.randperm(images.shape[0], device=images.device)
-        back = order.argsort()
-        whole, hyper = self.teacher(images[order], splits)
-        return whole[back], hyper[back]
 
     def after_step(self, progress: float, finite: Tensor | None = None) -> None:
         """Moves the teacher towards the student and the batch's teacher projections into both queues."""

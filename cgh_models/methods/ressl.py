@@ -6,28 +6,15 @@ The teacher relates a weak view to a queue, sharply; the student learns the same
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..backbone import embed, widths
+from ..backbone import check_sizes
 from ..feature_queue import FeatureQueue
-from ..heads import mlp
+from ..heads import Branch, mlp
 from ..losses import relation_loss, soft_target
 from ..method import Losses, check_config
-from ..teacher import make_teacher, move_teacher
-
-
-class Branch(nn.Module):
-    """Backbone and projector: images (N, 3, H, W) -> unit projections (N, P) in float32."""
-
-    def __init__(self, backbone: nn.Module, config: "ReSSL.Config"):
-        super().__init__()
-        self.backbone = backbone
-        self.projector = mlp(widths(backbone)[0], config.hidden_width, config.projection_width)
-
-    def forward(self, images: Tensor, splits: int) -> Tensor:
-        embedding, _ = embed(self.backbone, images, splits=splits)
-        return F.normalize(self.projector(embedding).float())
+from ..teacher import make_teacher, move_teacher, teach
+from ..views import SMALL
 
 
 class ReSSL(nn.Module):
@@ -35,7 +22,7 @@ class ReSSL(nn.Module):
 
     name = "ressl"
     paper = "arXiv:2107.09282"
-    view_recipe = "weak_strong"
+    exempt_names = ("bn", "bias")  # the authors' rule for what is not decayed
 
     @dataclass(frozen=True)
     class Config:
@@ -48,41 +35,41 @@ class ReSSL(nn.Module):
         teacher_temperature: float = 0.04  # sharper than the student's: relations, not copies
         student_temperature: float = 0.1
         batch_norm_splits: int = 1  # parts with their own batch statistics; the release uses 8 on one GPU, shuffled
+        multi_crop: bool = False  # four more, smaller views for the student; the loss is the mean over all five
 
         def __post_init__(self):
             check_config(self)
 
     def __init__(self, backbone: nn.Module, config: Config | None = None):
         super().__init__()
-        self.config = config or self.Config()
-        self.student = Branch(backbone, self.config)
+        self.config = c = config or self.Config()
+        if c.multi_crop:
+            check_sizes(backbone, [view.size for view in SMALL], "multi_crop=True")
+        self.student = Branch(backbone, lambda width: mlp(width, c.hidden_width, c.projection_width))
         self.teacher = make_teacher(self.student)
-        self.queue = FeatureQueue(self.config.queue_length, self.config.projection_width)
+        self.queue = FeatureQueue(c.queue_length, c.projection_width)
         self._pending: Tensor | None = None
+
+    @property
+    def view_recipe(self) -> str:
+        return "multi_crop" if self.config.multi_crop else "weak_strong"
 
     def forward(self, views: list[Tensor], progress: float) -> Losses:
         """One loss, in nats.
 
         Args:
-            views: [weak, strong], each (N, 3, H, W): the weak one goes to the teacher, the strong one to the student.
+            views: [weak, strong, small...], (N, 3, H, W): the weak one goes to the teacher, the others to the student.
             progress: unused, the objective does not change over the run.
         """
-        weak, strong = views
-        student = self.student(strong, self.config.batch_norm_splits)  # (N, P)
-        with torch.no_grad():
-            teacher = self._teach(weak)  # (N, P)
+        weak, *strong = views
+        c = self.config
+        students = [self.student.unit(view, c.batch_norm_splits) for view in strong]  # (N, P) each
+        teacher = teach(self.teacher.unit, weak, c.batch_norm_splits)  # (N, P)
         queue = self.queue.rows[0]  # (K, P)
-        target = soft_target(teacher, queue, queue, self.config.teacher_temperature)
+        target = soft_target(teacher, queue, queue, c.teacher_temperature)
         self._pending = teacher
-        return {"loss": relation_loss(student, target, queue, self.config.student_temperature)}
-
-    def _teach(self, images: Tensor) -> Tensor:
-        """Teacher projections; split statistics are taken over shuffled parts so that they leak no pairing."""
-        splits = self.config.batch_norm_splits
-        if splits == 1:
-            return self.teacher(images, splits)
-        order = torch.randperm(images.shape[0], device=images.device)
-        return self.teacher(images[order], splits)[order.argsort()]
+        losses = [relation_loss(student, target, queue, c.student_temperature) for student in students]
+        return {"loss": torch.stack(losses).mean()}
 
     def after_step(self, progress: float, finite: Tensor | None = None) -> None:
         """Moves the teacher towards the student and the batch's teacher projections into the queue."""

@@ -1,0 +1,62 @@
+"""BYOL: bootstrap your own latent (arXiv 2006.07733).
+
+The student predicts the teacher's projection of another view; there are no negatives.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..heads import Branch, mlp
+from ..losses import cosine_loss
+from ..method import Losses, check_config
+from ..teacher import cosine_momentum, make_teacher, move_teacher
+
+
+class BYOL(nn.Module):
+    """L = sum over both directions of the mean of 2 - 2 cos(q(g(f(x_u))), g_t(f_t(x_v)))."""
+
+    name = "byol"
+    paper = "arXiv:2006.07733"
+
+    @dataclass(frozen=True)
+    class Config:
+        """Defaults: the authors' ImageNet values for 100 epochs."""
+
+        projection_width: int = 256  # output of projector and predictor
+        hidden_width: int = 4096  # of both
+        teacher_momentum: float = 0.99  # at the start; a cosine takes it to 1
+        blur: bool = True  # in the views; solo-learn leaves it out on CIFAR
+
+        def __post_init__(self):
+            check_config(self)
+
+    def __init__(self, backbone: nn.Module, config: Config | None = None):
+        super().__init__()
+        self.config = c = config or self.Config()
+        self.student: Any = Branch(backbone, lambda width: mlp(width, c.hidden_width, c.projection_width, norm=True))
+        self.teacher = make_teacher(self.student)
+        self.student.predictor = mlp(c.projection_width, c.hidden_width, c.projection_width, norm=True)
+
+    @property
+    def view_recipe(self) -> str:
+        return "asymmetric" if self.config.blur else "asymmetric_sharp"
+
+    def forward(self, views: list[Tensor], progress: float) -> Losses:
+        """One loss, 0 to 8 (a sum of two squared distances between unit vectors).
+
+        Args:
+            views: two views, (N, 3, H, W) each; student and teacher see both.
+            progress: unused, the objective does not change over the run.
+        """
+        predictions = [self.student.predictor(self.student(view)).float() for view in views]  # (N, P) each
+        with torch.no_grad():
+            targets = [self.teacher(view) for view in views]  # (N, P) each
+        pairs = zip(predictions, reversed(targets), strict=True)
+        return {"loss": torch.stack([cosine_loss(prediction, target) for prediction, target in pairs]).sum()}
+
+    def after_step(self, progress: float, finite: Tensor | None = None) -> None:
+        """Moves the teacher towards the student."""
+        move_teacher(self.teacher, self.student, cosine_momentum(self.config.teacher_momentum, progress))

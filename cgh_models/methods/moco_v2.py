@@ -1,0 +1,73 @@
+"""MoCo v2: momentum contrast with a projector (arXiv 2003.04297; MoCo: 1911.05722).
+
+The student's view of an image has to find the teacher's among a queue of other images.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..feature_queue import FeatureQueue
+from ..heads import Branch, mlp
+from ..losses import info_nce
+from ..method import Losses, check_config
+from ..teacher import make_teacher, move_teacher, teach
+
+
+class MoCoV2(nn.Module):
+    """L = InfoNCE(s(x1), t(x2), queue); symmetric: the mean of both directions."""
+
+    name = "moco_v2"
+    paper = "arXiv:2003.04297"
+    view_recipe = "two_strong"
+    exempt_names = ()  # the authors decay everything
+
+    @dataclass(frozen=True)
+    class Config:
+        """Defaults: the authors' ImageNet values."""
+
+        projection_width: int = 128  # output of the projector
+        hidden_width: int = 2048  # of the projector: a ResNet-50's own width
+        queue_length: int = 65536  # past teacher projections, the negatives
+        teacher_momentum: float = 0.999  # the teacher keeps this share of itself every step
+        temperature: float = 0.2  # 0.1 on small images
+        symmetric: bool = False  # both directions, twice the cost (the authors' CIFAR demo, MoCo v3)
+        batch_norm_splits: int = 1  # parts with their own batch statistics: the authors' 8 GPUs, shuffled
+
+        def __post_init__(self):
+            check_config(self)
+
+    def __init__(self, backbone: nn.Module, config: Config | None = None):
+        super().__init__()
+        self.config = c = config or self.Config()
+        self.student = Branch(backbone, lambda width: mlp(width, c.hidden_width, c.projection_width))
+        self.teacher = make_teacher(self.student)
+        self.queue = FeatureQueue(c.queue_length, c.projection_width)
+        self._pending: Tensor | None = None
+
+    def forward(self, views: list[Tensor], progress: float) -> Losses:
+        """One loss, in nats.
+
+        Args:
+            views: two strong views, (N, 3, H, W) each: the student sees the first, the teacher the second; symmetric:
+                both see both, and both teacher projections are queued.
+            progress: unused, the objective does not change over the run.
+        """
+        c, queue = self.config, self.queue.rows[0]  # (K, P)
+        first, second = views
+        pairs = [(first, second), (second, first)] if c.symmetric else [(first, second)]
+        losses, projections = [], []
+        for seen, taught in pairs:
+            student = self.student.unit(seen, c.batch_norm_splits)  # (N, P)
+            projections.append(teach(self.teacher.unit, taught, c.batch_norm_splits))  # (N, P)
+            losses.append(info_nce(student, projections[-1], queue, c.temperature))
+        self._pending = torch.cat(projections)
+        return {"loss": torch.stack(losses).mean()}
+
+    def after_step(self, progress: float, finite: Tensor | None = None) -> None:
+        """Moves the teacher towards the student and the batch's teacher projections into the queue."""
+        move_teacher(self.teacher, self.student, self.config.teacher_momentum)
+        if self._pending is not None:
+            self.queue.push(self._pending, finite=finite)
+            self._pending = None
