@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "pretrain": (commands.Pretrain, commands.pretrain),
     "resume": (commands.Resume, commands.resume),
     "evaluate knn": (commands.Knn, commands.evaluate_knn),
+    "backbones": (commands.Backbones, commands.backbones),
     "export": (commands.Export, commands.export),
     "demo": (commands.Demo, commands.demo),
     "list": (weights_commands.List, weights_commands.list_weights),

@@ -134,9 +134,17 @@ def norm_momentum(module: nn.Module, change: Callable[[float], float]) -> Iterat
 
 
 def fixed_size(backbone: Any) -> tuple[int, int] | None:
-    """The height and width that a backbone insists on; None if it takes others."""
-    size = tuple(getattr(getattr(backbone, "patch_embed", None), "img_size", None) or ())
-    return size if size and _refusal(backbone, size[0] // 2, size[1] // 2) else None  # pyright: ignore
+    """The height and width that an architecture of fixed size insists on; None if it takes others."""
+    height, width = _input_size(backbone)
+    insists = backbone.pretrained_cfg.get("fixed_input_size") and _refusal(backbone, height // 2, width // 2)
+    return (height, width) if insists else None
+
+
+def _input_size(backbone: Any) -> tuple[int, int]:
+    """Height and width that the backbone was built for."""
+    patches = getattr(backbone, "patch_embed", None)
+    height, width = getattr(patches, "img_size", None) or backbone.pretrained_cfg["input_size"][-2:]
+    return height, width
 
 
 def check_sizes(backbone: Any, shares: list[float], what: str) -> None:
@@ -172,8 +180,7 @@ def widths(backbone: Any, taps: int = 0) -> tuple[int, list[int]]:
         InputError: the backbone cannot take images of its input size, or gives fewer feature maps than ``taps``.
     """
     device, name = next(backbone.parameters()).device, architecture(backbone)
-    patches = getattr(backbone, "patch_embed", None)
-    size = getattr(patches, "img_size", None) or backbone.pretrained_cfg["input_size"][-2:]
+    size = _input_size(backbone)
     if why := _refusal(backbone, *size):
         raise InputError(f"{name} cannot take images of {size[0]} x {size[1]} ({why}); another --image-size?")
     training = backbone.training

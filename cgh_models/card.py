@@ -8,7 +8,12 @@ from .manifest import Row
 
 PAPERS = {
     "arXiv:2308.13392": "CGH, cross-context learning between global and hypercolumn features",
+    "arXiv:2203.14898": "LEWEL, learning where to learn in cross-view self-supervised learning",
+    "arXiv:2306.15930": "MNCLGLF, multi-network contrastive learning based on global and local representations",
     "arXiv:2107.09282": "ReSSL, relational self-supervised learning with weak augmentation",
+    "arXiv:2003.04297": "MoCo v2, improved baselines with momentum contrastive learning",
+    "arXiv:2006.07733": "BYOL, bootstrap your own latent",
+    "arXiv:2104.14548": "NNCLR, nearest-neighbour contrastive learning of visual representations",
 }
 _HEADS = (
     "`pretrain.safetensors` holds the heads, the teacher and the queues: `cgh_models.load_method` restores them, "

@@ -148,6 +148,29 @@ def evaluate_knn(args: Knn) -> None:
 
 
 @dataclass
+class Backbones:
+    """Which timm architectures can be pretrained with which methods: each is tried, without weights or memory."""
+
+    pattern: Positional[str]
+    """Shell pattern of timm's names, e.g. 'resnet18*'."""
+
+
+def backbones(args: Backbones) -> None:
+    """`cgh backbones`."""
+    from .compatibility import matching, refusals
+
+    names = matching(args.pattern)
+    width = max(map(len, names))
+    for name in names:
+        refused = refusals(name)
+        able = " ".join(method for method, why in refused.items() if not why)
+        print(f"{name:<{width}}  {able or 'none'}", flush=True)
+        for method, why in refused.items():
+            if why:
+                print(f"{'':<{width}}    not {method}: {why}", flush=True)
+
+
+@dataclass
 class Export:
     """Strips the heads: a weights folder that plain timm loads, with the heads in a file beside."""
 

@@ -138,7 +138,7 @@ def _row(
         "paper_ids": [method.paper],
         "metrics": {"knn": None, "linear": None},
         "fingerprint": fingerprint(model, shown["input_size"]),
-        "notes": [],
+        "notes": [method.note] if hasattr(method, "note") else [],
     }  # fmt: skip
 
 

@@ -1,10 +1,14 @@
 """Costs that need no clock: live memory of the loss, host syncs of a step, kernels of the teacher's update."""
 
+import importlib.util
+from pathlib import Path
+
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from cgh_models import teacher
-from cgh_models.backbone import create
+from cgh_models.backbone import create, skeleton
 from cgh_models.config import TrainConfig
 from cgh_models.losses import info_nce, relation_loss, soft_target
 from cgh_models.methods import METHODS
@@ -76,3 +80,55 @@ def test_the_teacher_takes_the_stated_step():
     teacher.move_teacher(follower, student, 0.9)
     torch.testing.assert_close(follower.weight, old + 0.1)
     assert not follower.weight.requires_grad
+
+
+def passes(method, views, tiles=0):
+    """Operations of the forwards and backwards of a two-sided method, each piece counted on its own."""
+    student, teacher = method.student, method.teacher
+
+    def forward_backward(view):
+        out = student(view)
+        whole = out[0] if isinstance(out, tuple) else out
+        total = student.predictor(whole).sum()
+        if isinstance(out, tuple):
+            total = total + student.aligned_predictor(out[1].flatten(0, 1)).sum()
+        total.backward()
+
+    taught = views[::2] if tiles else views
+    pieces = [count(forward_backward, view) for view in views]
+    with torch.no_grad():
+        pieces += [count(teacher, view) for view in taught]
+        pieces += [count(method._pairs_of_tiles, view) for view in views[:tiles]]
+    return sum(pieces)
+
+
+def count(function, *args):
+    with FlopCounterMode(display=False) as flops:
+        function(*args)
+    return flops.get_total_flops()
+
+
+@pytest.mark.parametrize("name, number, tiles", [("lewel", 2, 0), ("mnclglf", 3, 2), ("byol", 2, 0)])
+def test_a_step_costs_its_forwards_and_backwards_and_little_more(name, number, tiles):
+    with torch.device("meta"):
+        method = METHODS[name](skeleton("resnet18").to("meta")).to("meta")
+        views = [torch.empty(256, 3, 224, 224) for _ in range(number)]
+        step = count(lambda: method(views, 0.5)["loss"].backward())
+        assert passes(method, views, tiles) <= step <= 1.1 * passes(method, views, tiles)
+
+
+def test_the_table_of_costs_is_what_is_counted():
+    path = Path(__file__).resolve().parents[1]
+    text = (path / "docs" / "methods.md").read_text("utf-8").split("<!-- cost -->")[1].split("<!-- /cost -->")[0]
+    said = {row[1].strip(): float(row[2]) for row in (line.split("|") for line in text.strip().splitlines()[2:])}
+    spec = importlib.util.spec_from_file_location("cost", path / "benchmarks" / "cost.py")
+    cost = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(cost)
+    assert {name.partition(",")[0] for name in said} == METHODS.keys()
+    with torch.device("meta"):
+        forward = cost.count(lambda: skeleton("resnet50").to("meta")(torch.empty(2, 3, 224, 224)))
+    for name in ("cgh", "lewel", "ressl, multi_crop"):  # the others take as long and go the same way
+        value = said[name]
+        method, _, setting = name.partition(", ")
+        counted = cost.step_cost(method, batch=2, **({setting: True} if setting else {})) / forward
+        assert counted == pytest.approx(value, rel=0.03), name

@@ -11,7 +11,7 @@ import timm
 import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
-from test_train import QUICK, SMALL
+from small_runs import QUICK, small
 
 from cgh_models import backbone, files, tensors
 from cgh_models.errors import InputError, IntegrityError
@@ -24,7 +24,7 @@ from cgh_models.train import pretrain
 def train_run(out, data, arch="test_resnet", name="cgh", **settings):
     config = dataclasses.replace(QUICK, image_size=64, epochs=1)
     torch.manual_seed(0)
-    method = build_method(name, arch, preprocessing(config), {**vars(METHODS[name].Config()), **SMALL, **settings})
+    method = build_method(name, arch, preprocessing(config), small(name, **settings))
     pretrain(method, data / "train", config, out)
     return method
 
@@ -106,6 +106,20 @@ def test_float16_halves_the_files_and_loads_as_float32(run, weights, tmp_path):
         assert torch.equal(value, whole.half().to(whole.dtype) if whole.is_floating_point() else whole)
 
 
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "cgh"])
+def test_every_method_exports_with_its_heads_and_goes_on_from_there(image_root, tmp_path, name):
+    trained = train_run(tmp_path / "run", image_root, name=name)
+    export(tmp_path / "run", tmp_path / "weights")
+    row = json.loads((tmp_path / "weights" / "weights.json").read_text())
+    assert row["method"] == name and row["paper_ids"] == [METHODS[name].paper]
+    card = (tmp_path / "weights" / "README.md").read_text()
+    assert METHODS[name].paper in card and ("our reconstruction" in card) == (name == "lewel_m")
+    torch.manual_seed(5)
+    fresh = build_method(name, "test_resnet", {"input_size": (3, 64, 64)}, small(name))
+    assert "backbone, heads, teacher and queues" in start_from(fresh, tmp_path / "weights")
+    assert all(torch.equal(value, trained.state_dict()[key].cpu()) for key, value in fresh.state_dict().items())
+
+
 @pytest.mark.parametrize("arch", ["test_vit", "test_convnext", "resnet18_cifar_w16"])
 def test_other_families_export_too(image_root, tmp_path, arch):
     train_run(tmp_path / "run", image_root, arch, "ressl")
@@ -138,7 +152,7 @@ def test_a_vit_starts_from_weights_of_another_image_size(image_root, tmp_path):
     train_run(tmp_path / "run", image_root, "test_vit")
     export(tmp_path / "run", tmp_path / "weights")
     torch.manual_seed(0)
-    settings = {**vars(METHODS["cgh"].Config()), **SMALL}
+    settings = small("cgh")
     larger = build_method("cgh", "test_vit", {"input_size": (3, 96, 96)}, settings)
     assert "backbone; heads: left out" in start_from(larger, tmp_path / "weights")
     assert larger.student.backbone(torch.randn(1, 3, 96, 96)).shape == (1, 64)
@@ -189,7 +203,7 @@ def test_heads_that_do_not_fit_the_backbone_are_refused(weights, tmp_path):
 
 def new(name="cgh", arch="test_resnet", **settings):
     torch.manual_seed(7)
-    return build_method(name, arch, {"input_size": (3, 64, 64)}, {**vars(METHODS[name].Config()), **SMALL, **settings})
+    return build_method(name, arch, {"input_size": (3, 64, 64)}, small(name, **settings))
 
 
 @pytest.mark.parametrize("source", ["weights", "run"])

@@ -16,14 +16,13 @@ import torch
 from conftest import HUB
 from huggingface_hub import constants, hf_hub_download
 from loopback_hub import TOKEN
+from small_runs import small
 from test_export import run, weights  # noqa: F401 - fixtures
-from test_train import SMALL
 
 from cgh_models import create_model, download, hub, load_method, manifest, tags
 from cgh_models.__main__ import main
 from cgh_models.errors import DiskError, InputError, IntegrityError, NetworkError
 from cgh_models.files import sha256
-from cgh_models.methods import METHODS
 from cgh_models.registry import build_method, start_from
 
 REPO, NAME, FILE = "org/test_resnet.cgh", "test_resnet.cgh", manifest.BACKBONE
@@ -366,7 +365,7 @@ def test_a_disk_that_cannot_be_read_costs_no_file(row, load, monkeypatch):
 
 def test_pretraining_starts_from_a_published_row_with_its_heads(row, weights):  # noqa: F811
     torch.manual_seed(7)
-    settings = {**vars(METHODS["cgh"].Config()), **SMALL}
+    settings = small("cgh")
     method = build_method("cgh", "test_resnet", {"input_size": (3, 64, 64)}, settings)
     assert "backbone, heads, teacher and queues" in start_from(method, NAME)
     trained = load_method(weights).state_dict()

@@ -1,6 +1,6 @@
 """A method of your own, trained by the same loop: SimSiam (arXiv 2011.10566) in forty lines, nothing registered.
 
-python examples/your_own_method.py
+python examples/add_a_method.py
 """
 
 import tempfile

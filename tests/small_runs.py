@@ -1,0 +1,54 @@
+"""Runs of twelve steps on 64 made images: their settings, their parts, what they leave."""
+
+import dataclasses
+import json
+import os
+import signal
+
+import torch
+
+from cgh_models import checkpoint, tensors
+from cgh_models.backbone import create
+from cgh_models.config import TrainConfig
+from cgh_models.methods import METHODS
+
+SMALL = {"projection_width": 8, "hidden_width": 16, "queue_length": 40, "predictor_width": 16}
+QUICK = TrainConfig(image_size=32, batch_size=16, epochs=3, warmup_epochs=1, device="cpu")  # 64 images: 12 steps
+
+
+def small(name, **settings):
+    """Settings of a method, complete: its defaults, small heads and a short queue where it has them, ``settings``."""
+    defaults = {f.name: f.default for f in dataclasses.fields(METHODS[name].Config)}
+    return defaults | {k: v for k, v in SMALL.items() if k in defaults} | settings
+
+
+def build(name="cgh", config=QUICK, arch="resnet18_cifar_w16", **settings):
+    torch.manual_seed(config.seed)
+    backbone = create(arch, {"input_size": (3, config.image_size, config.image_size)})
+    return METHODS[name](backbone, METHODS[name].Config(**small(name, **settings)))
+
+
+def lines(run):
+    """metrics.jsonl without what depends on the clock."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in ("images_per_second", "waiting")} for row in rows]
+
+
+def final(run):
+    _, path = checkpoint.newest(run, print)
+    return tensors.read_tensors(path)
+
+
+def stop_at(monkeypatch, step):
+    """Sends this process SIGTERM while step ``step`` is taken."""
+    import cgh_models.train as train
+
+    real, taken = train.train_step, []
+
+    def counting(*args):
+        taken.append(1)
+        if len(taken) == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*args)
+
+    monkeypatch.setattr(train, "train_step", counting)
