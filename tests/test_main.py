@@ -103,7 +103,21 @@ MISTAKES = [
         "pretrain --data {images}/train --out o --arch resnet81 --batch-size 9",
         "architecture 'resnet81': timm has no model of this name",
     ),
-    ("pretrain --data {images}/train --out o --method simclr", "there is no such method; the methods are cgh, ressl"),
+    ("pretrain --data {images}/train --out o --method simclr", "there is no such method; the methods are cgh, lewel"),
+    (
+        "pretrain --data {images}/train --out o --batch-size 9 --arch test_resnet --method lewel --set heads=5",
+        "heads=5: does not divide the width of the embedding, ",
+    ),
+    (
+        "pretrain --data {images}/train --out o --batch-size 9 --arch test_vit --set multi_crop=true",
+        "multi_crop=True: test_vit cannot take images of 192 x 192",
+    ),
+    (
+        "pretrain --data {images}/train --out o --batch-size 9 --arch vgg11 --method mnclglf --image-size 32",
+        "mnclglf looks at 2 x 2 tiles of an image: vgg11 cannot take images of 16 x 16",
+    ),
+    ("pretrain --data {images}/train --out o --batch-size 1", "batch_size=1: at least 2"),
+    ("backbones resnot?", "'resnot?': timm has no architecture like that"),
     ("pretrain --data {images}/train --out o --set tap=3 --batch-size 9", "there is no key 'tap', did you mean taps?"),
     (
         "pretrain --data {images}/train --out o --arch test_resnet --set taps=99 --batch-size 9",
