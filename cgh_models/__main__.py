@@ -11,13 +11,15 @@ from typing import Any
 
 import tyro
 
-from . import __version__, commands, weights_commands
+from . import __version__, commands, evaluate_commands, weights_commands
 from .errors import ERRORS, InputError, Interrupted, printable
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "pretrain": (commands.Pretrain, commands.pretrain),
     "resume": (commands.Resume, commands.resume),
-    "evaluate knn": (commands.Knn, commands.evaluate_knn),
+    "evaluate knn": (evaluate_commands.Knn, evaluate_commands.evaluate_knn),
+    "evaluate linear": (evaluate_commands.Linear, evaluate_commands.evaluate_linear),
+    "evaluate finetune": (evaluate_commands.Finetune, evaluate_commands.evaluate_finetune),
     "backbones": (commands.Backbones, commands.backbones),
     "export": (commands.Export, commands.export),
     "demo": (commands.Demo, commands.demo),
@@ -27,7 +29,12 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "publish": (weights_commands.Publish, weights_commands.publish),
     "autoload": (weights_commands.Autoload, weights_commands.autoload),
 }
-_DEFAULTS = {commands.Pretrain: commands.pretrain_defaults, commands.Resume: commands.resume_defaults}
+_DEFAULTS = {
+    commands.Pretrain: commands.pretrain_defaults,
+    commands.Resume: commands.resume_defaults,
+    evaluate_commands.Linear: evaluate_commands.linear_defaults,
+    evaluate_commands.Finetune: evaluate_commands.finetune_defaults,
+}
 
 
 def _parse(command: str, words: list[str]) -> Any:
@@ -48,7 +55,7 @@ def _parse(command: str, words: list[str]) -> Any:
 
 
 def _help() -> str:
-    lines = [f"  {name:<14}{(kind.__doc__ or '').strip()}" for name, (kind, _) in COMMANDS.items()]
+    lines = [f"  {name:<19}{(kind.__doc__ or '').strip()}" for name, (kind, _) in COMMANDS.items()]
     commands = "\n".join(lines)
     return (
         f"cgh {__version__}: self-supervised pretraining for timm backbones\n\n"

@@ -1,7 +1,5 @@
-"""The commands that train, measure and export; heavy modules are imported when a command runs."""
+"""The commands that train and export; heavy modules are imported when a command runs."""
 
-import json
-import shlex
 import sys
 from dataclasses import dataclass
 from itertools import pairwise
@@ -87,64 +85,6 @@ def resume(args: Resume) -> None:
                 f"{args.run}: {'; '.join(refused)}; start a new run: `cgh pretrain --init {args.run} --set ...`"
             )
     _train(method, args.data or run["data"]["path"], args.train, args.run, resume=True)
-
-
-@dataclass
-class Knn:
-    """kNN accuracy of the backbone's embeddings: val/ against train/. The last line on stdout is JSON."""
-
-    weights: Positional[str]
-    """WEIGHTS: a timm name, a weights folder, or a run folder."""
-    data: str
-    """Folder with train/ and val/, class folders in both."""
-    k: int = 20
-    """Neighbours that vote; 20 as in CGH's and most SSL papers' tables."""
-    temperature: float = 0.07
-    """Of the votes' weights exp(cosine / temperature); 0.07 as in the same tables."""
-    random: bool = False
-    """Take the named architecture with untrained weights: what training starts from."""
-    seed: int = 0
-    """Of the untrained weights."""
-    record: bool = False
-    """Write the number into the description and the card of the weights folder that was measured."""
-    data_name: str = ""
-    """What the record calls the images; left out, their folder's name."""
-    batch_size: int = 256
-    """Images a forward; changes speed and memory only."""
-    workers: int = 2
-    """Processes that read images."""
-    device: str = "auto"
-    """cpu, cuda, cuda:1, ...; auto takes a GPU if there is one."""
-
-
-def evaluate_knn(args: Knn) -> None:
-    """`cgh evaluate knn`."""
-    from .data import load_splits
-    from .evaluate import knn_accuracy
-    from .export import record
-    from .registry import create_model, is_weights
-
-    _seed(args.seed)
-    train, val = load_splits(args.data)
-    if not 1 <= args.k <= len(train):
-        raise InputError(f"--k {args.k}: expected 1 to {len(train)}, the number of training images")
-    if args.record and (args.random or not is_weights(Path(args.weights))):
-        raise InputError(f"--record: {args.weights} is no weights folder; `cgh export` makes one")
-    model = create_model(args.weights, pretrained=not args.random)
-    accuracy = knn_accuracy(
-        model, train, val, k=args.k, temperature=args.temperature,
-        batch_size=args.batch_size, workers=args.workers, device=args.device,
-    )  # fmt: skip
-    result = {"metric": "knn", "value": round(accuracy, 3), "k": args.k, "temperature": args.temperature}
-    if args.record:
-        record(Path(args.weights), "knn", {
-            "data": args.data_name or Path(args.data).resolve().name,
-            "protocol": "kNN top-1 of val/ against train/, votes weighted by exp(cosine / temperature)",
-            "parameters": {"k": args.k, "temperature": args.temperature, "memory": len(train)},
-            "value": result["value"], "n": len(val),
-            "command": shlex.join(["cgh", *sys.argv[1:]]),
-        })  # fmt: skip
-    print(json.dumps(result | {"memory": len(train), "queries": len(val), "weights": args.weights, "data": args.data}))
 
 
 @dataclass

@@ -13,15 +13,17 @@ PACKAGE = Path(cgh_models.__file__).parent
 # Modules of one floor never import each other, except on floor 0, where they may import what stands to their left.
 FLOORS = [
     ["errors", "files", "tensors", "manifest", "card", "download", "autoload", "architectures", "backbone", "heads",
-     "teacher", "feature_queue", "losses", "views", "images", "config", "recipes", "method"],
+     "teacher", "feature_queue", "losses", "views", "images", "config", "recipes", "evaluate_config", "method"],
     ["methods.byol", "methods.cgh", "methods.lewel", "methods.mnclglf", "methods.moco_v2", "methods.nnclr",
-     "methods.ressl", "optim", "data", "checkpoint", "hub"],
-    ["methods", "batches", "tags"],
-    ["evaluate", "registry"],
+     "methods.ressl", "optim", "data", "checkpoint", "hub", "evaluate.cache", "evaluate.collapse"],
+    ["methods", "batches", "tags", "evaluate.splits"],
+    ["evaluate.extraction", "evaluate.classifier", "registry"],
+    ["evaluate.neighbours", "evaluate.linear", "evaluate.probes", "evaluate.finetune"],
+    ["evaluate"],
     ["journal", "integrity", "compatibility"],
     ["train", "export"],
     ["demo", "publish"],
-    ["commands", "weights_commands"],
+    ["commands", "weights_commands", "evaluate_commands"],
     ["__main__"],
 ]  # fmt: skip
 DOORS = {
@@ -41,7 +43,7 @@ DOORS = {
     "fastjsonschema": {"manifest"},
     "PIL": {"views", "images", "data", "batches"},
     "torchvision": {"views", "batches"},
-    "tyro": {"commands", "weights_commands", "__main__"},
+    "tyro": {"commands", "weights_commands", "evaluate_commands", "__main__"},
     "tqdm": {"journal", "download"},
 }
 PLACES = {name: (floor, place) for floor, names in enumerate(FLOORS) for place, name in enumerate(names)}

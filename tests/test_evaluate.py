@@ -60,7 +60,7 @@ def test_knn_is_the_formula_for_any_number_of_queries_and_in_chunks(k, temperatu
     labels = rng.integers(0, 7, 300)
     expected = naive_knn(memory, labels, queries, k, temperature)
     assert (knn(memory, labels, queries, k=k, temperature=temperature) == expected).all()
-    monkeypatch.setattr("cgh_models.evaluate._SCORES", 300 * 10)
+    monkeypatch.setattr("cgh_models.evaluate.neighbours._SCORES", 300 * 10)
     assert (knn(memory, labels, queries, k=k, temperature=temperature) == expected).all()
 
 

@@ -1,0 +1,101 @@
+"""Embeddings of an image set, in its order, made or read from a cache."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..batches import eval_batches, eval_transform
+from ..data import ImageSet, load
+from ..errors import InputError
+from . import cache
+
+
+def extract(
+    model: nn.Module,
+    data: str | Path | ImageSet,
+    *,
+    indices: np.ndarray | None = None,
+    batch_size: int = 256,
+    workers: int = 2,
+    device: str | torch.device = "auto",
+    cache_dir: str | Path | None = None,
+) -> np.ndarray:
+    """Pooled embeddings (N, D) float32 of a headless timm module, in the set's order.
+
+    Images pass through timm's evaluation transform for the model. The model's training mode and device are restored.
+
+    Args:
+        data: a folder, a list of paths, or an ImageSet.
+        indices: take only these images, in this order.
+        cache_dir: a folder to keep them in and read them from, by network, preprocessing, names and sizes of the files;
+            None: no cache.
+
+    Raises:
+        InputError: nothing to read there, or a bad image.
+    """
+    images = data if isinstance(data, ImageSet) else load(data)
+    indices = np.arange(len(images)) if indices is None else indices
+    key = ""
+    if cache_dir:
+        key = cache.key(model, images.digest, indices)
+        if (kept := cache.read(cache_dir, key, len(indices))) is not None:
+            return kept
+    parts = embeddings(model, images, indices, batch_size=batch_size, workers=workers, device=device)
+    found = np.concatenate(list(parts))
+    if cache_dir:
+        cache.write(cache_dir, key, found)
+    return found
+
+
+def embeddings(
+    model: nn.Module,
+    images: ImageSet,
+    indices: np.ndarray,
+    *,
+    batch_size: int = 256,
+    workers: int = 2,
+    device: str | torch.device = "auto",
+    replace: bool = False,
+) -> Iterator[np.ndarray]:
+    """The rows of `extract`, batch after batch; ``replace`` takes other images for bad ones, as training does."""
+    check(batch_size, workers)
+    with borrowed(model, place := pick_device(device)):
+        for batch in eval_batches(images, indices, eval_transform(model), batch_size, workers, replace):
+            with torch.inference_mode():
+                yield model(batch.to(place, memory_format=torch.channels_last)).float().cpu().numpy()
+
+
+def check(batch_size: int = 256, workers: int = 2) -> None:
+    """Raises InputError for what `embeddings` cannot use."""
+    if batch_size < 1 or workers < 0:
+        raise InputError(f"batch size {batch_size}, workers {workers}: expected at least 1 and at least 0")
+
+
+@contextlib.contextmanager
+def borrowed(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """The model on ``device``, in evaluation mode; afterwards its device and training modes are what they were."""
+    home, training = next(model.parameters()).device, [m.training for m in model.modules()]
+    model.to(device).eval()
+    try:
+        yield
+    finally:
+        model.to(home)
+        for module, mode in zip(model.modules(), training, strict=True):
+            module.training = mode
+
+
+def pick_device(name: str | torch.device) -> torch.device:
+    """The device of this name; "auto" is a GPU if there is one. Raises InputError if it cannot be used."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device).tolist()
+        return device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0][:120]
+        raise InputError(f"--device {name}: cannot be used ({reason}); try --device cpu") from error

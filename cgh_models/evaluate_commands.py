@@ -1,0 +1,219 @@
+"""The commands that measure weights on labelled images; heavy modules are imported when a command runs."""
+
+import dataclasses
+import json
+import shlex
+import sys
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+from tyro.conf import OmitArgPrefixes, Positional
+
+from .errors import InputError
+from .evaluate_config import FINETUNE, LABELS, LINEAR, FinetuneConfig, LinearConfig
+
+Recipe = Literal["imagenet", "cifar", "tiny"]
+
+
+@dataclass
+class Measuring:
+    """What every measurement takes beside its own settings."""
+
+    random: bool = False
+    """Take the named architecture with untrained weights: what training starts from."""
+    seed: int = 0
+    """Of untrained weights, held-out images, labelled shares, order, views and new layers."""
+    record: bool = False
+    """Write the number into the description and the card of the weights folder that was measured."""
+    data_name: str = ""
+    """What the record calls the images; left out, their folder's name."""
+    batch_size: int = 256
+    """Images a forward where nothing is trained on them; changes speed and memory only."""
+    workers: int = 2
+    """Processes that read images."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, ...; auto takes a GPU if there is one."""
+
+
+@dataclass
+class Caching:
+    """Where embeddings are kept."""
+
+    cache: str = ""
+    """Folder to keep embeddings in for the next command; left out, none are kept. An image whose name and size stay
+    the same counts as the same image."""
+
+
+@dataclass
+class Knn:
+    """kNN accuracy of the backbone's embeddings: val/ against train/. The last line on stdout is JSON."""
+
+    weights: Positional[str]
+    """WEIGHTS: a timm name, a weights folder, or a run folder."""
+    data: str
+    """Folder with train/ and val/, class folders in both."""
+    k: int = 20
+    """Neighbours that vote; 20 as in CGH's and most SSL papers' tables."""
+    temperature: float = 0.07
+    """Of the votes' weights exp(cosine / temperature); 0.07 as in the same tables."""
+    measuring: OmitArgPrefixes[Measuring] = field(default_factory=Measuring)
+    caching: OmitArgPrefixes[Caching] = field(default_factory=Caching)
+
+
+def evaluate_knn(args: Knn) -> None:
+    """`cgh evaluate knn`."""
+    from .evaluate import knn_accuracy
+
+    model, train, val = _open(args)
+    if not 1 <= args.k <= len(train):
+        raise InputError(f"--k {args.k}: expected 1 to {len(train)}, the number of training images")
+    accuracy = knn_accuracy(model, train, val, k=args.k, temperature=args.temperature, **_extraction(args))
+    protocol = "kNN top-1 of val/ against train/, votes weighted by exp(cosine / temperature)"
+    numbers = {"k": args.k, "temperature": args.temperature, "memory": len(train)}
+    _finish(args, "knn", protocol, accuracy, numbers, {"queries": len(val)}, len(val))
+
+
+@dataclass
+class Linear:
+    """Accuracy of a linear layer on the frozen backbone, fitted to train/, on val/. The last line on stdout is JSON."""
+
+    weights: Positional[str]
+    """WEIGHTS: a timm name, a weights folder, or a run folder."""
+    data: str
+    """Folder with train/ and val/, class folders in both."""
+    protocol: Literal["sgd", "lbfgs", "ridge"]
+    """sgd: on augmented images, as papers report it. lbfgs (logistic regression) and ridge: on embeddings of plain
+    images, their penalty chosen on held-out training images; quick, and numbers of their own."""
+    sgd: OmitArgPrefixes[LinearConfig]
+    recipe: Recipe = "imagenet"
+    """Settings of sgd that go together; for cifar and tiny the learning rate is chosen. Flags given beside it win."""
+    measuring: OmitArgPrefixes[Measuring] = field(default_factory=Measuring)
+    caching: OmitArgPrefixes[Caching] = field(default_factory=Caching)
+
+
+_PROTOCOLS = {
+    "sgd": "linear layer on the frozen backbone, SGD on augmented train/ (crop, flip), top-1 of val/ after the last "
+    "epoch",
+    "lbfgs": "multinomial logistic regression (L-BFGS) on standardized embeddings of plain train/, top-1 of val/",
+    "ridge": "one-vs-all ridge regression (closed form) on standardized embeddings of plain train/, top-1 of val/",
+}
+
+
+def evaluate_linear(args: Linear) -> None:
+    """`cgh evaluate linear`."""
+    from .evaluate.linear import sgd
+    from .evaluate.probes import probe
+
+    if args.protocol != "sgd" and args.sgd != LINEAR[args.recipe]:
+        raise InputError(f"--protocol {args.protocol}: has no learning rate, epochs or steps; give --protocol sgd")
+    model, train, val = _open(args)
+    if args.protocol == "sgd":
+        found = sgd(model, train, val, args.sgd, seed=args.measuring.seed, say=_say, **_extraction(args))
+        metric, found = "linear", {"recipe": args.recipe, **found}
+    else:
+        found = probe(args.protocol, model, train, val, seed=args.measuring.seed, say=_say, **_extraction(args))
+        metric = f"linear_{args.protocol}"
+    accuracy = found.pop("value")
+    numbers = {"protocol": args.protocol, **found, "train": len(train)}
+    _finish(args, metric, _PROTOCOLS[args.protocol], accuracy, numbers, {"val": len(val)}, len(val))
+
+
+@dataclass
+class Finetune:
+    """Accuracy on val/ after training all of the backbone on some labels of train/. The last line on stdout is JSON."""
+
+    weights: Positional[str]
+    """WEIGHTS: a timm name, a weights folder, or a run folder."""
+    data: str
+    """Folder with train/ and val/, class folders in both."""
+    labels: Literal["1%", "10%", "100%"]
+    """The share of train/ that is used: equally many images of every class, drawn by the seed."""
+    training: OmitArgPrefixes[FinetuneConfig]
+    recipe: Recipe = "imagenet"
+    """Settings that go together, for each share of labels. Flags given beside it win."""
+    splits_file: str = ""
+    """Text file of the labelled images' names: written, or where it is there already, used in place of the seed's."""
+    measuring: OmitArgPrefixes[Measuring] = field(default_factory=Measuring)
+
+
+def evaluate_finetune(args: Finetune) -> None:
+    """`cgh evaluate finetune`."""
+    from .evaluate.finetune import finetune
+    from .evaluate.splits import labelled, subset
+
+    model, train, val = _open(args)
+    percent = int(args.labels.removesuffix("%"))
+    indices, names = labelled(train, percent, args.measuring.seed, args.splits_file or None)
+    _say(f"{len(indices)} of {len(train)} training images, {len(train.classes)} classes")
+    part, seed = subset(train, indices), args.measuring.seed
+    accuracy = finetune(model, part, val, args.training, seed=seed, say=_say, **_extraction(args))
+    size = min(args.training.train_batch_size, len(part))
+    numbers = {
+        "labels": args.labels, "recipe": args.recipe, **dataclasses.asdict(args.training), "train_batch_size": size,
+        "seed": seed, "labelled": len(part), "names_sha256": names,
+    }  # fmt: skip
+    protocol = f"backbone and linear layer trained on {args.labels} of train/, top-1 of val/ after the last epoch"
+    _finish(args, f"finetune_{percent}", protocol, accuracy, numbers, {"val": len(val)}, len(val))
+
+
+def _open(args: Any) -> tuple[Any, Any, Any]:
+    """The model, train/ and val/; nothing is measured that could not be recorded."""
+    import torch
+
+    from .data import load_splits
+    from .registry import create_model, is_weights
+
+    how = args.measuring
+    torch.manual_seed(how.seed)
+    train, val = load_splits(args.data)
+    if how.record and (how.random or not is_weights(Path(args.weights))):
+        raise InputError(f"--record: {args.weights} is no weights folder; `cgh export` makes one")
+    return create_model(args.weights, pretrained=not how.random), train, val
+
+
+def _extraction(args: Any) -> dict[str, Any]:
+    how = args.measuring
+    given = {"batch_size": how.batch_size, "workers": how.workers, "device": how.device}
+    return given | ({"cache_dir": args.caching.cache or None} if hasattr(args, "caching") else {})
+
+
+def _finish(
+    args: Any, metric: str, protocol: str, accuracy: float, numbers: dict[str, Any], more: dict[str, Any], count: int
+) -> None:
+    """Records the number if that is asked for, and prints it."""
+    value = round(accuracy, 3)
+    if args.measuring.record:
+        from .export import record
+
+        record(Path(args.weights), metric, {
+            "data": args.measuring.data_name or Path(args.data).resolve().name,
+            "protocol": protocol, "parameters": numbers, "value": value, "n": count,
+            "command": shlex.join(["cgh", *sys.argv[1:]]),
+        })  # fmt: skip
+    print(json.dumps({"metric": metric, "value": value, **numbers, **more, "weights": args.weights, "data": args.data}))
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _named(words: list[str], flag: str, default: str, known: tuple[str, ...]) -> str:
+    """The value given to a flag, if it is one of the known."""
+    split = [part for word in words for part in word.split("=", 1)]
+    value = next((value for name, value in pairwise(split) if name == flag), default)
+    return value if value in known else default
+
+
+def linear_defaults(words: list[str]) -> Linear:
+    """The flags' defaults are the values of the recipe that is named."""
+    recipe = _named(words, "--recipe", "imagenet", tuple(LINEAR))
+    return Linear(tyro.MISSING, tyro.MISSING, tyro.MISSING, LINEAR[recipe])
+
+
+def finetune_defaults(words: list[str]) -> Finetune:
+    """The flags' defaults are the values of the recipe and the share of labels that are named."""
+    recipe, labels = _named(words, "--recipe", "imagenet", tuple(LINEAR)), _named(words, "--labels", "1%", LABELS)
+    return Finetune(tyro.MISSING, tyro.MISSING, tyro.MISSING, FINETUNE[recipe, labels])

@@ -1,0 +1,143 @@
+"""The commands that measure: one JSON line, the record in a weights folder, one sentence for a mistake."""
+
+import json
+import shutil
+import sys
+
+import pytest
+import torch
+from conftest import cgh
+from test_export import train_run
+
+from cgh_models import manifest
+from cgh_models.__main__ import main
+from cgh_models.export import export
+
+ENV = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+SMALL = ["resnet18_cifar_w16", "--random", "--device", "cpu", "--workers", 0]
+
+
+@pytest.fixture
+def here(monkeypatch, capsys, tmp_path):
+    """Runs a command in this process, in a folder of the test's; gives its JSON."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["cgh", *map(str, words)])
+        capsys.readouterr()
+        main()
+        return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory, image_root):
+    folder = tmp_path_factory.mktemp("measured")
+    train_run(folder / "run", image_root)
+    export(folder / "run", folder / "weights")
+    return folder / "weights"
+
+
+@pytest.mark.parametrize(
+    "words, metric",
+    [
+        (["linear", "--protocol", "sgd", "--recipe", "cifar", "--epochs", 5, "--train-batch-size", 16], "linear"),
+        (["linear", "--protocol", "lbfgs"], "linear_lbfgs"),
+        (["finetune", "--labels", "10%", "--epochs", 2], "finetune_10"),
+    ],
+)
+def test_a_command_prints_one_json_line_and_the_same_again(words, metric, image_root, here, tmp_path):
+    words = ["evaluate", words[0], *SMALL, "--data", image_root, *words[1:]]
+    done = cgh(*words, cwd=tmp_path, env=ENV)
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    found = json.loads(line)
+    assert found["metric"] == metric and 0 <= found["value"] <= 100 and found["val"] == 20 and found["seed"] == 0
+    assert found["weights"] == "resnet18_cifar_w16" and done.stderr.strip()  # progress is not on stdout
+    assert here(*words) == found
+
+
+def test_the_json_says_all_that_the_number_depends_on(image_root, here):
+    chosen = here("evaluate", "linear", *SMALL, "--data", image_root, "--protocol=sgd", "--recipe=cifar", "--epochs=6")
+    assert chosen["choice"]["held_out_images"] == 6 and chosen["choice"]["epochs"] == 2
+    assert chosen["lr"] == chosen["choice"]["chosen"] and chosen["nesterov"] is True and chosen["epochs"] == 6
+    assert (chosen["protocol"], chosen["recipe"], chosen["train"]) == ("sgd", "cifar", 64)
+    assert (chosen["momentum"], chosen["weight_decay"], chosen["train_batch_size"]) == (0.9, 0.0, 64)
+    few = here("evaluate", "finetune", *SMALL, "--data", image_root, "--labels", "10%", "--lr", 0.5, "--epochs", 1)
+    assert (few["labels"], few["labelled"], few["train_batch_size"], few["lr"]) == ("10%", 4, 4, 0.5)
+    assert (few["head_lr"], few["weight_decay"], len(few["names_sha256"])) == (0.02, 0.0, 64)
+
+
+def test_the_flags_defaults_are_those_of_the_recipe_and_the_share(tmp_path):
+    def default(flag, *words):
+        text = " ".join(cgh("evaluate", *words, "--help", cwd=tmp_path).stdout.replace("│", " ").split())
+        return text.split(f"--{flag} ")[1].split("(default: ")[1].split(")")[0]
+
+    assert float(default("lr", "linear")) == 0.3
+    assert float(default("lr", "linear", "--recipe=cifar")) == 0
+    assert (default("epochs", "finetune"), default("epochs", "finetune", "--labels", "100%")) == ("70", "30")
+
+
+def test_a_record_stands_in_the_description_and_the_card(weights, image_root, here, tmp_path):
+    shutil.copytree(weights, tmp_path / "w")
+    common = ["w", "--data", image_root, "--record", "--data-name", "Stripes", "--device", "cpu", "--workers", 0]
+    given = [
+        here("evaluate", "knn", *common, "--k", 5, "--cache", "kept"),
+        here("evaluate", "linear", *common, "--protocol", "sgd", "--epochs", 1, "--cache", "kept"),
+        here("evaluate", "linear", *common, "--protocol", "lbfgs", "--cache", "kept"),
+        here("evaluate", "linear", *common, "--protocol", "ridge", "--cache", "kept"),
+        here("evaluate", "finetune", *common, "--labels", "100%", "--epochs", 1),
+    ]
+    assert len(list((tmp_path / "kept").glob("*.safetensors"))) == 2  # train/ and val/, once for all of them
+    metrics = manifest.read_row(tmp_path / "w")["metrics"]
+    assert list(metrics) == ["knn", "linear", "linear_lbfgs", "linear_ridge", "finetune_100"]
+    card = (tmp_path / "w" / "README.md").read_text()
+    for result in given:
+        metric = metrics[result["metric"]]
+        assert metric["value"] == result["value"] and metric["n"] == 20 and metric["data"] == "Stripes"
+        assert metric["parameters"].items() <= result.items() and "--record" in metric["command"]
+        assert f"| {result['metric']} | Stripes | {result['value']} % |" in card
+
+
+def test_the_splits_file_is_written_and_then_read(image_root, here, tmp_path):
+    words = ["evaluate", "finetune", *SMALL, "--data", image_root, "--labels", "10%", "--epochs", 1]
+    first = here(*words, "--splits-file", "names.txt")
+    assert len((tmp_path / "names.txt").read_text().splitlines()) == 4
+    other = here(*words, "--seed", 1)
+    assert other["names_sha256"] != first["names_sha256"] == here(*words)["names_sha256"]
+    read = here(*words, "--seed", 1, "--splits-file", "names.txt")
+    assert read["names_sha256"] == first["names_sha256"] and read["seed"] == 1
+
+
+MISTAKES = [
+    ("finetune {model} --labels 1%", "--labels 1%: 0 of 64 training images, fewer labels than the 4 classes; give"),
+    ("finetune {model} --labels 5%", "5%"),
+    ("finetune {model}", "--labels"),
+    ("finetune {model} --labels 100% --lr nan", "lr=nan: at least 0"),
+    ("finetune {model} --labels 100% --batch-size 0", "batch size 0, workers 0: expected at least 1"),
+    ("finetune {model} --labels 10% --splits-file no/such/names.txt", "no/such/names.txt: cannot be written"),
+    ("finetune {model} --labels 10% --splits-file .", ".: not a file; give --splits-file a text file"),
+    ("finetune {model} --labels 100% --record", "--record: test_resnet is no weights folder"),
+    ("finetune {model} --labels 100% --train-batch-size 1", "train_batch_size=1: at least 2"),
+    ("linear {model}", "--protocol"),
+    ("linear {model} --protocol svm", "svm"),
+    ("linear {model} --protocol sgd --recipe stl", "stl"),
+    ("linear {model} --protocol sgd --epochs 0", "epochs=0: at least 1"),
+    ("linear {model} --protocol sgd --seed -1", "seed=-1: at least 0"),
+    ("linear {model} --protocol ridge --epochs 3", "--protocol ridge: has no learning rate, epochs or steps; give"),
+    ("linear {model} --protocol lbfgs --cache file", "file: cannot keep embeddings"),
+    ("linear {model} --protocol lbfgs --device meta", "--device meta: cannot be used"),
+    ("linear {model} --protocol sgd --record", "--record: test_resnet is no weights folder"),
+]
+
+
+@pytest.mark.parametrize("words, message", MISTAKES, ids=[m[0][:60] for m in MISTAKES])
+def test_a_mistake_is_one_line_and_no_number(words, message, image_root, here, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit) as stopped:  # anything else would be a traceback
+        here("evaluate", *words.format(model=f"test_resnet --random --workers 0 --data {image_root}").split())
+    said = capsys.readouterr()
+    (error,) = [line for line in said.err.splitlines() if line.startswith("error: ")]
+    assert stopped.value.code == (5 if "cannot be written" in message else 2) and said.out == ""
+    assert message in error and len(error) <= 420
