@@ -8,6 +8,9 @@ from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms import functional as TF
 
 from cgh_models import views
+from cgh_models.batches import batches
+from cgh_models.config import TrainConfig
+from cgh_models.data import load
 from cgh_models.views import COLUMNS, RECIPES, STRONG, WEAK, View, boxes, crop_batch, crop_image, finish, uniform
 
 ZERO, ONE = torch.zeros(3), torch.ones(3)
@@ -144,3 +147,76 @@ def test_the_recipe_of_cgh_and_ressl_is_a_weak_and_a_strong_view():
     weak, strong = RECIPES["weak_strong"]
     assert (weak.jitter_p, weak.grey_p, weak.blur_p, weak.scale) == (0, 0, 0, (0.2, 1.0))
     assert (strong.jitter_p, strong.jitter, strong.grey_p, strong.blur_p) == (0.8, (0.4, 0.4, 0.4, 0.1), 0.2, 0.5)
+
+
+def test_the_column_of_solarize_changed_no_other_random_number():
+    assert COLUMNS == 36 and views._SOLARIZE == 35
+    for stream in (0, 1, 1000):
+        before, now = (uniform(3, 2, np.arange(50), columns, stream) for columns in (35, 36))
+        np.testing.assert_array_equal(now[:, :35], before)
+    crops, u = pictures(16).permute(0, 3, 1, 2).float(), numbers(16)
+    other = u.copy()
+    other[:, 35] = 1 - u[:, 35]
+    for view in (WEAK, STRONG, *views.SMALL):
+        assert torch.equal(finish(view, crops, u, ZERO, ONE), finish(view, crops, other, ZERO, ONE))
+
+
+def test_solarize_is_torchvisions_from_128_on():
+    every = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).expand(1, 3, 16, 16)
+    for crops in (every, pictures(8).permute(0, 3, 1, 2)):
+        ours = finish(View(flip=0, solarize_p=1), crops, numbers(len(crops)), ZERO, ONE)
+        torch.testing.assert_close(ours, TF.solarize(crops, 128) / 255)
+    first = finish(View(flip=0, solarize_p=1), every, numbers(1), ZERO, ONE).flatten()
+    assert first[127] == 127 / 255 and first[128] == pytest.approx(127 / 255)
+
+
+def test_solarize_takes_the_images_its_own_number_chooses_and_no_others():
+    count = 1000
+    crops, u = pictures(1).expand(count, -1, -1, -1).permute(0, 3, 1, 2), numbers(count)
+    x = finish(View(flip=0, solarize_p=0.2), crops, u, ZERO, ONE)
+    changed = (x - crops / 255).abs().amax((1, 2, 3)).numpy() > 1e-3
+    np.testing.assert_array_equal(changed, u[:, 35] < 0.2)
+    assert changed.mean() == pytest.approx(0.2, abs=0.05)
+    assert torch.equal(x, finish(View(flip=0, solarize_p=0.2), crops, u, ZERO, ONE))
+
+
+def test_the_recipes_of_byol_and_lewel_blur_one_view_always_and_solarize_the_other_sometimes():
+    first, second = RECIPES["asymmetric"]
+    assert (first.blur_p, first.solarize_p, second.blur_p, second.solarize_p) == (1.0, 0.0, 0.1, 0.2)
+    for view in (first, second):
+        assert (view.jitter, view.jitter_p, view.grey_p) == ((0.4, 0.4, 0.2, 0.1), 0.8, 0.2)
+        assert (view.sigma, view.flip, view.scale, view.size) == ((0.1, 2.0), 0.5, (0.2, 1.0), 1.0)
+    assert [view.blur_p for view in RECIPES["asymmetric_sharp"]] == [0, 0]
+    assert [view.solarize_p for view in RECIPES["asymmetric_sharp"]] == [0.0, 0.2]
+
+
+@pytest.mark.parametrize("size, sides", [(224, [192, 160, 128, 96]), (64, [55, 46, 37, 27]), (32, [27, 23, 18, 14])])
+def test_the_small_views_of_multi_crop_are_the_authors_shares_of_the_image(size, sides):
+    weak, strong, *small = RECIPES["multi_crop"]
+    assert (weak, strong) == (WEAK, STRONG)
+    assert [view.side(size) for view in (weak, strong, *small)] == [size, size, *sides]
+    assert [view.scale for view in small] == [(0.172, 0.86), (0.143, 0.715), (0.114, 0.571), (0.086, 0.429)]
+
+
+@pytest.mark.parametrize("in_memory", [True, False], ids=["in memory", "from workers"])
+def test_both_ways_of_the_data_make_small_and_solarized_views(image_root, in_memory):
+    images = load(image_root / "train")
+    if in_memory:
+        images.keep_pixels(1)
+    config = TrainConfig(batch_size=16, image_size=32, mean=(0, 0, 0), std=(1, 1, 1), workers=1)
+    plain = View(flip=0, size=0.75)
+    recipe = (*RECIPES["multi_crop"], plain, View(flip=0, size=0.75, solarize_p=0.5))
+    made = list(batches(images, recipe, config, 0, 2, torch.device("cpu")))
+    assert len(made) == 2
+    for views_, indices in made:
+        assert [tuple(v.shape) for v in views_] == [(16, 3, s, s) for s in (32, 32, 27, 23, 18, 14, 24, 24)]
+        again = [uniform(0, 0, indices, COLUMNS, number) for number in (6, 7)]
+        box = [boxes(plain, u, 32, 32) for u in again]
+        pixels = torch.from_numpy(np.stack([np.array(images.image(i)) for i in indices]))
+        for number in (6, 7):
+            crops = crop_batch(pixels, box[number - 6], 24) / 255
+            chosen = again[1][:, 35] < 0.5 if number == 7 else np.zeros(16, bool)
+            assert number == 6 or 0 < chosen.sum() < 16
+            wanted = torch.where(torch.from_numpy(chosen)[:, None, None, None], TF.solarize(crops, 128 / 255), crops)
+            off = (views_[number] - wanted).abs() > 1.01 / 255  # Pillow rounds; at the threshold that turns a value
+            assert not (off & ((crops * 255 - 128).abs() > 1)).any()
