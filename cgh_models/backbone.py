@@ -119,6 +119,20 @@ def embed(backbone: Any, images: Tensor, taps: int = 0, splits: int = 1) -> tupl
     return backbone.forward_head(final, pre_logits=True), maps
 
 
+def embed_with_pixels(backbone: Any, images: Tensor) -> tuple[Tensor, Tensor, torch.Size]:
+    """The embedding (N, D), the map it is pooled from as pixels (N, h * w, C), and that map's (h, w).
+
+    A ViT's pixels are its normalized patch tokens. C and D differ where timm widens after the pooling (MobileNetV3).
+    """
+    final, (deepest,) = backbone.forward_intermediates(images, indices=1)
+    embedding, size = backbone.forward_head(final, pre_logits=True), deepest.shape[2:]
+    if final.ndim == 3:  # tokens: what is no patch comes first
+        return embedding, final[:, -size.numel() :], size
+    if final.shape[2:] != size:  # Swin: channels last
+        final = final.permute(0, 3, 1, 2)
+    return embedding, final.flatten(2).transpose(1, 2), size
+
+
 @contextlib.contextmanager
 def norm_momentum(module: nn.Module, change: Callable[[float], float]) -> Iterator[None]:
     """Within it, the batch norms of a module move their running statistics at another momentum."""
@@ -135,22 +149,21 @@ def norm_momentum(module: nn.Module, change: Callable[[float], float]) -> Iterat
 
 def fixed_size(backbone: Any) -> tuple[int, int] | None:
     """The height and width that an architecture of fixed size insists on; None if it takes others."""
-    height, width = _input_size(backbone)
+    height, width = input_size(backbone)
     insists = backbone.pretrained_cfg.get("fixed_input_size") and _refusal(backbone, height // 2, width // 2)
     return (height, width) if insists else None
 
 
-def _input_size(backbone: Any) -> tuple[int, int]:
+def input_size(backbone: Any) -> tuple[int, int]:
     """Height and width that the backbone was built for."""
     patches = getattr(backbone, "patch_embed", None)
     height, width = getattr(patches, "img_size", None) or backbone.pretrained_cfg["input_size"][-2:]
     return height, width
 
 
-def check_sizes(backbone: Any, shares: list[float], what: str) -> None:
-    """Raises InputError unless the backbone takes images of these shares of its input size; ``what`` wants them."""
-    full = backbone.pretrained_cfg["input_size"][-1]
-    for side in (max(1, round(share * full)) for share in shares):
+def check_sizes(backbone: Any, sides: list[int], what: str) -> None:
+    """Raises InputError unless the backbone takes square images of these sides; ``what`` wants them."""
+    for side in sides:
         if why := _refusal(backbone, side, side):
             raise InputError(
                 f"{what}: {architecture(backbone)} cannot take images of {side} x {side} ({why}); "
@@ -180,7 +193,7 @@ def widths(backbone: Any, taps: int = 0) -> tuple[int, list[int]]:
         InputError: the backbone cannot take images of its input size, or gives fewer feature maps than ``taps``.
     """
     device, name = next(backbone.parameters()).device, architecture(backbone)
-    size = _input_size(backbone)
+    size = input_size(backbone)
     if why := _refusal(backbone, *size):
         raise InputError(f"{name} cannot take images of {size[0]} x {size[1]} ({why}); another --image-size?")
     training = backbone.training

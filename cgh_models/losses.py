@@ -126,15 +126,16 @@ class _BatchCrossEntropy(Function):
         if others_only:  # anchors are the candidates: none is compared with itself
             scores.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
         places = labels.expand(groups, count).unsqueeze(2)
+        scores.sub_(scores.amax(2, keepdim=True))  # before the logarithm: digits that the difference needs
+        scores.sub_(scores.exp().sum(2, keepdim=True).log_())
         positive = scores.gather(2, places)  # (G, N, 1)
-        total = scores.logsumexp(2, keepdim=True)
-        scores.sub_(total).exp_().scatter_add_(2, places, torch.full_like(positive, -1))  # softmax - one-hot
+        scores.exp_().scatter_add_(2, places, torch.full_like(positive, -1))  # softmax - one-hot
         scores.div_(temperature * groups * count)
         to_anchors, to_candidates = torch.empty_like(anchors), torch.empty_like(candidates)
         torch.bmm(scores, candidates, out=to_anchors)
         torch.bmm(scores.transpose(1, 2), anchors, out=to_candidates)
         ctx.save_for_backward(to_anchors, to_candidates)
-        return (total - positive).mean()
+        return -positive.mean()
 
     @staticmethod
     def backward(ctx, grad_output: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -1,10 +1,11 @@
 """What a method is: the members the trainer, the exporter and the registry use, and what their fields may be."""
 
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, get_args, get_origin, get_type_hints, runtime_checkable
 
 from torch import Tensor, nn
 
 from .config import check_range
+from .errors import InputError
 from .losses import MIN_TEMPERATURE
 
 Losses = dict[str, Tensor]  # named scalar losses in nats; "loss" is the one that is minimized
@@ -31,10 +32,13 @@ class Method(Protocol):
 
 
 def check_config(config: Any) -> None:
-    """Raises InputError for a temperature, a weight, a share (momentum, warm-up) or a count that cannot be."""
+    """Raises InputError for a temperature, a weight, a share (momentum, warm-up), a count or a word that cannot be."""
+    kinds = get_type_hints(type(config))
     for name, value in vars(config).items():
         if isinstance(value, bool):
             continue
+        if get_origin(kinds[name]) is Literal and value not in get_args(kinds[name]):
+            raise InputError(f"{name}={value!r}: expected one of {', '.join(get_args(kinds[name]))}")
         if name.endswith("temperature"):
             check_range(config, MIN_TEMPERATURE, 1e6, name)
         elif name.endswith("weight"):

@@ -106,7 +106,7 @@ MISTAKES = [
     ("pretrain --data {images}/train --out o --method simclr", "there is no such method; the methods are cgh, lewel"),
     (
         "pretrain --data {images}/train --out o --batch-size 9 --arch test_resnet --method lewel --set heads=5",
-        "heads=5: does not divide the width of the embedding, ",
+        "heads=5: has to divide the embedding's width (",
     ),
     (
         "pretrain --data {images}/train --out o --batch-size 9 --arch test_vit --set multi_crop=true",

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..backbone import check_sizes, embed, widths
+from ..backbone import check_sizes, embed, input_size, widths
 from ..feature_queue import FeatureQueue
 from ..heads import mlp
 from ..losses import info_nce, relation_loss, soft_target
@@ -101,7 +101,7 @@ class CGH(nn.Module):
         super().__init__()
         self.config = config or self.Config()
         if self.config.multi_crop:
-            check_sizes(backbone, [view.size for view in SMALL], "multi_crop=True")
+            check_sizes(backbone, [view.side(input_size(backbone)[0]) for view in SMALL], "multi_crop=True")
         self.student = TwoContexts(backbone, self.config)
         self.teacher = make_teacher(self.student)
         self.queue = FeatureQueue(self.config.queue_length, self.config.projection_width, count=2)

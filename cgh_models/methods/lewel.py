@@ -5,6 +5,7 @@ over them, a set of alignment maps: weights with which the map is pooled again, 
 of their own. `LEWEL` is the paper's LEWEL_B, on BYOL; `LEWELM` is our reconstruction of its LEWEL_M, on MoCo v2.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..backbone import architecture, embed, widths
+from ..backbone import architecture, embed_with_pixels, input_size, widths
 from ..errors import InputError
 from ..feature_queue import FeatureQueue
 from ..heads import mlp
@@ -24,19 +25,21 @@ from ..teacher import cosine_momentum, make_teacher, move_teacher
 class AlignedBranch(nn.Module):
     """Backbone, coupled projector, aligned projector: images (N, 3, H, W) -> z (N, P) and aligned (N, P / heads, P).
 
-    The pooled vector is timm's embedding (N, D): of a ResNet the mean of the deepest map. Where that map is not as wide
-    as the embedding (EfficientNet, MobileNet) a linear layer of ours widens its pixels first. All in float32.
+    The pooled vector is timm's embedding (N, D): of a ResNet the mean of the map's pixels. Where those are not as wide
+    as the embedding (MobileNetV3 widens it after the pooling) a linear layer of ours widens them first. A ConvNeXt
+    normalizes its embedding and not the pixels. All in float32.
     """
 
     def __init__(self, backbone: nn.Module, config: Any):
         super().__init__()
-        width, (channels,) = widths(backbone, 1)
-        for what, size in (("the embedding", width), ("projection_width", config.projection_width)):
-            if size % config.heads:
-                raise InputError(
-                    f"heads={config.heads}: does not divide the width of {what}, {size} with {architecture(backbone)}; "
-                    f"give --set heads={max(h for h in range(1, config.heads) if size % h == 0)}"
-                )
+        width, channels = _widths(backbone)
+        common = math.gcd(width, config.projection_width)
+        if common % config.heads:
+            raise InputError(
+                f"heads={config.heads}: has to divide the embedding's width ({width} of {architecture(backbone)}) and "
+                f"projection_width={config.projection_width}; "
+                f"give --set heads={max(h for h in range(1, config.heads) if common % h == 0)}"
+            )
         self.backbone = backbone
         self.heads, self.map_temperature = config.heads, config.map_temperature
         self.widen = nn.Identity() if channels == width else nn.Linear(channels, width, bias=False)
@@ -55,12 +58,23 @@ class AlignedBranch(nn.Module):
 
         Batch norm sees the pooled vector and the pixels as one batch.
         """
-        embedding, (deepest,) = embed(self.backbone, images, 1)
-        pixels = self.widen(deepest.flatten(2).transpose(1, 2))  # (N, pixels, D)
+        embedding, pixels, size = embed_with_pixels(self.backbone, images)
+        pixels = self.widen(pixels)  # (N, pixels, D)
         rows = torch.cat([embedding[:, None], pixels], 1)  # (N, 1 + pixels, D)
         projected = self.projector(rows.flatten(0, 1)).unflatten(0, rows.shape[:2])  # (N, 1 + pixels, P)
         scores = F.normalize(projected[:, 1:].float(), dim=2) / self.map_temperature
-        return projected[:, 0], pixels, scores.softmax(1).unflatten(2, (self.heads, -1)), deepest.shape[2:]
+        return projected[:, 0], pixels, scores.softmax(1).unflatten(2, (self.heads, -1)), size
+
+
+@torch.no_grad()
+def _widths(backbone: nn.Module) -> tuple[int, int]:
+    """Of the embedding and of the pixels it is pooled from."""
+    width, _ = widths(backbone, 1)
+    training, device = backbone.training, next(backbone.parameters()).device
+    backbone.eval()
+    _, pixels, _ = embed_with_pixels(backbone, torch.zeros(1, 3, *input_size(backbone), device=device))
+    backbone.train(training)
+    return width, pixels.shape[2]
 
 
 def _head(*sizes: int) -> nn.Sequential:

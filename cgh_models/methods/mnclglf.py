@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..backbone import check_sizes, fixed_size, norm_momentum
+from ..backbone import check_sizes, fixed_size, input_size, norm_momentum
 from ..feature_queue import FeatureQueue
 from ..heads import Branch, mlp
 from ..losses import batch_info_nce, nearest, nt_xent
@@ -63,7 +63,7 @@ class MNCLGLF(nn.Module):
         self.config = c = config or self.Config()
         self._resized = fixed_size(backbone)
         if not self._resized:
-            check_sizes(backbone, [0.5], "mnclglf looks at 2 x 2 tiles of an image")
+            check_sizes(backbone, [input_size(backbone)[0] // 2], "mnclglf looks at 2 x 2 tiles of an image")
 
         def projector(width: int) -> nn.Module:
             return mlp(width, c.hidden_width, c.hidden_width, c.projection_width, norm=True, last_norm=True)

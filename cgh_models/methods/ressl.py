@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..backbone import check_sizes
+from ..backbone import check_sizes, input_size
 from ..feature_queue import FeatureQueue
 from ..heads import Branch, mlp
 from ..losses import relation_loss, soft_target
@@ -44,7 +44,7 @@ class ReSSL(nn.Module):
         super().__init__()
         self.config = c = config or self.Config()
         if c.multi_crop:
-            check_sizes(backbone, [view.size for view in SMALL], "multi_crop=True")
+            check_sizes(backbone, [view.side(input_size(backbone)[0]) for view in SMALL], "multi_crop=True")
         self.student = Branch(backbone, lambda width: mlp(width, c.hidden_width, c.projection_width))
         self.teacher = make_teacher(self.student)
         self.queue = FeatureQueue(c.queue_length, c.projection_width)

@@ -167,6 +167,11 @@ def test_a_temperature_too_low_for_float32_is_refused_with_a_sentence(name, fiel
         METHODS[name].Config(**{field: 0.001})
 
 
+def test_a_word_that_is_no_choice_is_refused_with_a_sentence():
+    with pytest.raises(InputError, match="negatives='all': expected one of queue, batch"):
+        METHODS["lewel_m"].Config(negatives="all")
+
+
 @each
 def test_a_backbone_without_feature_maps_works_or_is_one_sentence(name, monkeypatch):
     backbone = create("resnet18_cifar_w16", {"input_size": (3, 32, 32)})

@@ -185,8 +185,6 @@ def test_tiles_too_small_for_a_backbone_are_one_sentence(arch, size):
     assert "\n" not in sentence and arch in sentence and "--image-size" in sentence
 
 
-# BUG: an odd side is rounded up where the sizes are checked (63 -> 32) and down where the tiles are cut (63 -> 31).
-@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="check_sizes tries another side than the tiles have")
 def test_tiles_of_an_odd_side_are_checked_at_the_side_they_have():
     with pytest.raises(InputError, match="31 x 31"):
         build("test_convnext", 63)(three_views(2, 63), 0.5)
