@@ -109,8 +109,8 @@ MISTAKES = [
         "heads=5: has to divide the embedding's width (",
     ),
     (
-        "pretrain --data {images}/train --out o --batch-size 9 --arch test_vit --set multi_crop=true",
-        "multi_crop=True: test_vit cannot take images of 192 x 192",
+        "pretrain --data {images}/train --out o --batch-size 9 --arch vit_tiny_patch16_224 --set multi_crop=true",
+        "multi_crop=True: vit_tiny_patch16_224 cannot take images of 192 x 192",
     ),
     (
         "pretrain --data {images}/train --out o --batch-size 9 --arch vgg11 --method mnclglf --image-size 32",
