@@ -4,11 +4,15 @@ import json
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from .manifest import Row
+from .manifest import Row, trained_on
 
 PAPERS = {
     "arXiv:2308.13392": "CGH, cross-context learning between global and hypercolumn features",
     "arXiv:2107.09282": "ReSSL, relational self-supervised learning with weak augmentation",
+    "arXiv:2203.14898": "LEWEL, learning where to learn",
+    "arXiv:2003.04297": "MoCo v2, improved baselines with momentum contrastive learning",
+    "arXiv:2006.07733": "BYOL, bootstrap your own latent",
+    "arXiv:2306.15930": "MNCLGLF, multi-network contrastive learning based on global and local representations",
 }
 _HEADS = (
     "`pretrain.safetensors` holds the heads, the teacher and the queues: `cgh_models.load_method` restores them, "
@@ -22,10 +26,12 @@ def card(row: Row, stock: bool) -> str:
     Args:
         stock: timm has the architecture without this package.
     """
-    data, size = row["data"], row["preprocessing"]["input_size"]
+    size = row["preprocessing"]["input_size"]
     own = "import timm\n" if stock else "import cgh_models  # its architecture\nimport timm\n"
     papers = ", ".join(f"{PAPERS.get(paper, '')} ({paper})" for paper in row["paper_ids"])
     notes = "".join(f"\n{note}\n" for note in row["notes"])
+    converted = "converted_from" in row
+    limits = "no classifier in it" + ("" if converted else ", and\nnothing was filtered from its data")
     return f"""---
 {_front_matter(row)}
 ---
@@ -36,7 +42,7 @@ A feature extractor: `{row["architecture"]}`, {row["parameters"]:,} parameters, 
 
 **Method:** {papers}.
 
-**Data:** {data["name"]}, {data["images"]:,} images. {data["license_note"]}
+**Data:** {trained_on(row)}. {row["data"]["license_note"]}
 {notes}
 ```python
 {own}
@@ -49,11 +55,10 @@ transform = timm.data.create_transform(**timm.data.resolve_model_data_config(mod
 {_metrics(row)}
 ## How it was made
 
-{_origin(row)}
+{_conversion(row) if converted else _origin(row)}
 ## Use and limits
 
-For features of images like those it was trained on, at {size[1]} x {size[2]} px; there is no classifier in it, and
-nothing was filtered from its data.
+For features of images like those it was trained on, at {size[1]} x {size[2]} px; there is {limits}.
 
 Licence of the weights: {row["license"] or "not stated by whoever trained them"}.
 """
@@ -73,6 +78,29 @@ Trainer: `{json.dumps(row["train_config"])}`
 """
 
 
+def _conversion(row: Row) -> str:
+    """Where weights come from that this package did not train."""
+    source = row["converted_from"]
+    epochs = "not stated" if row["epochs"] is None else f"{row['epochs']:.4g}"
+    return f"""Not by cgh-models: `model.safetensors` is the {row["branch"]}'s backbone of a checkpoint in the
+layout of the method's authors, converted to float32 by cgh-models {row["code"]["version"]}.
+
+| the file | |
+|---|---|
+| name | `{source["file"]}` |
+| bytes | {source["bytes"]} |
+| sha256 | `{source["sha256"]}` |
+| its tensors | `{source["prefix"]}*` |
+
+Epochs: {epochs}. Settings, steps and seed of its training are not known here. No number of its authors is repeated:
+what stands under Measured was measured on this folder.
+
+```sh
+{row["command"]}
+```
+"""
+
+
 def _front_matter(row: Row) -> str:
     results = [
         EvalResult(
@@ -82,7 +110,8 @@ def _front_matter(row: Row) -> str:
         for name, metric in row["metrics"].items() if metric
     ]  # fmt: skip
     return ModelCardData(
-        library_name="timm", license=row["license"], pipeline_tag="image-feature-extraction",
+        library_name="timm", pipeline_tag="image-feature-extraction",
+        license=row["license"] and row["license"].lower(),  # as the Hub spells it
         tags=["timm", "self-supervised", row["method"], *(p.lower() for p in row["paper_ids"])],
         model_name=row["name"], eval_results=results or None,
     ).to_yaml().strip()  # fmt: skip

@@ -14,17 +14,17 @@ PACKAGE = Path(cgh_models.__file__).parent
 FLOORS = [
     ["errors", "files", "tensors", "manifest", "card", "download", "autoload", "architectures", "backbone", "heads",
      "teacher", "feature_queue", "losses", "views", "images", "config", "method"],
-    ["methods.cgh", "methods.ressl", "optim", "data", "checkpoint", "hub"],
+    ["methods.cgh", "methods.ressl", "optim", "data", "checkpoint", "hub", "authors"],
     ["methods", "batches", "tags"],
     ["evaluate", "registry"],
     ["journal", "integrity"],
     ["train", "export"],
-    ["demo", "publish"],
+    ["demo", "publish", "convert"],
     ["commands", "weights_commands"],
     ["__main__"],
 ]  # fmt: skip
 DOORS = {
-    "timm": {"architectures", "backbone", "optim", "batches", "tags", "registry", "integrity", "export"},
+    "timm": {"architectures", "backbone", "optim", "batches", "tags", "registry", "integrity", "export", "convert"},
     "huggingface_hub": {"hub", "publish", "card"},
     "requests": {"download"},
     "fastjsonschema": {"manifest"},
