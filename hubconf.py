@@ -48,6 +48,7 @@ def cgh(weights, pretrained=True, **kwargs):
 
 def _entry(row):
     name, data, size = row["name"], row["data"], row["preprocessing"]["input_size"]
+    images = "" if data["images"] is None else f", {data['images']:,} images"
     measured = [
         f"    {key}: {metric['value']} % on {metric['data']} ({metric['protocol']})"
         for key, metric in row["metrics"].items()
@@ -62,7 +63,7 @@ def _entry(row):
         [
             f"{name}: {row['architecture']} pretrained without labels: {', '.join(row['paper_ids'])}.",
             "",
-            f"Trained on {data['name']}, {data['images']:,} images. {data['license_note']}",
+            f"Trained on {data['name'] or 'images whose name was not stated'}{images}. {data['license_note']}",
             *row["notes"],
             "",
             "Measured:" if measured else "Nothing was measured.",

@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "list": (weights_commands.List, weights_commands.list_weights),
     "info": (weights_commands.Info, weights_commands.info),
     "verify": (weights_commands.Verify, weights_commands.verify),
+    "convert": (weights_commands.Convert, weights_commands.convert),
     "publish": (weights_commands.Publish, weights_commands.publish),
     "autoload": (weights_commands.Autoload, weights_commands.autoload),
 }

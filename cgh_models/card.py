@@ -4,7 +4,7 @@ import json
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from .manifest import Row
+from .manifest import Row, trained_on
 
 PAPERS = {
     "arXiv:2308.13392": "CGH, cross-context learning between global and hypercolumn features",
@@ -27,10 +27,12 @@ def card(row: Row, stock: bool) -> str:
     Args:
         stock: timm has the architecture without this package.
     """
-    data, size = row["data"], row["preprocessing"]["input_size"]
+    size = row["preprocessing"]["input_size"]
     own = "import timm\n" if stock else "import cgh_models  # its architecture\nimport timm\n"
     papers = ", ".join(f"{PAPERS.get(paper, '')} ({paper})" for paper in row["paper_ids"])
     notes = "".join(f"\n{note}\n" for note in row["notes"])
+    converted = "converted_from" in row
+    limits = "no classifier in it" + ("" if converted else ", and\nnothing was filtered from its data")
     return f"""---
 {_front_matter(row)}
 ---
@@ -41,7 +43,7 @@ A feature extractor: `{row["architecture"]}`, {row["parameters"]:,} parameters, 
 
 **Method:** {papers}.
 
-**Data:** {data["name"]}, {data["images"]:,} images. {data["license_note"]}
+**Data:** {trained_on(row)}. {row["data"]["license_note"]}
 {notes}
 ```python
 {own}
@@ -54,11 +56,10 @@ transform = timm.data.create_transform(**timm.data.resolve_model_data_config(mod
 {_metrics(row)}
 ## How it was made
 
-{_origin(row)}
+{_conversion(row) if converted else _origin(row)}
 ## Use and limits
 
-For features of images like those it was trained on, at {size[1]} x {size[2]} px; there is no classifier in it, and
-nothing was filtered from its data.
+For features of images like those it was trained on, at {size[1]} x {size[2]} px; there is {limits}.
 
 Licence of the weights: {row["license"] or "not stated by whoever trained them"}.
 """
@@ -78,6 +79,29 @@ Trainer: `{json.dumps(row["train_config"])}`
 """
 
 
+def _conversion(row: Row) -> str:
+    """Where weights come from that this package did not train."""
+    source = row["converted_from"]
+    epochs = "not stated" if row["epochs"] is None else f"{row['epochs']:.4g}"
+    return f"""Not by cgh-models: `model.safetensors` is the {row["branch"]}'s backbone of a checkpoint in the
+layout of the method's authors, converted to float32 by cgh-models {row["code"]["version"]}.
+
+| the file | |
+|---|---|
+| name | `{source["file"]}` |
+| bytes | {source["bytes"]} |
+| sha256 | `{source["sha256"]}` |
+| its tensors | `{source["prefix"]}*` |
+
+Epochs: {epochs}. Settings, steps and seed of its training are not known here. No number of its authors is repeated:
+what stands under Measured was measured on this folder.
+
+```sh
+{row["command"]}
+```
+"""
+
+
 def _front_matter(row: Row) -> str:
     results = [
         EvalResult(
@@ -87,7 +111,8 @@ def _front_matter(row: Row) -> str:
         for name, metric in row["metrics"].items() if metric
     ]  # fmt: skip
     return ModelCardData(
-        library_name="timm", license=row["license"], pipeline_tag="image-feature-extraction",
+        library_name="timm", pipeline_tag="image-feature-extraction",
+        license=row["license"] and row["license"].lower(),  # as the Hub spells it
         tags=["timm", "self-supervised", row["method"], *(p.lower() for p in row["paper_ids"])],
         model_name=row["name"], eval_results=results or None,
     ).to_yaml().strip()  # fmt: skip

@@ -54,6 +54,13 @@ def row(name: str) -> Row:
     return copy.deepcopy(rows()[name])
 
 
+def trained_on(row: Row) -> str:
+    """The images of a row in a few words: their name and number, as far as they are known."""
+    data = row["data"]
+    name = data["name"] or "images whose name was not stated"
+    return name if data["images"] is None else f"{name}, {data['images']:,} images"
+
+
 def read(path: Path) -> list[Row]:
     """The rows of a manifest file.
 

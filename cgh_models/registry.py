@@ -211,19 +211,21 @@ def load_method(weights: str | os.PathLike[str], *, cache_dir: str | os.PathLike
     else:
         manifest.row(str(weights))
         raise AssertionError("unreachable")
+    heads = read(manifest.HEADS)  # where there are none, the method need not be one of ours
     images = {k: tuple(v) if isinstance(v, list) else v for k, v in row["preprocessing"].items()}
     config = row["method_config"]
     if row["method"] in METHODS:  # a field that came after the weights has the default that means what they meant
         config = from_dict(METHODS[row["method"]].Config, config, complete=False)
     method = build_method(row["method"], row["architecture"], images, config, **row["model_args"])
-    heads = read(manifest.HEADS)
     _load_strictly(method, heads | {f"student.backbone.{k}": v for k, v in read(manifest.BACKBONE).items()}, path)
     return method
 
 
 def _read_from_folder(path: Path, row: manifest.Row, file: str) -> dict[str, Any]:
     if file not in row["files"]:
-        raise InputError(f"{printable(path)}: was exported without its heads; expected {file}")
+        raise InputError(
+            f"{printable(path)}: holds a backbone without heads, expected {file}; create_model loads the backbone"
+        )
     return read_tensors(path / file, row["files"][file]["sha256"])
 
 

@@ -1,4 +1,4 @@
-"""The commands about published weights: list, info, verify, publish, autoload."""
+"""The commands about weights: list, info, verify, convert, publish, autoload."""
 
 import json
 import sys
@@ -30,7 +30,8 @@ def list_weights(args: List) -> None:
     table: list[tuple[str, ...]] = [("name", "trained on", "parameters", "kNN %", "linear %", "MB", "where")]
     for name in names:
         row = manifest.row(name)
-        data = f"{row['data']['name']} ({row['data']['images']:,})"
+        images = row["data"]["images"]
+        data = (row["data"]["name"] or "not stated") + (f" ({images:,})" if images else "")
         numbers = [_number(row["metrics"][metric]) for metric in ("knn", "linear")]
         size = row["files"][manifest.BACKBONE]["bytes"] / 1e6
         table.append(
@@ -108,6 +109,49 @@ def verify(args: Verify) -> None:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     if failed:
         raise failed[-1]
+
+
+@dataclass
+class Convert:
+    """A checkpoint of a method's authors becomes a weights folder; no code in it is run."""
+
+    file: Positional[str]
+    """Their file: what torch.save wrote (.pth, .pth.tar, ...) or .safetensors."""
+    method: Literal["cgh", "ressl", "lewel", "moco_v2", "byol", "mnclglf"]
+    """Whose checkpoint it is: where the student's backbone lies in it, its paper and its licence."""
+    out: str
+    """Weights folder to make."""
+    arch: str = ""
+    """Its timm architecture; left out, what the tensors say. A 3x3 stem does not say all, then it has to be given."""
+    recipe: Literal["imagenet", "cifar", "tiny"] = "imagenet"
+    """The images it was trained on: size, mean and std of imagenet (224 px), tiny (64 px) or cifar (32 px)."""
+    image_size: int | None = None
+    """Side of its images in pixels; left out, the recipe's."""
+    mean: tuple[float, float, float] | None = None
+    """Of its images' channels; left out, the recipe's."""
+    std: tuple[float, float, float] | None = None
+    """Of its images' channels; left out, the recipe's."""
+    tag: str = ""
+    """What follows the dot in the weights' name; left out, METHOD_converted."""
+    license: str = ""
+    """Licence of the weights, if you know of another than the authors state of their release."""
+    data_name: str = ""
+    """What the card calls the training images; left out, not stated."""
+    data_license: str = ""
+    """The terms of the training images, in one sentence, for the card."""
+    epochs: float | None = None
+    """It was trained for, for the card; left out, not stated."""
+
+
+def convert(args: Convert) -> None:
+    """`cgh convert`."""
+    from .convert import convert as write
+
+    row = write(**vars(args))
+    source = row["converted_from"]
+    print(f"{args.out}: {row['name']}, {row['parameters']:,} parameters of {source['prefix']}*, read back, equal")
+    print(f"licence: {row['license'] or 'not stated'}; {' '.join(map(printable, row['notes']))}")
+    print(f"timm.create_model('local-dir:{args.out}', pretrained=True) loads it")
 
 
 @dataclass

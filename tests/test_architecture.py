@@ -15,29 +15,20 @@ FLOORS = [
     ["errors", "files", "tensors", "manifest", "card", "download", "autoload", "architectures", "backbone", "heads",
      "teacher", "feature_queue", "losses", "views", "images", "config", "recipes", "evaluate_config", "method"],
     ["methods.byol", "methods.cgh", "methods.lewel", "methods.mnclglf", "methods.moco_v2", "methods.nnclr",
-     "methods.ressl", "optim", "data", "checkpoint", "hub", "evaluate.cache", "evaluate.collapse"],
+     "methods.ressl", "optim", "data", "checkpoint", "hub", "authors", "evaluate.cache", "evaluate.collapse"],
     ["methods", "batches", "tags", "evaluate.splits"],
     ["evaluate.extraction", "evaluate.classifier", "registry"],
     ["evaluate.neighbours", "evaluate.linear", "evaluate.probes", "evaluate.finetune"],
     ["evaluate"],
     ["journal", "integrity", "compatibility"],
     ["train", "export"],
-    ["demo", "publish"],
+    ["demo", "publish", "convert"],
     ["commands", "weights_commands", "evaluate_commands"],
     ["__main__"],
 ]  # fmt: skip
 DOORS = {
-    "timm": {
-        "architectures",
-        "backbone",
-        "optim",
-        "batches",
-        "tags",
-        "registry",
-        "integrity",
-        "compatibility",
-        "export",
-    },
+    "timm": {"architectures", "backbone", "optim", "batches", "tags", "registry", "integrity", "compatibility",
+             "export", "convert"},
     "huggingface_hub": {"hub", "publish", "card"},
     "requests": {"download"},
     "fastjsonschema": {"manifest"},
@@ -45,7 +36,7 @@ DOORS = {
     "torchvision": {"views", "batches"},
     "tyro": {"commands", "weights_commands", "evaluate_commands", "__main__"},
     "tqdm": {"journal", "download"},
-}
+}  # fmt: skip
 PLACES = {name: (floor, place) for floor, names in enumerate(FLOORS) for place, name in enumerate(names)}
 FILES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path

@@ -56,8 +56,30 @@ def test_both_copies_are_equal_and_every_row_keeps_the_schema():
 def test_what_is_published_can_be_traced_and_was_measured():
     for row in manifest.rows().values():
         knn = row["metrics"]["knn"]
-        assert row["license"] and row["notes"] and row["code"]["commit"] and row["command"].startswith("cgh pretrain ")
+        converted = "converted_from" in row
+        assert row["license"] and row["notes"] and (converted or row["code"]["commit"])
+        assert row["command"].startswith("cgh convert " if converted else "cgh pretrain ")
         assert knn["data"] == row["data"]["name"] and knn["n"] >= 10_000 and knn["command"].startswith("cgh evaluate")
+
+
+CONVERTED = {"file": "a.pth", "bytes": 9, "sha256": "b" * 64, "prefix": "module.encoder_q."}
+UNKNOWN = ("method_config", "train_config", "epochs", "steps", "seed", "data/name", "data/images", "data/digest")
+
+
+def test_what_a_converted_file_cannot_say_may_be_null_and_nowhere_else(tmp_path):
+    row = ROW | {"converted_from": CONVERTED, "data": ROW["data"] | dict.fromkeys(("name", "images", "digest"))}
+    row |= dict.fromkeys(key for key in UNKNOWN if "/" not in key)
+    assert manifest.read(write(tmp_path / "m.json", row)) == [row]
+    for key in UNKNOWN:
+        with pytest.raises(InputError, match=f"key '{key.replace('/', '.')}': null is refused, expected type"):
+            manifest.read(write(tmp_path / "m.json", changed(key, None)))
+
+
+def test_converted_weights_have_no_heads(tmp_path):
+    files = ROW["files"] | {"pretrain.safetensors": ROW["files"]["model.safetensors"]}
+    assert manifest.read(write(tmp_path / "m.json", ROW | {"files": files}))
+    with pytest.raises(InputError, match="key 'files'"):
+        manifest.read(write(tmp_path / "m.json", ROW | {"files": files, "converted_from": CONVERTED}))
 
 
 METRIC = {"data": "d", "protocol": "p", "parameters": {}, "value": 50, "n": 9, "command": "c"}

@@ -73,7 +73,8 @@ def weights_table() -> str:
         numbers = [
             f"{m['value']:.2f} % on {m['data']}" if m else "-" for m in map(row["metrics"].get, ("knn", "linear"))
         ]
-        data = f"{row['data']['name']}, {row['data']['images']:,} images, {row['epochs']:.0f} epochs"
+        epochs = "epochs not stated" if row["epochs"] is None else f"{row['epochs']:.0f} epochs"
+        data = f"{manifest.trained_on(row)}, {epochs}"
         lines.append(f"| `{name}` | {data} | {row['parameters'] / 1e6:.1f} M | {' | '.join(numbers)} |")
     return "\n".join(lines)
 
