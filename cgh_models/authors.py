@@ -16,6 +16,7 @@ from . import files
 from .errors import DiskError, InputError, IntegrityError, printable
 from .tensors import read_tensors
 
+_RESNET = re.compile(r"(conv1|bn1|layer\d+)\.")  # beginnings of the names of a backbone's tensors
 MAX_FILE, MAX_PICKLE, MAX_PARTS = (
     2**33,
     2**26,
@@ -121,7 +122,7 @@ def read(path: Path, method: str) -> Original:
         raise InputError(f"{printable(path)}: {_found_instead(content, method)}")
     state, prefix = found
     inside = {k[len(prefix) :]: v for k, v in state.items() if isinstance(k, str) and k.startswith(prefix)}
-    tensors = {key: value for key, value in inside.items() if not key.startswith("fc.")}
+    tensors = {key: value for key, value in inside.items() if _RESNET.match(key)}  # what else is there are heads
     for key, value in tensors.items():
         _check_tensor(f"{printable(path)}: {printable(prefix + key)[:80]}", key, value)
     return Original(tensors, source | {"prefix": prefix}, _like(content) or method)

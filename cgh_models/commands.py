@@ -179,11 +179,13 @@ def _train(method: Any, data: Any, train: TrainConfig, out: str, resume: bool) -
 
 
 def pretrain_defaults(words: list[str]) -> Pretrain:
-    """The flags' defaults are the values of the recipe and the method that are named."""
+    """The flags' defaults are the values of the recipe, the method and the optimizer that are named."""
     split = [part for word in words for part in word.split("=", 1)]
     given = dict(pairwise(split))
     recipe = given.get("--recipe", "imagenet")
-    train = train_config(recipe if recipe in RECIPES else "imagenet", given.get("--method", "cgh"))
+    train = train_config(
+        recipe if recipe in RECIPES else "imagenet", given.get("--method", "cgh"), given.get("--optimizer", "")
+    )
     return Pretrain(tyro.MISSING, tyro.MISSING, train)
 
 

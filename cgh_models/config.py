@@ -36,7 +36,7 @@ class TrainConfig:
     base_lr: float = _says("the schedule", 0.05)
     """Learning rate per 256 images; the rate used is base_lr * batch_size / 256 (both papers)."""
     optimizer: Literal["sgd", "lars", "adamw"] = _says("the schedule", "sgd")
-    """timm's; lars for large batches (BYOL, LEWEL), adamw for ViTs."""
+    """timm's; lars for large batches (BYOL, LEWEL); adamw, with a rate and a decay of its own, for ViTs."""
     momentum: float = _says("the schedule", 0.9)
     """Of sgd and lars (all papers)."""
     weight_decay: float = _says("the schedule", 1e-4)
@@ -44,7 +44,7 @@ class TrainConfig:
     decay_norms: bool = _says("the schedule", False)
     """Decay norms and biases too: the papers do so on small images only."""
     paper_faithful: bool = _says("the schedule", False)
-    """Choose what is not decayed by parameter name, as the method's authors do, instead of by module type."""
+    """Choose what is not decayed as the method's authors do, by parameter name; BYOL and NNCLR have no other rule."""
     clip_norm: float = _says("the schedule", 0.0)
     """Largest norm of all gradients together (MNCLGLF: 1); 0: any."""
     warmup_epochs: float = _says("the schedule", 5.0)

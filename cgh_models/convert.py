@@ -20,13 +20,14 @@ from .integrity import fingerprint, verify
 from .recipes import RECIPES, train_config
 from .registry import preprocessing
 from .tags import timm_config
-from .tensors import misfit, write_tensors
+from .tensors import write_tensors
 
 # torchvision's ResNets, which are timm's: blocks of each stage, and whether they are bottlenecks
 _RESNETS = {
     ((2, 2, 2, 2), False): "resnet18", ((3, 4, 6, 3), False): "resnet34", ((3, 4, 6, 3), True): "resnet50",
     ((3, 4, 23, 3), True): "resnet101", ((3, 8, 36, 3), True): "resnet152",
 }  # fmt: skip
+_ROOM = 130  # characters of keys of one kind in a refusal
 _NO_TERMS = "The terms of the images it was trained on were not stated."
 
 
@@ -135,7 +136,24 @@ def _counters(model: Any) -> dict[str, Any]:
 
 
 def _misfit(model: Any, tensors: dict[str, Any]) -> str:
-    return misfit(model.state_dict(), _counters(model) | tensors)
+    """What keeps the tensors from filling the model, each kind with its keys; "" if nothing does."""
+    ours, given = model.state_dict(), _counters(model) | tensors
+    kinds = {
+        "missing": [k for k in ours if k not in given],
+        "of another shape": [k for k in ours if k in given and ours[k].shape != given[k].shape],
+        "unknown": [k for k in given if k not in ours],
+    }
+    said = [f"{len(keys)} of {len(ours)} tensors are {kind}: {_listed(keys)}" for kind, keys in kinds.items() if keys]
+    return "; ".join(said)
+
+
+def _listed(keys: list[str]) -> str:
+    """As many keys as a line has room for, and how many more there are."""
+    shown = keys[:1]
+    while len(shown) < len(keys) and sum(map(len, shown)) + len(keys[len(shown)]) < _ROOM:
+        shown = keys[: len(shown) + 1]
+    rest = f" and {len(keys) - len(shown)} more" if len(keys) > len(shown) else ""
+    return ", ".join(printable(key)[:80] for key in shown) + rest
 
 
 def _seen(tensors: dict[str, Any]) -> str:

@@ -107,8 +107,8 @@ def evaluate_linear(args: Linear) -> None:
     from .evaluate.linear import sgd
     from .evaluate.probes import probe
 
-    if args.protocol != "sgd" and args.sgd != LINEAR[args.recipe]:
-        raise InputError(f"--protocol {args.protocol}: has no learning rate, epochs or steps; give --protocol sgd")
+    if args.protocol != "sgd" and args.sgd != LINEAR["imagenet"]:
+        raise InputError(f"--protocol {args.protocol}: has no recipe, rate, epochs or steps; give --protocol sgd")
     model, train, val = _open(args)
     if args.protocol == "sgd":
         found = sgd(model, train, val, args.sgd, seed=args.measuring.seed, say=_say, **_extraction(args))

@@ -23,14 +23,14 @@ _SMALL_HEADS = {"projection_width": 128, "hidden_width": 2048}
 _LARS = {"optimizer": "lars", "warmup_epochs": 10.0}
 
 # imagenet: each paper's own values. MNCLGLF has one config, CIFAR at 224 pixels with a ResNet-18; LEWEL's is its 200
-# epochs with EMAN, 3.6 at 1024 images; NNCLR's learning rate is solo-learn's, its decay BYOL's; LEWEL_M's are those of
-# MoCo v2 in the code base LEWEL is built on.
+# epochs with EMAN, 3.6 at 1024 images; NNCLR is trained as BYOL, which is this project's choice; LEWEL_M's values are
+# those of MoCo v2 in the code base LEWEL is built on.
 _IMAGENET = {
     "moco_v2": ({"base_lr": 0.03, "warmup_epochs": 0.0}, {}),
     "byol": ({**_LARS, "base_lr": 0.45, "weight_decay": 1e-6, "batch_size": 4096, "epochs": 100}, {}),
     "lewel": ({**_LARS, "base_lr": 0.9, "weight_decay": 1.5e-6, "batch_size": 1024}, {}),
     "lewel_m": ({"base_lr": 0.03, "warmup_epochs": 10.0}, {}),
-    "nnclr": ({**_LARS, "base_lr": 0.4, "weight_decay": 1e-6}, {}),
+    "nnclr": ({**_LARS, "base_lr": 0.45, "weight_decay": 1e-6}, {}),
     "mnclglf": ({"base_lr": 0.1, "decay_norms": True, "warmup_epochs": 0.0, "clip_norm": 1.0}, {}),
 }
 # Small images. MoCo v2's temperature: the authors' CIFAR demo. Heads of BYOL, LEWEL, NNCLR, MNCLGLF: ours, nothing is
@@ -66,10 +66,15 @@ RECIPES = {
 }
 
 
-def train_config(recipe: str, method: str = "") -> TrainConfig:
+# AdamW's rate and decay have nothing to do with SGD's or LARS's: ours, for any method, recipe and batch size.
+_ADAMW = {"optimizer": "adamw", "base_lr": 5e-4, "weight_decay": 0.05, "decay_norms": False}
+
+
+def train_config(recipe: str, method: str = "", optimizer: str = "") -> TrainConfig:
     """The trainer's settings of a recipe, for a method of that name if it has values of its own."""
     chosen = RECIPES[recipe]
-    return dataclasses.replace(TrainConfig(), **chosen.train | chosen.of_method.get(method, ({}, {}))[0])
+    values = chosen.train | chosen.of_method.get(method, ({}, {}))[0]
+    return dataclasses.replace(TrainConfig(), **values | (_ADAMW if optimizer == "adamw" else {}))
 
 
 def method_config(method: Any, recipe: str, train: TrainConfig, settings: tuple[str, ...] = ()) -> Any:

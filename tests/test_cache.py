@@ -11,7 +11,7 @@ from conftest import make_images
 from cgh_models.backbone import create
 from cgh_models.data import load
 from cgh_models.errors import InputError
-from cgh_models.evaluate import extract
+from cgh_models.evaluate import cache, extract
 
 
 @pytest.fixture
@@ -80,6 +80,13 @@ def renamed_image(model, images, root):
 def larger_image(model, images, root):
     with open(root / "class0" / "00000.png", "ab") as file:
         file.write(b"\0")
+
+
+def test_a_vits_pooling_is_part_of_the_key():
+    """timm keeps it in a plain attribute: neither a tensor nor printed."""
+    models = [create("test_vit", global_pool=pool, fc_norm=False) for pool in ("token", "avg")]
+    models[1].load_state_dict(models[0].state_dict())
+    assert len({cache.key(model, "digest", np.arange(3)) for model in models}) == 2
 
 
 CHANGES = [nudge, nudge_buffer, other_activation, other_preprocessing, other_order, fewer_images, renamed_image]

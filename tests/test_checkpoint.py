@@ -159,6 +159,9 @@ def test_a_kill_at_any_moment_of_saving_loses_nothing(tmp_path):
 def test_no_pickle_is_read_anywhere():
     for path in Path(cgh_models.__file__).parent.rglob("*.py"):
         source = path.read_text("utf-8")
+        if path.name == "authors.py":  # `cgh convert`: authors' checkpoints are pickles, read without running any
+            assert source.count("torch.load(") == source.count("weights_only=True") == 1
+            continue
         assert "pickle" not in source.replace("no pickle", "") and "torch.load" not in source, path
 
 

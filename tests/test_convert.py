@@ -293,21 +293,29 @@ def test_a_bare_pickle_is_not_opened_at_all(tmp_path):
 
 KEY = "encoder_q.layer2.0.conv1.weight"
 WRONG = {
-    "missing": (lambda s: s.pop(KEY), r"1 of \d+ tensors are missing, .* the first are layer2.0.conv1.weight"),
-    "a missing stem": (lambda s: s.pop("encoder_q.conv1.weight"), "the first are conv1.weight"),
-    "a missing buffer": (lambda s: s.pop("encoder_q.bn1.running_var"), "the first are bn1.running_var"),
+    "missing": (lambda s: s.pop(KEY), r"1 of \d+ tensors are missing: layer2.0.conv1.weight;"),
+    "a missing stem": (lambda s: s.pop("encoder_q.conv1.weight"), "missing: conv1.weight;"),
+    "a missing buffer": (lambda s: s.pop("encoder_q.bn1.running_var"), "missing: bn1.running_var;"),
     "five missing": (
         lambda s: [s.pop(k) for k in list(s) if "layer4.1.bn" in k and "running" in k] + [s.pop(KEY)],
-        r"5 of \d+ tensors are missing, .* layer2.0.conv1.weight, layer4.1.bn1.running_mean, layer4.1.bn1.running_var;",
+        r"5 of \d+ tensors are missing: layer2.0.conv1.weight, layer4.1.bn1.running_mean, layer4.1.bn1.running_var, .*2",
     ),
-    "extra": (lambda s: s.update({"encoder_q.reg_conv.weight": torch.ones(1)}), "the first are reg_conv.weight"),
-    "another shape": (lambda s: s.update({KEY: torch.ones(1)}), "of another shape, the first are layer2.0.conv1.weig"),
+    "extra": (lambda s: s.update({"encoder_q.layer2.0.extra.bias": torch.ones(1)}), "unknown: layer2.0.extra.bias;"),
+    "another shape": (lambda s: s.update({KEY: torch.ones(1)}), "of another shape: layer2.0.conv1.weig"),
     "not finite": (lambda s: s[KEY].view(-1)[3:4].fill_(torch.nan), "layer2.0.conv1.weight holds values that are not"),
     "whole numbers": (lambda s: s.update({KEY: s[KEY].char()}), "layer2.0.conv1.weight is torch.int8; expected float"),
     "no tensor": (lambda s: s.update({KEY: 3}), "layer2.0.conv1.weight is no tensor with values"),
     "sparse": (lambda s: s.update({KEY: s[KEY].to_sparse()}), "layer2.0.conv1.weight is no tensor with values"),
     "no values": (lambda s: s.update({KEY: s[KEY].to("meta")}), "layer2.0.conv1.weight is no tensor with values"),
 }
+
+
+def test_heads_beside_the_backbone_are_left_out(small, tmp_path):
+    heads = {"encoder_q.reg_conv.0.weight": torch.ones(1), "encoder_q.fc.0.bias": torch.ones(2)}
+    torch.save({"net": named("encoder_q.", small[1]) | heads}, tmp_path / "a.pth")
+    convert(tmp_path / "a.pth", tmp_path / "w", "cgh", arch=SMALL, recipe="cifar")
+    read = timm.create_model(f"local-dir:{tmp_path / 'w'}", pretrained=True)
+    assert all(torch.equal(value, small[1].state_dict()[key]) for key, value in read.state_dict().items())
 
 
 @pytest.mark.parametrize("wrong", WRONG)

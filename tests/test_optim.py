@@ -6,7 +6,9 @@ import pytest
 import torch
 from small_runs import QUICK, build
 
+from cgh_models.methods import METHODS
 from cgh_models.optim import create_optimizer, parameter_groups
+from cgh_models.recipes import train_config
 from cgh_models.train import train_step
 
 
@@ -30,6 +32,24 @@ def test_norms_and_biases_are_not_decayed_by_type(name):
     expected = {key for key, p in method.student.named_parameters() if p.ndim == 1}
     assert kept == expected and "backbone.layer2.0.downsample.1.weight" in kept
     assert undecayed(name, decay_norms=True) == set()
+
+
+def test_norms_that_torch_does_not_know_and_scales_are_not_decayed():
+    method = build("moco_v2", arch="convnextv2_atto", config=dataclasses.replace(QUICK, image_size=64))
+    groups = parameter_groups(method, QUICK)
+    kept = names(method, groups, weight_decay=0.0)
+    assert any(".grn.weight" in key for key in kept) and all(".norm" not in key for key in names(method, groups) - kept)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_on_small_images_everything_is_decayed_as_the_authors_do_by_either_rule(name):
+    assert undecayed(name, decay_norms=True) == undecayed(name, decay_norms=True, paper_faithful=True) == set()
+
+
+def test_adamw_brings_a_rate_and_a_decay_of_its_own():
+    for recipe in ("imagenet", "cifar"):
+        train = train_config(recipe, "byol", "adamw")
+        assert (train.optimizer, train.base_lr, train.weight_decay, train.decay_norms) == ("adamw", 5e-4, 0.05, False)
 
 
 def test_the_authors_rules_go_by_name():

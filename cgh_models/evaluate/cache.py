@@ -28,7 +28,8 @@ def key(model: nn.Module, digest: str, indices: np.ndarray) -> str:
     """
     cfg = getattr(model, "pretrained_cfg", None) or {}
     parts = {
-        "structure": re.sub(r" at 0x[0-9a-f]+", "", repr(model)),  # activations, strides and pooling are no tensors
+        "structure": re.sub(r" at 0x[0-9a-f]+", "", repr(model)),  # activations and strides are no tensors
+        "settings": _settings(model),
         "tensors": _hash_of_state(model),
         "preprocessing": {name: str(cfg.get(name)) for name in _PREPROCESSING},
         "images": digest,
@@ -36,6 +37,17 @@ def key(model: nn.Module, digest: str, indices: np.ndarray) -> str:
         "versions": {name: version(name) for name in _PACKAGES},
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _settings(model: nn.Module) -> list[str]:
+    """What modules keep in plain attributes: a ViT's pooling, the number of tokens that are no patches."""
+    plain = (bool, int, float, str, tuple, type(None))
+    return [
+        f"{name}.{key}={value}"
+        for name, module in model.named_modules()
+        for key, value in sorted(vars(module).items())
+        if isinstance(value, plain) and key != "training"
+    ]
 
 
 def _hash_of_state(model: nn.Module) -> str:

@@ -107,6 +107,8 @@ class LEWEL(nn.Module):
     """LEWEL_B: L = sum over both directions of w l(q(z_u), z'_v) + (1 - w) l(q_a(A_u), A'_v), l = mean of 2 - 2 cos.
 
     The aligned embedding k of one view is compared with the k-th of the other; w is ``global_weight``.
+
+    Differs from the authors' code: the learning rate follows its cosine every step, not every epoch.
     """
 
     name = "lewel"
@@ -184,6 +186,7 @@ class LEWELM(nn.Module):
     name = "lewel_m"
     paper = "arXiv:2203.14898"
     view_recipe = "two_strong"
+    exempt_names = ()  # MoCo v2's authors decay everything
     note = "LEWEL_M as trained here is our reconstruction: the authors released no code of it."
 
     @dataclass(frozen=True)

@@ -33,7 +33,8 @@ class MNCLGLF(nn.Module):
     Differs from the authors' code: the local loss has a gradient there only in the figure (`local_gradient`); the
     teacher starts as a copy of the student instead of a network of its own; batch-norm weights start at 1 and not in
     U(0, 1); the queue holds unit vectors (only directions enter the loss); tiles leave the running statistics of batch
-    norms alone, because the exported backbone uses them on whole images.
+    norms alone, because the exported backbone uses them on whole images; crops are resized bilinearly, not bicubically;
+    a linear layer before a batch norm has no bias, which the norm would cancel.
     """
 
     name = "mnclglf"

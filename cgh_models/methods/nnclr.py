@@ -27,7 +27,7 @@ class NNCLR(nn.Module):
     class Config:
         """Defaults: heads as lightly builds them, queue and temperature as solo-learn sets them.
 
-        Differs from the authors' paper: no code of theirs was at hand, so values are those of two re-implementations.
+        Differs from the authors' code, of which none was at hand: the values are those of two re-implementations.
         """
 
         projection_width: int = 256  # output of projector and predictor
