@@ -18,8 +18,8 @@ from ..teacher import make_teacher, move_teacher, teach
 class MoCoV2(nn.Module):
     """L = InfoNCE(s(x1), t(x2), queue); symmetric: the mean of both directions.
 
-    Differs from the authors' code: batch-norm statistics are a whole batch's unless ``batch_norm_splits`` says otherwise
-    (they come from 8 GPUs there, shuffled), and blur is part of the views on small images too.
+    Differs from the authors' code: batch-norm statistics are a whole batch's, not those of 8 shuffled parts, unless
+    ``batch_norm_splits`` says so; blur is part of the views on small images too.
     """
 
     name = "moco_v2"
