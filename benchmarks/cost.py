@@ -41,6 +41,11 @@ def step_cost(name: str, arch: str = "resnet50", size: int = 224, batch: int = B
         return count(step)
 
 
+def beside(method) -> int:
+    """Bytes of teacher and queues."""
+    return sum(t.nbytes for key, t in method.state_dict().items() if not key.startswith("student."))
+
+
 def main() -> None:
     """Prints a row per method."""
     with torch.device("meta"):
@@ -48,10 +53,8 @@ def main() -> None:
     variants = [(name, {}) for name in METHODS]
     variants += [("cgh", {"multi_crop": True}), ("ressl", {"multi_crop": True}), ("moco_v2", {"symmetric": True})]
     for name, settings in variants:
-        method = build(name)
-        kept = sum(t.nbytes for key, t in method.state_dict().items() if not key.startswith("student."))
         shown = name + "".join(f", {key}" for key in settings)
-        print(f"| {shown} | {step_cost(name, **settings) / forward:.1f} | {kept / 2**20:.0f} |")
+        print(f"| {shown} | {step_cost(name, **settings) / forward:.1f} | {beside(build(name)) / 2**20:.0f} |")
 
 
 if __name__ == "__main__":

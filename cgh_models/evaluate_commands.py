@@ -43,8 +43,8 @@ class Caching:
     """Where embeddings are kept."""
 
     cache: str = ""
-    """Folder to keep embeddings in for the next command; left out, none are kept. An image whose name and size stay
-    the same counts as the same image."""
+    """Folder to keep embeddings in for the next command; left out, none are kept. An image whose name, size and time of
+    change stay the same counts as the same image."""
 
 
 @dataclass
@@ -135,7 +135,8 @@ class Finetune:
     recipe: Recipe = "imagenet"
     """Settings that go together, for each share of labels. Flags given beside it win."""
     splits_file: str = ""
-    """Text file of the labelled images' names: written, or where it is there already, used in place of the seed's."""
+    """Text file of the labelled images' names: written, or where it is there already, used in place of the seed's. Left
+    out, one in the current folder that is named by share, seed and images; 100% needs none."""
     measuring: OmitArgPrefixes[Measuring] = field(default_factory=Measuring)
 
 
@@ -146,14 +147,16 @@ def evaluate_finetune(args: Finetune) -> None:
 
     model, train, val = _open(args)
     percent = int(args.labels.removesuffix("%"))
-    indices, names = labelled(train, percent, args.measuring.seed, args.splits_file or None)
-    _say(f"{len(indices)} of {len(train)} training images, {len(train.classes)} classes")
+    file = args.splits_file or f"labels_{percent}_seed{args.measuring.seed}_{train.digest[:8]}.txt"
+    split = "file" if args.splits_file and Path(file).exists() else "seed"
+    indices, names = labelled(train, percent, args.measuring.seed, file if args.splits_file or percent < 100 else None)
+    _say(f"{len(indices)} of {len(train)} training images, {len(train.classes)} classes, drawn by the {split}")
     part, seed = subset(train, indices), args.measuring.seed
     accuracy = finetune(model, part, val, args.training, seed=seed, say=_say, **_extraction(args))
     size = min(args.training.train_batch_size, len(part))
     numbers = {
         "labels": args.labels, "recipe": args.recipe, **dataclasses.asdict(args.training), "train_batch_size": size,
-        "seed": seed, "labelled": len(part), "names_sha256": names,
+        "seed": seed, "labelled": len(part), "split": split, "names_sha256": names,
     }  # fmt: skip
     protocol = f"backbone and linear layer trained on {args.labels} of train/, top-1 of val/ after the last epoch"
     _finish(args, f"finetune_{percent}", protocol, accuracy, numbers, {"val": len(val)}, len(val))

@@ -1,5 +1,6 @@
 """The commands that measure: one JSON line, the record in a weights folder, one sentence for a mistake."""
 
+import hashlib
 import json
 import shutil
 import sys
@@ -105,6 +106,9 @@ def test_the_splits_file_is_written_and_then_read(image_root, here, tmp_path):
     first = here(*words, "--splits-file", "names.txt")
     assert len((tmp_path / "names.txt").read_text().splitlines()) == 4
     other = here(*words, "--seed", 1)
+    assert first["split"] == other["split"] == "seed"  # and the names of the seed's are kept as well
+    (kept,) = tmp_path.glob("labels_10_seed1_*.txt")
+    assert hashlib.sha256(kept.read_bytes()).hexdigest() == other["names_sha256"]
     assert other["names_sha256"] != first["names_sha256"] == here(*words)["names_sha256"]
     read = here(*words, "--seed", 1, "--splits-file", "names.txt")
     assert read["names_sha256"] == first["names_sha256"] and read["seed"] == 1

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from .. import files
+from ..data import ImageSet
 from ..errors import DiskError, InputError, IntegrityError, printable
 from ..tensors import read_tensors, write_tensors
 
@@ -20,11 +21,10 @@ _PREPROCESSING = ("input_size", "interpolation", "mean", "std", "crop_pct", "cro
 _PACKAGES = ("torch", "timm", "torchvision", "pillow")  # another version may compute or resize otherwise
 
 
-def key(model: nn.Module, digest: str, indices: np.ndarray) -> str:
+def key(model: nn.Module, images: ImageSet, indices: np.ndarray) -> str:
     """Hex sha256 of all that decides embeddings but the device: network, preprocessing, images, library versions.
 
-    Args:
-        digest: the image set's; it stands for names and sizes of the files, not for their bytes.
+    Images are told apart by name, size and time of change, not by their bytes.
     """
     cfg = getattr(model, "pretrained_cfg", None) or {}
     parts = {
@@ -32,11 +32,18 @@ def key(model: nn.Module, digest: str, indices: np.ndarray) -> str:
         "settings": _settings(model),
         "tensors": _hash_of_state(model),
         "preprocessing": {name: str(cfg.get(name)) for name in _PREPROCESSING},
-        "images": digest,
+        "images": [images.digest, _times(images, indices)],
         "indices": hashlib.sha256(np.asarray(indices, "<i8").tobytes()).hexdigest(),
         "versions": {name: version(name) for name in _PACKAGES},
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _times(images: ImageSet, indices: np.ndarray) -> str:
+    """Of the last change of each file; one that is gone is noticed when it is read."""
+    paths = (images.root / images.names[index] for index in indices)
+    times = [path.stat().st_mtime_ns if path.exists() else 0 for path in paths]
+    return hashlib.sha256(np.array(times, "<i8").tobytes()).hexdigest()
 
 
 def _settings(model: nn.Module) -> list[str]:

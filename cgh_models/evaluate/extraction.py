@@ -31,8 +31,8 @@ def extract(
     Args:
         data: a folder, a list of paths, or an ImageSet.
         indices: take only these images, in this order.
-        cache_dir: a folder to keep them in and read them from, by network, preprocessing, names and sizes of the files;
-            None: no cache.
+        cache_dir: a folder to keep them in and read them from, by network, preprocessing, and names, sizes and times
+            of change of the files; None: no cache.
 
     Raises:
         InputError: nothing to read there, or a bad image.
@@ -41,7 +41,7 @@ def extract(
     indices = np.arange(len(images)) if indices is None else indices
     key = ""
     if cache_dir:
-        key = cache.key(model, images.digest, indices)
+        key = cache.key(model, images, indices)
         if (kept := cache.read(cache_dir, key, len(indices))) is not None:
             return kept
     parts = embeddings(model, images, indices, batch_size=batch_size, workers=workers, device=device)
