@@ -222,6 +222,13 @@ def test_a_given_rate_is_taken_and_one_that_diverges_is_one_sentence(splits, mod
         sgd(model, *splits, QUICK, workers=0)
 
 
+def test_a_layer_that_ends_worse_than_guessing_is_said(splits, model):
+    for rate, warned in ((0.3, False), (1e6, True)):
+        lines = []
+        sgd(model, *splits, dataclasses.replace(QUICK, lr=rate), say=lines.append, workers=0)
+        assert any("warning: the loss ended above that of guessing, 1.3863" in line for line in lines) == warned
+
+
 def test_a_bad_training_image_is_named_and_not_replaced_by_one_of_another_class(tmp_path, model):
     make_images(tmp_path / "train", 16)
     make_images(tmp_path / "val", 8)

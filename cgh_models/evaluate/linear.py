@@ -1,6 +1,7 @@
 """Linear evaluation as papers do it: one linear layer on the frozen backbone, SGD on augmented images, last epoch."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -88,6 +89,9 @@ def _layers(
             optimizer.step()
             optimizer.zero_grad()
             epoch, ends = (done + 1) // per_epoch, (done + 1) % per_epoch == 0
-            if ends and epoch % max(1, config.epochs // 10) == 0:
-                say(f"epoch {epoch} of {config.epochs}: loss {losses.detach().nan_to_num(float('inf')).min():.4f}")
+            if ends and (epoch % max(1, config.epochs // 10) == 0 or epoch == config.epochs):
+                least = losses.detach().nan_to_num(float("inf")).min().item()
+                say(f"epoch {epoch} of {config.epochs}: loss {least:.4f}")
+                if epoch == config.epochs and least > (guess := math.log(len(images.classes))):
+                    say(f"warning: the loss ended above that of guessing, {guess:.4f}; give a lower --lr")
     return layers
