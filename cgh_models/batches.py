@@ -18,8 +18,9 @@ from torch.utils.data import DataLoader
 
 from .data import ImageSet
 from .errors import InputError, printable
+from .fast_views import fast_views
 from .images import BadImage
-from .views import COLUMNS, View, boxes, crop_batch, crop_image, finish, uniform
+from .views import COLUMNS, View, boxes, crop_image, exact_view, uniform
 
 _ORDER_STREAM, _VIEW_STREAM = 1000, 0  # keep the random numbers of different uses apart; view i adds i
 
@@ -49,20 +50,29 @@ class _Steps:
             yield [(epoch, int(index)) for index in indices]
 
 
-class _Crops:
-    """(epoch, index) -> its index, one uint8 crop (3, S, S) per view, and the bad images met on the way."""
+class _Decoded:
+    """(epoch, index) -> its index, a uint8 (S, S, 3) per view, and the bad images met on the way.
 
-    def __init__(self, images: ImageSet, recipe: tuple[View, ...], size: int, seed: int):
-        self.images, self.recipe, self.size, self.seed = images, recipe, size, seed
+    What is made of an image is the whole view in the exact mode, its crop in the fast one.
+    """
+
+    def __init__(self, images: ImageSet, recipe: tuple[View, ...], config):
+        self.images, self.recipe = images, recipe
+        self.size, self.seed, self.exact = config.image_size, config.seed, config.views == "exact"
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[int, list[Tensor], list[tuple[int, str]]]:
         epoch, index = key
         image, met = self.images.usable(index)
-        crops = []
+        made = []
         for number, view in enumerate(self.recipe):
             u = uniform(self.seed, epoch, np.array([index]), COLUMNS, _VIEW_STREAM + number)
-            crops.append(crop_image(image, boxes(view, u, image.height, image.width)[0], view.side(self.size)))
-        return index, crops, met
+            side = view.side(self.size)
+            if self.exact:
+                part = exact_view(view, image, u, side)
+            else:
+                part = crop_image(image, boxes(view, u, image.height, image.width)[0], side)
+            made.append(torch.from_numpy(np.array(part)))
+        return index, made, met
 
 
 def batches(
@@ -70,37 +80,45 @@ def batches(
 ) -> Iterator[tuple[list[Tensor], np.ndarray]]:
     """For each step from ``start`` to ``stop``: the views [(N, 3, S, S)] on the device, and the image indices (N,).
 
+    In the fast mode equally large images in memory are moved to the device and never leave it.
+
     Args:
-        config: a TrainConfig; its seed, batch_size, image_size, mean, std and workers are used.
+        config: a TrainConfig; its seed, batch_size, image_size, mean, std, views and workers are used.
     """
     mean, std = (torch.tensor(values, device=device) for values in (config.mean, config.std))
     steps = _Steps(len(images), config.batch_size, config.seed, start, stop)
-    if isinstance(images.pixels, Tensor):
-        crops = _crops_in_memory(images.pixels, recipe, config, steps, device)
-    else:
-        crops = _crops_from_workers(images, recipe, config, steps, device)
-    for epoch, indices, parts in crops:
+    exact = config.views == "exact"
+    resident = images.pixels.to(device) if isinstance(images.pixels, Tensor) and not exact else None
+    made = _from_workers(images, recipe, config, steps, device) if resident is None else _alone(steps)
+    for epoch, indices, parts in made:
         views = []
-        for number, (view, part) in enumerate(zip(recipe, parts, strict=True)):
-            u = uniform(config.seed, epoch, indices, COLUMNS, _VIEW_STREAM + number)
-            views.append(finish(view, part, u, mean, std))
+        for number, view in enumerate(recipe):
+            if exact:
+                views.append(_normalized(parts[number], mean, std))
+                continue
+            u, side = uniform(config.seed, epoch, indices, COLUMNS, _VIEW_STREAM + number), view.side(config.image_size)
+            if resident is None:
+                views.append(fast_views(view, parts[number], u, side, mean, std))
+            else:
+                whole = resident[torch.from_numpy(indices).to(device, non_blocking=True)]
+                views.append(fast_views(view, whole, u, side, mean, std, boxes(view, u, *whole.shape[1:3])))
         yield views, indices
 
 
-def _crops_in_memory(pixels: Tensor, recipe, config, steps: _Steps, device):
+def _normalized(views: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """uint8 (N, S, S, 3) -> float32 (N, 3, S, S)."""
+    return (views.permute(0, 3, 1, 2).float() / 255).sub_(mean[:, None, None]).div_(std[:, None, None])
+
+
+def _alone(steps: _Steps) -> Iterator[tuple[int, np.ndarray, list[Tensor]]]:
+    """Epoch and image indices of each step, where no worker makes anything."""
     for keys in steps:
-        epoch, indices = keys[0][0], np.array([index for _, index in keys])
-        batch = pixels[torch.from_numpy(indices)].to(device, non_blocking=True)
-        crops = []
-        for number, view in enumerate(recipe):
-            u = uniform(config.seed, epoch, indices, COLUMNS, _VIEW_STREAM + number)
-            crops.append(crop_batch(batch, boxes(view, u, *batch.shape[1:3]), view.side(config.image_size)))
-        yield epoch, indices, crops
+        yield keys[0][0], np.array([index for _, index in keys]), []
 
 
-def _crops_from_workers(images: ImageSet, recipe, config, steps: _Steps, device):
+def _from_workers(images: ImageSet, recipe, config, steps: _Steps, device) -> Iterator:
     loader = DataLoader(
-        _Crops(images, recipe, config.image_size, config.seed),  # pyright: ignore[reportArgumentType]
+        _Decoded(images, recipe, config),  # pyright: ignore[reportArgumentType]
         batch_sampler=steps,  # pyright: ignore[reportArgumentType]
         num_workers=_workers(config.workers),
         collate_fn=_stack,
@@ -109,9 +127,9 @@ def _crops_from_workers(images: ImageSet, recipe, config, steps: _Steps, device)
         pin_memory=device.type == "cuda",
     )
     per_epoch = steps.count // steps.batch_size
-    for step, (indices, crops, met) in enumerate(_alive(loader), steps.start):
+    for step, (indices, parts, met) in enumerate(_alive(loader), steps.start):
         images.note_bad(met)
-        yield step // per_epoch, indices, [c.to(device, non_blocking=True) for c in crops]
+        yield step // per_epoch, indices, [part.to(device, non_blocking=True) for part in parts]
 
 
 def _workers(wanted: int) -> int:

@@ -27,7 +27,7 @@ from .batches import batches
 from .config import TrainConfig, explain_changes, to_dict
 from .data import ImageSet, load
 from .errors import InputError, Interrupted, printable
-from .evaluate import pick_device
+from .evaluate import pick_device, pick_precision
 from .journal import Journal, Monitor
 from .optim import create_optimizer, learning_rate
 from .views import RECIPES
@@ -136,17 +136,6 @@ def train_step(
     optimizer.zero_grad(set_to_none=True)
     method.after_step(progress, finite)
     return {**{k: v.detach() for k, v in losses.items()}, "grad_norm": norm, "finite": finite.float()}
-
-
-def pick_precision(name: str, device: torch.device) -> torch.dtype:
-    """The networks' precision; "auto" is bfloat16 where the processor has instructions for it, never float16."""
-    if name != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
-    native = {
-        "cuda": lambda: torch.cuda.is_bf16_supported(including_emulation=False),
-        "cpu": getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False),
-    }
-    return torch.bfloat16 if native.get(device.type, lambda: False)() else torch.float32
 
 
 def describe(method: Any, images: ImageSet, config: TrainConfig) -> dict[str, Any]:

@@ -1,17 +1,15 @@
-"""View recipes: decoded images -> normalized views, batched, every random number a function of its image.
+"""View recipes, and their exact mode: one decoded image -> one view, as torchvision and Pillow make it.
 
-An image's numbers depend on (seed, epoch, image index, view) alone, so a view is the same whatever batch, worker or
-resumed run makes it. Crops have torchvision's distribution (RandomResizedCrop, bilinear, antialiased); colour has
-torchvision's ColorJitter semantics: four operations in an order drawn per image, clamped after each.
+What is random in a view is drawn here for both modes (the other is `fast_views`): a function of (seed, epoch, image
+index, view) alone, so a view is the same whatever batch, worker or resumed run makes it.
 """
 
 import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor
+from PIL import Image, ImageFilter, ImageOps
+from torchvision.transforms import functional as TF
 
 # Columns of the random numbers of one view of one image.
 _TRIES = 10  # torchvision gives up after ten boxes that do not fit
@@ -98,128 +96,59 @@ def boxes(view: View, u: np.ndarray, height: int | np.ndarray, width: int | np.n
     return np.stack([top, left, h, w], 1)
 
 
-def crop_image(image: Image.Image, box: np.ndarray, size: int) -> Tensor:
-    """One crop of one image, resized: uint8 (3, size, size)."""
-    top, left, height, width = map(int, box)
-    crop = image.crop((left, top, left + width, top + height)).resize((size, size), Image.Resampling.BILINEAR)
-    return torch.from_numpy(np.array(crop)).permute(2, 0, 1)
+@dataclass(frozen=True)
+class Draws:
+    """What chance decided for one view of N images."""
+
+    flip: np.ndarray  # (N,) bool
+    jittered: np.ndarray  # (N,) bool
+    factors: np.ndarray  # (N, 4): of brightness, contrast and saturation; turn of the hue, in circles
+    order: np.ndarray  # (N, 4): which of the four comes first, second, ...
+    grey: np.ndarray  # (N,) bool
+    sigma: np.ndarray  # (N,) of the blur in pixels, 0 where there is none
+    solarize: np.ndarray  # (N,) bool
 
 
-def crop_batch(images: Tensor, box: np.ndarray, size: int) -> Tensor:
-    """The same for a batch of equally large images: uint8 (N, H, W, 3) -> float32 (N, 3, size, size) in [0, 255].
+def draw(view: View, u: np.ndarray) -> Draws:
+    """The decisions that random numbers ``u`` (N, COLUMNS) stand for, crop boxes aside.
 
-    Two batched matrix products per image; within one step of Pillow's result.
+    Source: torchvision's ColorJitter for the ranges of the factors.
     """
-    box_t = torch.from_numpy(box.astype(np.float32)).to(images.device, non_blocking=True)
-    rows = _triangle(box_t[:, 0], box_t[:, 2], size, images.shape[1])  # (N, size, H)
-    columns = _triangle(box_t[:, 1], box_t[:, 3], size, images.shape[2])  # (N, size, W)
-    return _separable(images.permute(0, 3, 1, 2).float(), rows, columns)
-
-
-def _triangle(start: Tensor, length: Tensor, size: int, pixels: int) -> Tensor:
-    """(N, size, pixels) weights of an antialiased bilinear resize of the interval [start, start + length)."""
-    scale = (length / size)[:, None, None]
-    centre = (torch.arange(size, device=start.device)[None, :, None] + 0.5) * scale  # within the crop
-    pixel = torch.arange(pixels, device=start.device)[None, None, :] + 0.5 - start[:, None, None]
-    weights = (1 - (pixel - centre).abs() / scale.clamp(min=1)).clamp(min=0)
-    weights = weights * ((pixel > 0) & (pixel < length[:, None, None]))
-    return weights / weights.sum(2, keepdim=True)
-
-
-def _separable(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """rows @ image @ columns^T per image: (N, 3, H, W), (N, H', H), (N, W', W) -> (N, 3, H', W')."""
-    return rows[:, None] @ (images @ columns.transpose(1, 2)[:, None])
-
-
-def finish(view: View, crops: Tensor, u: np.ndarray, mean: Tensor, std: Tensor) -> Tensor:
-    """Flip, jitter, grey, blur, solarize, normalize: crops (N, 3, S, S) in [0, 255] -> float32 views (N, 3, S, S).
-
-    Nothing here waits for the device: which images take part is decided on the host, from ``u``.
-    """
-    x = crops.float() / 255
-    x = torch.where(_column(x, u[:, _FLIP] < view.flip), x.flip(3), x)
-    if view.jitter_p:
-        _jitter(view, x, u)
-    if view.grey_p:
-        x = torch.where(_column(x, u[:, _GREY] < view.grey_p), _grey(x), x)
-    if view.blur_p:
-        _blur(view, x, u)
-    if view.solarize_p:
-        solarized = _column(x, u[:, _SOLARIZE] < view.solarize_p) & (x >= 128 / 255)
-        x = torch.where(solarized, 1 - x, x)
-    return (x - mean[:, None, None]) / std[:, None, None]
-
-
-def _column(x: Tensor, values: np.ndarray) -> Tensor:
-    """Per-image values on x's device, shaped (N, 1, 1, 1)."""
-    return torch.from_numpy(values).to(x.device, non_blocking=True)[:, None, None, None]
-
-
-def _change(x: Tensor, chosen: np.ndarray, function, *values: np.ndarray) -> None:
-    """x[chosen] = function(x[chosen], values[chosen]...), in place."""
-    if chosen.any():
-        places = torch.from_numpy(np.flatnonzero(chosen)).to(x.device, non_blocking=True)
-        given = [_column(x, v[chosen].astype(np.float32)) for v in values]
-        x.index_copy_(0, places, function(x.index_select(0, places), *given))
-
-
-def _jitter(view: View, x: Tensor, u: np.ndarray) -> None:
     strength = np.array(view.jitter)
     low, high = np.maximum(1 - strength, 0), 1 + strength
     low[3], high[3] = -strength[3], strength[3]
-    factors = low + (high - low) * u[:, _FACTORS : _FACTORS + 4]  # (N, 4)
-    order = u[:, _ORDER : _ORDER + 4].argsort(1)  # (N, 4): the operation at each turn
-    jittered = u[:, _JITTER] < view.jitter_p
-    for turn in range(4):
-        for operation, function in enumerate((_brightness, _contrast, _saturation, _hue)):
-            _change(x, jittered & (order[:, turn] == operation), function, factors[:, operation])
-
-
-def _grey(x: Tensor) -> Tensor:
-    """ITU-R 601 luma, the weights Pillow's "L" uses."""
-    return 0.299 * x[:, 0:1] + 0.587 * x[:, 1:2] + 0.114 * x[:, 2:3]
-
-
-def _brightness(x: Tensor, factor: Tensor) -> Tensor:
-    return (x * factor).clamp(0, 1)
-
-
-def _contrast(x: Tensor, factor: Tensor) -> Tensor:
-    return torch.lerp(_grey(x).mean((2, 3), keepdim=True).expand_as(x), x, factor).clamp(0, 1)
-
-
-def _saturation(x: Tensor, factor: Tensor) -> Tensor:
-    return torch.lerp(_grey(x).expand_as(x), x, factor).clamp(0, 1)
-
-
-def _hue(x: Tensor, turn: Tensor) -> Tensor:
-    """Turns the hue by ``turn`` of a full circle, by way of HSV."""
-    red, green, blue = x.unbind(1)
-    value, low = x.amax(1), x.amin(1)
-    chroma = (value - low).clamp(min=1e-8)
-    sextant = torch.where(
-        value == red,
-        (green - blue) / chroma,
-        torch.where(value == green, 2 + (blue - red) / chroma, 4 + (red - green) / chroma),
-    )
-    sextant = sextant + 6 * turn[:, 0]
-    channels = []
-    for offset in (5, 3, 1):
-        k = (sextant + offset) % 6
-        channels.append(value - (value - low) * torch.minimum(k, 4 - k).clamp(0, 1))
-    return torch.stack(channels, 1)
-
-
-def _blur(view: View, x: Tensor, u: np.ndarray) -> None:
     sigma = view.sigma[0] + (view.sigma[1] - view.sigma[0]) * u[:, _SIGMA]
-    _change(x, u[:, _BLUR] < view.blur_p, _gaussian, sigma)
+    return Draws(
+        flip=u[:, _FLIP] < view.flip,
+        jittered=u[:, _JITTER] < view.jitter_p,
+        factors=low + (high - low) * u[:, _FACTORS : _FACTORS + 4],
+        order=u[:, _ORDER : _ORDER + 4].argsort(1),
+        grey=u[:, _GREY] < view.grey_p,
+        sigma=np.where(u[:, _BLUR] < view.blur_p, sigma, 0.0),
+        solarize=u[:, _SOLARIZE] < view.solarize_p,
+    )
 
 
-def _gaussian(x: Tensor, sigma: Tensor) -> Tensor:
-    """Gaussian blur, edges repeated as if the image stopped there: weights over the pixels there are, normalized."""
-    matrices = []
-    for side in x.shape[2:]:
-        place = torch.arange(side, device=x.device, dtype=x.dtype)
-        weights = torch.exp(-((place[:, None] - place[None, :]) ** 2) / (2 * sigma[:, 0] ** 2))  # (N, side, side)
-        matrices.append(weights / weights.sum(2, keepdim=True))
-    return _separable(x, *matrices)
+_COLOUR = (TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation, TF.adjust_hue)
+
+
+def crop_image(image: Image.Image, box: np.ndarray, size: int) -> Image.Image:
+    """One crop, resized to (size, size)."""
+    top, left, height, width = map(int, box)
+    return image.crop((left, top, left + width, top + height)).resize((size, size), Image.Resampling.BILINEAR)
+
+
+def exact_view(view: View, image: Image.Image, u: np.ndarray, size: int) -> Image.Image:
+    """The view (size, size) of one RGB image that the random numbers ``u`` (1, COLUMNS) stand for."""
+    image = crop_image(image, boxes(view, u, image.height, image.width)[0], size)
+    drawn = draw(view, u)
+    if drawn.jittered[0]:
+        for operation in drawn.order[0]:
+            image = _COLOUR[operation](image, float(drawn.factors[0, operation]))
+    if drawn.grey[0]:
+        image = image.convert("L").convert("RGB")
+    if drawn.sigma[0]:
+        image = image.filter(ImageFilter.GaussianBlur(float(drawn.sigma[0])))
+    if drawn.solarize[0]:
+        image = ImageOps.solarize(image, 128)
+    return ImageOps.mirror(image) if drawn.flip[0] else image

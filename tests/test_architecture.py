@@ -13,10 +13,11 @@ PACKAGE = Path(cgh_models.__file__).parent
 # Modules of one floor never import each other, except on floor 0, where they may import what stands to their left.
 FLOORS = [
     ["errors", "files", "tensors", "manifest", "card", "download", "autoload", "architectures", "backbone", "heads",
-     "teacher", "feature_queue", "losses", "views", "images", "config", "recipes", "evaluate_config", "method"],
+     "teacher", "feature_queue", "losses", "views", "fast_views", "images", "config", "recipes", "evaluate_config",
+     "method"],
     ["methods.byol", "methods.cgh", "methods.lewel", "methods.mnclglf", "methods.moco_v2", "methods.nnclr",
      "methods.ressl", "optim", "data", "checkpoint", "hub", "authors", "evaluate.collapse"],
-    ["methods", "batches", "tags", "evaluate.cache", "evaluate.splits"],
+    ["methods", "batches", "tags", "evaluate.cache", "evaluate.inference", "evaluate.splits"],
     ["evaluate.extraction", "evaluate.classifier", "registry"],
     ["evaluate.neighbours", "evaluate.linear", "evaluate.probes", "evaluate.finetune"],
     ["evaluate"],

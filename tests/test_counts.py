@@ -10,11 +10,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from cgh_models import teacher
 from cgh_models.backbone import create, skeleton
 from cgh_models.config import TrainConfig
+from cgh_models.fast_views import fast_views
 from cgh_models.losses import info_nce, relation_loss, soft_target
 from cgh_models.methods import METHODS
 from cgh_models.optim import create_optimizer
 from cgh_models.train import train_step
-from cgh_models.views import COLUMNS, RECIPES, boxes, crop_batch, finish, uniform
+from cgh_models.views import COLUMNS, RECIPES, boxes, uniform
 
 
 @pytest.mark.parametrize("batch, limit_mib", [(32, 4), (256, 32)])
@@ -54,7 +55,7 @@ def test_a_step_does_not_wait_for_the_device(counters, name):
             views = []
             for number, view in enumerate(RECIPES[method.view_recipe]):
                 u = uniform(0, 0, torch.arange(16).numpy(), COLUMNS, number)
-                views.append(finish(view, crop_batch(pixels, boxes(view, u, 32, 32), view.side(32)), u, mean, std))
+                views.append(fast_views(view, pixels, u, view.side(32), mean, std, boxes(view, u, 32, 32)))
             losses = train_step(method, optimizer, views, progress, 0.1, "cpu", torch.float32)
     assert ops.kernels > 1000 and ops.host_syncs == 0
     assert losses["loss"].is_meta and losses["finite"].is_meta

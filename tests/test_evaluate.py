@@ -5,11 +5,12 @@ import pytest
 import torch
 from conftest import make_images
 from timm.data import create_transform, resolve_model_data_config
+from torch import Tensor
 
 from cgh_models.backbone import create
 from cgh_models.data import load, load_splits
 from cgh_models.errors import InputError
-from cgh_models.evaluate import extract, knn, knn_accuracy, pick_device, spread
+from cgh_models.evaluate import extract, knn, knn_accuracy, neighbours, pick_device, spread
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +63,22 @@ def test_knn_is_the_formula_for_any_number_of_queries_and_in_chunks(k, temperatu
     assert (knn(memory, labels, queries, k=k, temperature=temperature) == expected).all()
     monkeypatch.setattr("cgh_models.evaluate.neighbours._SCORES", 300 * 10)
     assert (knn(memory, labels, queries, k=k, temperature=temperature) == expected).all()
+
+
+@pytest.mark.parametrize("spread_, unsure", [(1.0, False), (1e-2, True), (1e-6, True)])
+@pytest.mark.parametrize("k", [1, 20, 300])
+def test_the_search_in_bfloat16_finds_what_float32_finds(k, spread_, unsure, monkeypatch):
+    """Also where all keys are nearly alike, so that bfloat16 cannot tell them apart."""
+    torch.manual_seed(0)
+    keys, queries = (torch.nn.functional.normalize(1 + spread_ * 30 * torch.randn(n, 64)) for n in (5000, 70))
+    whole = []
+    monkeypatch.setattr(Tensor, "nonzero", lambda x, plain=Tensor.nonzero: whole.append(plain(x)) or whole[-1])
+    for scores in (neighbours._SCORES, 64 * 4 * k * 7):  # the second look in one part, and in parts
+        monkeypatch.setattr(neighbours, "_SCORES", scores)
+        cosine, places = neighbours._Rough(keys).nearest(queries, k)
+        torch.testing.assert_close(cosine, (queries @ keys.t()).topk(k).values, atol=2e-6, rtol=0)
+        torch.testing.assert_close((keys[places] * queries[:, None]).sum(2), cosine, atol=2e-6, rtol=0)
+    assert (sum(map(len, whole)) > 0) == unsure
 
 
 def test_knn_with_a_tiny_temperature_does_not_overflow():

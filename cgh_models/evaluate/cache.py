@@ -21,7 +21,7 @@ _PREPROCESSING = ("input_size", "interpolation", "mean", "std", "crop_pct", "cro
 _PACKAGES = ("torch", "timm", "torchvision", "pillow")  # another version may compute or resize otherwise
 
 
-def key(model: nn.Module, images: ImageSet, indices: np.ndarray) -> str:
+def key(model: nn.Module, images: ImageSet, indices: np.ndarray, fast: bool = False) -> str:
     """Hex sha256 of all that decides embeddings but the device: network, preprocessing, images, library versions.
 
     Images are told apart by name, size and time of change, not by their bytes.
@@ -29,7 +29,7 @@ def key(model: nn.Module, images: ImageSet, indices: np.ndarray) -> str:
     cfg = getattr(model, "pretrained_cfg", None) or {}
     parts = {
         "structure": re.sub(r" at 0x[0-9a-f]+", "", repr(model)),  # activations and strides are no tensors
-        "settings": _settings(model),
+        "settings": [*_settings(model), f"fast={fast}"],
         "tensors": _hash_of_state(model),
         "preprocessing": {name: str(cfg.get(name)) for name in _PREPROCESSING},
         "images": [images.digest, _times(images, indices)],

@@ -48,7 +48,7 @@ def labelled_views(
         )
     config = TrainConfig(
         image_size=height, batch_size=batch_size, seed=seed, mean=cfg["mean"], std=cfg["std"],  # pyright: ignore
-        workers=workers,
+        workers=workers, views="fast",
     )  # fmt: skip
     assert images.labels is not None
     labels = torch.from_numpy(images.labels.astype(np.int64)).to(device)

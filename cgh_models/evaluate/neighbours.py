@@ -3,13 +3,13 @@
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from ..data import ImageSet
 from ..errors import InputError
-from .extraction import extract
+from .extraction import extract, pick_precision
 
-_SCORES = 2**24  # similarities held at once: 64 MiB
+_SCORES = 2**24  # numbers held at once: 64 MiB in float32
 
 
 def knn(
@@ -29,15 +29,52 @@ def knn(
     if not temperature > 0:
         raise InputError(f"temperature={temperature}: it has to be positive")
     keys = F.normalize(torch.from_numpy(memory).float())
+    rough = _Rough(keys) if pick_precision("auto", keys.device) is torch.bfloat16 else None
     classes = torch.from_numpy(labels.astype(np.int64))
     count = int(classes.max()) + 1
     predicted = []
     for chunk in F.normalize(torch.from_numpy(queries).float()).split(max(1, _SCORES // len(keys))):
-        cosine, nearest = (chunk @ keys.t()).topk(k)  # (n, k)
+        cosine, nearest = rough.nearest(chunk, k) if rough else (chunk @ keys.t()).topk(k)  # (n, k)
         weights = ((cosine - 1) / temperature).exp()
         votes = torch.zeros(len(chunk), count).scatter_add_(1, classes[nearest], weights)  # (n, classes)
         predicted.append(votes.argmax(1))
     return torch.cat(predicted).numpy()
+
+
+class _Rough:
+    """Looks for the nearest of unit vectors (N, D) in bfloat16, and settles which they are in float32: exact.
+
+    The rounding of two vectors moves their product by at most the sum of the rounding's own lengths, and the product
+    is rounded once more. Where a key that was not looked at again could still be nearer than the k-th found, all keys
+    are compared in float32.
+    """
+
+    def __init__(self, keys: Tensor):
+        self.keys, self.rounded = keys, keys.bfloat16()
+        self.error = _rounding(keys, self.rounded).max()
+
+    def nearest(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Cosines and places (n, k) of the k keys nearest to unit vectors (n, D), nearest first."""
+        looked = k + max(k, 64)
+        if looked >= len(self.keys):
+            return (queries @ self.keys.t()).topk(k)
+        rounded = queries.bfloat16()
+        scores, places = (rounded @ self.rounded.t()).topk(looked)  # (n, looked)
+        cosine = torch.empty(scores.shape)
+        for part in torch.arange(len(queries)).split(max(1, _SCORES // (looked * queries.shape[1]))):
+            cosine[part] = torch.bmm(self.keys[places[part]], queries[part, :, None])[..., 0]
+        cosine, best = cosine.topk(k)
+        places = places.gather(1, best)
+        last = scores[:, -1].float()
+        most = last + last.abs() / 256 + self.error + _rounding(queries, rounded) + 1e-4  # of what was not looked at
+        if (unsure := (most >= cosine[:, -1]).nonzero()[:, 0]).numel():
+            cosine[unsure], places[unsure] = (queries[unsure] @ self.keys.t()).topk(k)
+        return cosine, places
+
+
+def _rounding(vectors: Tensor, rounded: Tensor) -> Tensor:
+    """(N,) lengths of what rounding took away, a hair more than that."""
+    return 1.01 * (vectors - rounded.float()).norm(dim=1)
 
 
 def knn_accuracy(
