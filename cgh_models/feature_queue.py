@@ -24,16 +24,34 @@ class FeatureQueue(nn.Module):
         self.register_buffer("rows", F.normalize(torch.randn(count, length, width), dim=-1))
         self.register_buffer("position", torch.zeros((), dtype=torch.int64))
 
-    @torch.no_grad()
-    def push(self, *projections: Tensor, finite: Tensor | None = None) -> None:
-        """Writes one (N, width) batch per queue, oldest rows first to go; any N, without a host sync.
+        self._held: list[Tensor] = []
+
+    @property
+    def held(self) -> int:
+        """Rows of each queue that wait to be written."""
+        return sum(batch.shape[1] for batch in self._held)
+
+    def hold(self, *projections: Tensor) -> None:
+        """Keeps one (N, width) batch per queue until the step is done; without gradient there is no step to come.
 
         Args:
             projections: one per queue, row i of each from the same image.
+        """
+        if torch.is_grad_enabled():
+            self._held.append(torch.stack(projections).detach().to(self.rows.dtype))
+
+    @torch.no_grad()
+    def push(self, finite: Tensor | None = None) -> None:
+        """Writes what is held, oldest rows first to go; any number of rows, without a host sync.
+
+        Args:
             finite: 0-dim bool; False writes nothing and moves nothing.
         """
+        if not self._held:
+            return
         length = self.rows.shape[1]
-        new = torch.stack(projections)[:, -length:].to(self.rows.dtype)  # (count, N, width)
+        new = torch.cat(self._held, 1)[:, -length:]  # (count, N, width)
+        self._held.clear()
         places = (self.position + torch.arange(new.shape[1], device=new.device)) % length  # (N,)
         steps: Tensor | int = new.shape[1]
         if finite is not None:

@@ -105,7 +105,6 @@ class CGH(nn.Module):
         self.student = TwoContexts(backbone, self.config)
         self.teacher = make_teacher(self.student)
         self.queue = FeatureQueue(self.config.queue_length, self.config.projection_width, count=2)
-        self._pending: tuple[Tensor, Tensor] | None = None
 
     @property
     def view_recipe(self) -> str:
@@ -124,7 +123,7 @@ class CGH(nn.Module):
         student, student_hyper = self.student(strong, c.batch_norm_splits)  # (N, P) each
         teacher, teacher_hyper = teach(self.teacher, weak, c.batch_norm_splits)  # (N, P) each
         queue, hyper_queue = self.queue.rows  # (K, P) each
-        self._pending = teacher, teacher_hyper
+        self.queue.hold(teacher, teacher_hyper)
 
         hyper_target = soft_target(teacher, queue, hyper_queue, c.global_teacher_temperature)
         global_target = soft_target(teacher_hyper, hyper_queue, queue, c.hyper_teacher_temperature)
@@ -146,6 +145,4 @@ class CGH(nn.Module):
     def after_step(self, progress: float, finite: Tensor | None = None) -> None:
         """Moves the teacher towards the student and the batch's teacher projections into both queues."""
         move_teacher(self.teacher, self.student, self.config.teacher_momentum)
-        if self._pending is not None:
-            self.queue.push(*self._pending, finite=finite)
-            self._pending = None
+        self.queue.push(finite)

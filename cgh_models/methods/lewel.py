@@ -212,7 +212,6 @@ class LEWELM(nn.Module):
         self.student: Any = AlignedBranch(backbone, c)
         self.teacher = make_teacher(self.student)
         self.queue = FeatureQueue(c.queue_length, c.projection_width, count=2)  # global; aligned
-        self._pending: tuple[Tensor, Tensor] | None = None
 
     def forward(self, views: list[Tensor], progress: float) -> Losses:
         """The global and the aligned loss, in nats.
@@ -229,18 +228,16 @@ class LEWELM(nn.Module):
             aligned = info_nce(a.flatten(0, 1), a_target.flatten(0, 1), aligned_queue, c.temperature)
         else:
             aligned = batch_info_nce(a.transpose(0, 1), a_target.transpose(0, 1), c.temperature)
-        self._pending = z_target, self._one_of_each(a_target)
+        self.queue.hold(z_target, self._one_of_each(a_target))
         losses = {"global": info_nce(z, z_target, queue, c.temperature), "aligned": aligned}
         return losses | {"loss": c.global_weight * losses["global"] + (1 - c.global_weight) * losses["aligned"]}
 
     def _one_of_each(self, aligned: Tensor) -> Tensor:
         """(N, M, P) -> (N, P): one aligned embedding an image, k going round with the place in the queue."""
         rows = torch.arange(aligned.shape[0], device=aligned.device)
-        return aligned[rows, (self.queue.position + rows) % aligned.shape[1]]
+        return aligned[rows, (self.queue.position + self.queue.held + rows) % aligned.shape[1]]
 
     def after_step(self, progress: float, finite: Tensor | None = None) -> None:
         """Moves the teacher towards the student and the batch's teacher projections into both queues."""
         move_teacher(self.teacher, self.student, self.config.teacher_momentum)
-        if self._pending is not None:
-            self.queue.push(*self._pending, finite=finite)
-            self._pending = None
+        self.queue.push(finite)

@@ -73,7 +73,6 @@ class MNCLGLF(nn.Module):
         self.teacher = make_teacher(self.student)
         self.student.predictor = mlp(c.projection_width, c.predictor_width, c.projection_width, norm=True)
         self.queue = FeatureQueue(c.queue_length, c.projection_width)
-        self._pending: Tensor | None = None
 
     def forward(self, views: list[Tensor], progress: float) -> Losses:
         """The local and the nearest-neighbour loss, in nats.
@@ -91,7 +90,7 @@ class MNCLGLF(nn.Module):
         with torch.no_grad():
             local1, local2 = (self._pairs_of_tiles(view) for view in (first, second))  # (6, N, P) each
             neighbours = [nearest(z := F.normalize(self.teacher(view)), queue) for view in (first, third)]
-        self._pending = z
+        self.queue.hold(z)
         local = [(p2, local1), (p1 if c.local_gradient else p1.detach(), local2)]
         losses = {
             "local": torch.stack([batch_info_nce(p.expand_as(k), k, c.temperature) for p, k in local]).mean(),
@@ -115,9 +114,7 @@ class MNCLGLF(nn.Module):
     def after_step(self, progress: float, finite: Tensor | None = None) -> None:
         """Moves the teacher towards the student and its projections of the third view into the queue."""
         move_teacher(self.teacher, self.student, self.config.teacher_momentum)
-        if self._pending is not None:
-            self.queue.push(self._pending, finite=finite)
-            self._pending = None
+        self.queue.push(finite)
 
 
 def pairs_of_tiles(

@@ -48,7 +48,6 @@ class MoCoV2(nn.Module):
         self.student = Branch(backbone, lambda width: mlp(width, c.hidden_width, c.projection_width))
         self.teacher = make_teacher(self.student)
         self.queue = FeatureQueue(c.queue_length, c.projection_width)
-        self._pending: Tensor | None = None
 
     def forward(self, views: list[Tensor], progress: float) -> Losses:
         """One loss, in nats.
@@ -66,12 +65,10 @@ class MoCoV2(nn.Module):
             student = self.student.unit(seen, c.batch_norm_splits)  # (N, P)
             projections.append(teach(self.teacher.unit, taught, c.batch_norm_splits))  # (N, P)
             losses.append(info_nce(student, projections[-1], queue, c.temperature))
-        self._pending = torch.cat(projections)
+        self.queue.hold(torch.cat(projections))
         return {"loss": torch.stack(losses).mean()}
 
     def after_step(self, progress: float, finite: Tensor | None = None) -> None:
         """Moves the teacher towards the student and the batch's teacher projections into the queue."""
         move_teacher(self.teacher, self.student, self.config.teacher_momentum)
-        if self._pending is not None:
-            self.queue.push(self._pending, finite=finite)
-            self._pending = None
+        self.queue.push(finite)

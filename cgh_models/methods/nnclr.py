@@ -49,7 +49,6 @@ class NNCLR(nn.Module):
         self.student: Any = Branch(backbone, projector)
         self.student.predictor = mlp(c.projection_width, c.predictor_width, c.projection_width, norm=True)
         self.queue = FeatureQueue(c.queue_length, c.projection_width)
-        self._pending: Tensor | None = None
 
     def forward(self, views: list[Tensor], progress: float) -> Losses:
         """One loss, in nats.
@@ -61,13 +60,11 @@ class NNCLR(nn.Module):
         projections = [self.student(view) for view in views]  # (N, P) each
         predictions = [F.normalize(self.student.predictor(z).float()) for z in projections]
         neighbours = [nearest(F.normalize(z.detach()), self.queue.rows[0]) for z in projections]
-        self._pending = F.normalize(projections[1].detach())
+        self.queue.hold(F.normalize(projections[1].detach()))
         pairs = zip(neighbours, reversed(predictions), strict=True)
         losses = [batch_info_nce(anchor, prediction, self.config.temperature) for anchor, prediction in pairs]
         return {"loss": torch.stack(losses).mean()}
 
     def after_step(self, progress: float, finite: Tensor | None = None) -> None:
         """Moves the batch's projections of the second view into the queue."""
-        if self._pending is not None:
-            self.queue.push(self._pending, finite=finite)
-            self._pending = None
+        self.queue.push(finite)

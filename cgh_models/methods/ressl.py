@@ -48,7 +48,6 @@ class ReSSL(nn.Module):
         self.student = Branch(backbone, lambda width: mlp(width, c.hidden_width, c.projection_width))
         self.teacher = make_teacher(self.student)
         self.queue = FeatureQueue(c.queue_length, c.projection_width)
-        self._pending: Tensor | None = None
 
     @property
     def view_recipe(self) -> str:
@@ -67,13 +66,11 @@ class ReSSL(nn.Module):
         teacher = teach(self.teacher.unit, weak, c.batch_norm_splits)  # (N, P)
         queue = self.queue.rows[0]  # (K, P)
         target = soft_target(teacher, queue, queue, c.teacher_temperature)
-        self._pending = teacher
+        self.queue.hold(teacher)
         losses = [relation_loss(student, target, queue, c.student_temperature) for student in students]
         return {"loss": torch.stack(losses).mean()}
 
     def after_step(self, progress: float, finite: Tensor | None = None) -> None:
         """Moves the teacher towards the student and the batch's teacher projections into the queue."""
         move_teacher(self.teacher, self.student, self.config.teacher_momentum)
-        if self._pending is not None:
-            self.queue.push(self._pending, finite=finite)
-            self._pending = None
+        self.queue.push(finite)

@@ -78,7 +78,7 @@ def test_both_queues_are_written_at_the_same_rows(method):
     views = list(torch.randn(2, 6, 3, 32, 32))
     before = method.queue.rows.clone()
     method(views, 1.0)
-    whole, hyper = method._pending
+    ((whole, hyper),) = method.queue._held
     method.after_step(1.0)
     changed = (method.queue.rows != before).any(2)  # (2, K)
     assert torch.equal(changed[0], changed[1]) and changed[0].sum() == 6

@@ -132,7 +132,7 @@ def test_any_batch_size_wraps_around_the_queue(name, counts):
     written = 0
     for count in counts:
         method(make_views(name, count=count), 1.0)
-        last = method._pending[0] if isinstance(method._pending, tuple) else method._pending
+        last = method.queue._held[0][0]
         method.after_step(1.0)
         kept = last[-24:]
         written += min(count, 24)

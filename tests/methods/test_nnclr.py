@@ -71,4 +71,4 @@ def test_the_gradient_comes_through_the_predictions_alone():
     method, views = build(), two_views(4)
     method(views, 0.5)["loss"].backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in method.student.parameters())
-    assert not method._pending.requires_grad and not hasattr(method, "teacher")
+    assert not method.queue._held[0].requires_grad and not hasattr(method, "teacher")
