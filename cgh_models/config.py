@@ -35,6 +35,9 @@ class TrainConfig:
     """Passes over the images; 200 in both papers."""
     batch_size: int = _says("the schedule", 256)
     """Images a step; 256 in both papers. The last, smaller batch of an epoch is left out."""
+    accumulate: int = _says("the schedule", 1)
+    """Parts in which a batch goes through the networks: less memory. Batch norms and losses that compare the images of
+    a batch (nnclr, mnclglf, negatives=batch) see one part at a time: this is not a larger batch for them."""
     base_lr: float = _says("the schedule", 0.05)
     """Learning rate per 256 images; the rate used is base_lr * batch_size / 256 (both papers)."""
     optimizer: Literal["sgd", "lars", "adamw"] = _says("the schedule", "sgd")
@@ -67,6 +70,11 @@ class TrainConfig:
     """cpu, cuda, cuda:1, ...; auto takes a GPU if there is one."""
     workers: int = _says("nothing", 2)
     """Processes that read images when the set does not fit in memory; 2 keep up with a CPU, a GPU wants more."""
+    grad_checkpointing: bool = _says("nothing but rounding", False)
+    """Compute activations again in the backward, by timm's means: less memory, a third more work; running statistics of
+    batch norms move twice a step."""
+    compile: bool = _says("nothing but rounding", False)
+    """Run the networks through torch.compile: minutes of compiling for faster steps on a GPU; left out on a CPU."""
     memory_gib: float = _says("nothing but rounding", 2.0)
     """A set whose decoded pixels fit in this many GiB is decoded once and kept; 2 hold CIFAR and Tiny ImageNet."""
     log_every: int = _says("nothing", 0)
@@ -87,6 +95,9 @@ class TrainConfig:
     def __post_init__(self):
         check_range(self, 1, 2**40, "image_size", "epochs", "batch_size", "checkpoint_every")
         check_range(self, 2, 2**40, "batch_size")  # batch norm needs two
+        check_range(self, 1, self.batch_size // 2, "accumulate")
+        if self.batch_size % self.accumulate:
+            raise InputError(f"accumulate={self.accumulate}: has to divide the batch size, {self.batch_size}")
         check_range(self, 0, 2**62, "workers", "log_every", "seed", "memory_gib", "eval_every", "warmup_epochs")
         check_range(self, 0, 1e6, "base_lr", "weight_decay", "clip_norm")
         check_range(self, 0, 1, "momentum")

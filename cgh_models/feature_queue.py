@@ -40,6 +40,10 @@ class FeatureQueue(nn.Module):
         if torch.is_grad_enabled():
             self._held.append(torch.stack(projections).detach().to(self.rows.dtype))
 
+    def drop(self) -> None:
+        """Forgets what is held."""
+        self._held.clear()
+
     @torch.no_grad()
     def push(self, finite: Tensor | None = None) -> None:
         """Writes what is held, oldest rows first to go; any number of rows, without a host sync.

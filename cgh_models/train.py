@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from . import __version__, checkpoint, files
 from .backbone import architecture
@@ -30,6 +29,7 @@ from .errors import InputError, Interrupted, printable
 from .evaluate import pick_device, pick_precision
 from .journal import Journal, Monitor
 from .optim import create_optimizer, learning_rate
+from .step import half_fits, out_of_memory, prepare, say, train_step
 from .views import RECIPES
 
 
@@ -66,6 +66,7 @@ def pretrain(
         if images.pixels is None:
             images.keep_pixels(config.memory_gib, lambda: bool(signals.received))
         method.to(device, memory_format=torch.channels_last).train()
+        prepare(method, config, device)
         optimizer = create_optimizer(method, config)
         if file:
             checkpoint.load(file, method, optimizer)
@@ -79,9 +80,18 @@ def pretrain(
                 raise _interrupted(run_dir, signals.received, done, total)
             for views, indices in journal.timed(batches(images, recipe, config, done, total, device)):
                 lr = learning_rate(done / total, config.lr, config.warmup)
-                losses = train_step(
-                    method, optimizer, views, done / total, lr, device.type, precision, config.clip_norm
-                )
+                try:
+                    losses = train_step(
+                        method, optimizer, views, done / total, lr, device.type, precision, config.clip_norm,
+                        config.accumulate,
+                    )  # fmt: skip
+                except RuntimeError as error:
+                    if not out_of_memory(error):
+                        raise
+                    fits = half_fits(method, views, done / total, device.type, precision, config.accumulate)
+                    if done:
+                        journal.keep(done, method, optimizer, must=True)
+                    raise _too_large(run_dir, config, device, done, fits) from None
                 done += 1
                 journal.step(done, lr, losses, indices, backbone)
                 stop = signals.received if done < total else ""
@@ -92,50 +102,22 @@ def pretrain(
     say(f"{run_dir}: done after {total} steps; export it: `cgh export {run_dir} --out WEIGHTS`")
 
 
+def _too_large(run_dir: Path, config: TrainConfig, device: torch.device, done: int, fits: bool) -> InputError:
+    """What to do where a batch does not fit; ``fits`` says whether half of one did."""
+    part, saved = config.batch_size // config.accumulate, f"; saved at step {done}, `cgh resume {run_dir}`" * bool(done)
+    ways = "--grad-checkpointing, which a resumed run may add"
+    if fits:
+        what = (
+            f"{part // 2} did when tried: give --accumulate {2 * config.accumulate}, --batch-size {part // 2} or {ways}"
+        )
+    else:
+        what = f"nor did {part // 2}: give a smaller --image-size, a quarter of --batch-size or {ways}"
+    return InputError(f"{part} images at once do not fit in the memory of {device}, {what}{saved}")
+
+
 def _interrupted(run_dir: Path, signal_name: str, done: int, total: int) -> Interrupted:
     where = f"{signal_name} at step {done} of {total}"
     return Interrupted(f"{run_dir}: {where}, saved; go on with `cgh resume {run_dir}`")
-
-
-def train_step(
-    method: Any,
-    optimizer: Any,
-    views: list[Tensor],
-    progress: float,
-    lr: float,
-    device_type: str,
-    precision: torch.dtype,
-    clip_norm: float = 0.0,
-) -> dict[str, Tensor]:
-    """One step: losses, gradients, student, teacher, queues. Waits for nothing on the device.
-
-    A loss or gradient that is not finite leaves the student, the optimizer and the queues as they were. (LARS, which
-    has no fused kernel, takes a step without a gradient instead.)
-
-    Returns:
-        the method's losses, ``grad_norm``, and ``finite`` (1.0 or 0.0), all 0-dim and detached.
-    """
-    views = [view.contiguous(memory_format=torch.channels_last) for view in views]
-    with torch.autocast(device_type, precision, enabled=precision != torch.float32):
-        losses = method(views, progress)
-    losses["loss"].backward()
-    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
-    finite = torch.isfinite(norm + losses["loss"].detach())
-    if clip_norm:
-        torch._foreach_mul_(gradients, (clip_norm / (norm + 1e-6)).clamp(max=1))
-    for group in optimizer.param_groups:
-        if not group["constant_lr"]:
-            group["lr"] = lr
-    if optimizer.defaults.get("fused"):
-        optimizer.found_inf = (~finite).float()  # torch's fused optimizers do nothing where this is 1
-    elif "trust_coeff" in optimizer.defaults:
-        for gradient in gradients:
-            gradient.masked_fill_(~finite, 0)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    method.after_step(progress, finite)
-    return {**{k: v.detach() for k, v in losses.items()}, "grad_norm": norm, "finite": finite.float()}
 
 
 def describe(method: Any, images: ImageSet, config: TrainConfig) -> dict[str, Any]:
@@ -255,8 +237,3 @@ class _Signals:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
-
-
-def say(text: str) -> None:
-    """To stderr: stdout is for results."""
-    print(text, file=sys.stderr)

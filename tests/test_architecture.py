@@ -16,7 +16,7 @@ FLOORS = [
      "teacher", "feature_queue", "losses", "views", "fast_views", "images", "config", "recipes", "evaluate_config",
      "method"],
     ["methods.byol", "methods.cgh", "methods.lewel", "methods.mnclglf", "methods.moco_v2", "methods.nnclr",
-     "methods.ressl", "optim", "data", "checkpoint", "hub", "authors", "evaluate.collapse"],
+     "methods.ressl", "optim", "step", "data", "checkpoint", "hub", "authors", "evaluate.collapse"],
     ["methods", "batches", "tags", "evaluate.cache", "evaluate.inference", "evaluate.splits"],
     ["evaluate.extraction", "evaluate.classifier", "registry"],
     ["evaluate.neighbours", "evaluate.linear", "evaluate.probes", "evaluate.finetune"],

@@ -14,7 +14,7 @@ from cgh_models.fast_views import fast_views
 from cgh_models.losses import info_nce, relation_loss, soft_target
 from cgh_models.methods import METHODS
 from cgh_models.optim import create_optimizer
-from cgh_models.train import train_step
+from cgh_models.step import train_step
 from cgh_models.views import COLUMNS, RECIPES, boxes, uniform
 
 

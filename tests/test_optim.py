@@ -9,7 +9,7 @@ from small_runs import QUICK, build
 from cgh_models.methods import METHODS
 from cgh_models.optim import create_optimizer, parameter_groups
 from cgh_models.recipes import train_config
-from cgh_models.train import train_step
+from cgh_models.step import train_step
 
 
 def names(method, groups, **wanted):

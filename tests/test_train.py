@@ -16,7 +16,8 @@ from cgh_models.backbone import create
 from cgh_models.data import load
 from cgh_models.errors import DiskError, InputError
 from cgh_models.optim import create_optimizer
-from cgh_models.train import pretrain, train_step
+from cgh_models.step import train_step
+from cgh_models.train import pretrain
 
 
 def test_one_line_per_step_with_named_losses_and_measurements(image_root, tmp_path):
