@@ -5,6 +5,7 @@ worker, at any time, again.
 """
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ import torch
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 
 from .data import ImageSet
 from .errors import InputError, printable
@@ -59,10 +60,15 @@ class _Decoded:
     def __init__(self, images: ImageSet, recipe: tuple[View, ...], config):
         self.images, self.recipe = images, recipe
         self.size, self.seed, self.exact = config.image_size, config.seed, config.views == "exact"
+        # A crop is never smaller than its view because a large photo was decoded smaller.
+        least = (view.side(self.size) * (view.ratio[1] / view.scale[0]) ** 0.5 for view in recipe)
+        self.least = 0 if self.exact else max(least)
+        self.places = _Places(images)
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[int, list[Tensor], list[tuple[int, str]]]:
         epoch, index = key
-        image, met = self.images.usable(index)
+        self.places.note(index)
+        image, met = self.images.usable(index, self.least)
         made = []
         for number, view in enumerate(self.recipe):
             u = uniform(self.seed, epoch, np.array([index]), COLUMNS, _VIEW_STREAM + number)
@@ -160,12 +166,14 @@ class _Transformed:
 
     def __init__(self, images: ImageSet, indices: np.ndarray, transform, replace: bool):
         self.images, self.indices, self.transform, self.replace = images, indices, transform, replace
+        self.places = _Places(images)
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, place: int) -> tuple[Tensor | None, list[tuple[int, str]]]:
         index = int(self.indices[place])
+        self.places.note(index)
         try:
             image, met = self.images.usable(index) if self.replace else (self.images.image(index), [])
             return self.transform(image), met
@@ -197,13 +205,36 @@ def eval_batches(
         yield torch.stack([image for image, _ in items])
 
 
+class _Places:
+    """Which image each worker reads, in memory that all processes share: a killed one cannot tell any more."""
+
+    def __init__(self, images: ImageSet):
+        self.images, self.rows = images, torch.zeros(256, 2, dtype=torch.int64).share_memory_()  # process, image
+
+    def note(self, index: int) -> None:
+        if worker := get_worker_info():
+            self.rows[worker.id % 256] = torch.tensor([os.getpid(), index])
+
+    def of(self, processes: set[int]) -> list[str]:
+        """Files that these processes were reading."""
+        return [
+            printable(self.images.root / self.images.names[index])
+            for process, index in self.rows.tolist()
+            if process in processes
+        ]
+
+
 def _alive(loader: DataLoader) -> Iterator:
-    """The loader's batches; a worker that the system killed is one sentence."""
+    """The loader's batches; a worker that ended is one sentence: how, and on which file."""
     try:
         yield from loader
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        found = re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (.*?)\.? *$", str(error), re.MULTILINE)
+        if not found:
             raise
+        places: _Places = loader.dataset.places  # pyright: ignore[reportAttributeAccessIssue]
+        files = places.of({int(process) for process in found[1].split(",")})
         raise InputError(
-            "a process that reads images was killed, often for memory; try again with --workers 0"
+            f"a process that reads images {found[2]}, at {', '.join(files) or 'its start'}; often memory was short: "
+            "try again with --workers 0, or without that file"
         ) from error

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .archives import Archive, open_archive
 from .errors import InputError, printable
 from .images import EXTENSIONS, BadImage, read_image
 from .views import uniform
@@ -34,6 +35,7 @@ class ImageSet:
         classes: class folder names, sorted.
         digest: sha256 of names and sizes.
         skipped: files left out, counted by extension (or "link").
+        archive: what reads the images where they are no files of their own.
         pixels: uint8 (N, H, W, 3) if all images are equally large, a list of (H, W, 3) if not, None if streamed.
         bad: reasons of the files that could not be used, by index.
         bad_file: where each of them is named once.
@@ -46,6 +48,7 @@ class ImageSet:
     classes: list[str]
     digest: str
     skipped: Counter = field(default_factory=Counter)
+    archive: Archive | None = None
     pixels: Tensor | list[Tensor] | None = None
     bad: dict[int, str] = field(default_factory=dict)
     bad_file: Path | None = None
@@ -53,19 +56,21 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.names)
 
-    def image(self, index: int) -> Image.Image:
-        """The image as 8-bit RGB. Raises `BadImage`."""
+    def image(self, index: int, least: float = 0) -> Image.Image:
+        """The image as 8-bit RGB; a large one may come smaller, its shorter side ``least`` long. Raises `BadImage`."""
         if self.pixels is not None:
             return Image.fromarray(self.pixels[index].numpy())
-        return read_image(self.root / self.names[index])
+        if self.archive:
+            return self.archive.image(index, least)
+        return read_image(self.root / self.names[index], least)
 
-    def usable(self, index: int) -> tuple[Image.Image, list[tuple[int, str]]]:
+    def usable(self, index: int, least: float = 0) -> tuple[Image.Image, list[tuple[int, str]]]:
         """The image, or in place of a bad one another that depends on the index alone; and the bad ones met."""
         met: list[tuple[int, str]] = []
         candidates = [index, *(uniform(0, 0, np.array([index]), 8, _REPLACE_STREAM)[0] * len(self)).astype(int)]
         for candidate in map(int, candidates):
             try:
-                return self.image(candidate), met
+                return self.image(candidate, least), met
             except BadImage as reason:
                 met.append((candidate, str(reason)))
         raise InputError(f"{self._path(index)}: {met[0][1]}, and neither could its replacements be read")
@@ -120,9 +125,18 @@ class ImageSet:
 def load(data: str | Path, follow_links: bool = False) -> ImageSet:
     """The index of a folder of images (flat, nested or in class folders), or of a text file with a path a line.
 
+    Also of a tar archive, a folder of tar archives, or ``hfds/NAME``, a dataset of the Hub: what timm's readers read.
+
     Raises:
         InputError: nothing there, or no image in it.
     """
+    if archive := open_archive(data):
+        classes = archive.classes
+        labels = np.array(archive.labels) if len(classes) > 1 else None
+        return ImageSet(
+            Path(data), archive.root, archive.names, labels, classes if labels is not None else [], archive.digest,
+            archive=archive,
+        )  # fmt: skip
     path = Path(data)
     if path.is_dir():
         entries, skipped = _walk(path, follow_links)

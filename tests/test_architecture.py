@@ -13,8 +13,8 @@ PACKAGE = Path(cgh_models.__file__).parent
 # Modules of one floor never import each other, except on floor 0, where they may import what stands to their left.
 FLOORS = [
     ["errors", "files", "tensors", "manifest", "card", "download", "autoload", "architectures", "backbone", "heads",
-     "teacher", "feature_queue", "losses", "views", "fast_views", "images", "config", "recipes", "evaluate_config",
-     "method"],
+     "teacher", "feature_queue", "losses", "views", "fast_views", "images", "archives", "config", "recipes",
+     "evaluate_config", "method"],
     ["methods.byol", "methods.cgh", "methods.lewel", "methods.mnclglf", "methods.moco_v2", "methods.nnclr",
      "methods.ressl", "optim", "step", "data", "checkpoint", "hub", "authors", "evaluate.collapse"],
     ["methods", "batches", "tags", "evaluate.cache", "evaluate.inference", "evaluate.splits"],
@@ -28,14 +28,15 @@ FLOORS = [
     ["__main__"],
 ]  # fmt: skip
 DOORS = {
-    "timm": {"architectures", "backbone", "optim", "batches", "tags", "registry", "integrity", "compatibility",
-             "export", "convert"},
+    "timm": {"archives", "architectures", "backbone", "optim", "batches", "tags", "registry", "integrity",
+             "compatibility", "export", "convert"},
     "huggingface_hub": {"hub", "publish", "card"},
     "requests": {"download"},
     "fastjsonschema": {"manifest"},
-    "PIL": {"views", "images", "data", "batches"},
+    "PIL": {"views", "images", "archives", "data", "batches"},
     "torchvision": {"views", "batches"},
     "tyro": {"commands", "weights_commands", "evaluate_commands", "__main__"},
+    "simplejpeg": {"images"},
     "tqdm": {"journal", "download"},
 }  # fmt: skip
 PLACES = {name: (floor, place) for floor, names in enumerate(FLOORS) for place, name in enumerate(names)}
