@@ -229,7 +229,8 @@ def _alive(loader: DataLoader) -> Iterator:
     try:
         yield from loader
     except RuntimeError as error:
-        found = re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (.*?)\.? *$", str(error), re.MULTILINE)
+        said = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (.*?)\.? *$", re.MULTILINE)
+        found = said.search(str(error.__cause__)) or said.search(str(error))
         if not found:
             raise
         places: _Places = loader.dataset.places  # pyright: ignore[reportAttributeAccessIssue]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .archives import Archive, open_archive
 from .errors import InputError, printable
-from .images import EXTENSIONS, BadImage, read_image
+from .images import EXTENSIONS, BadImage, read_image, simplejpeg
 from .views import uniform
 
 MAX_BAD = 0.01  # share of bad files at which a run stops
@@ -117,6 +117,12 @@ class ImageSet:
         self.pixels = torch.empty(len(pixels), *pixels[0].shape, dtype=torch.uint8)
         for place in reversed(range(len(pixels))):  # one by one: never both copies of the set at once
             self.pixels[place] = pixels.pop()
+
+    def decoder_hint(self) -> str:
+        """What would read these files sooner, if it is not installed."""
+        if simplejpeg or not any(name.lower().endswith((".jpg", ".jpeg")) for name in self.names):
+            return ""
+        return "JPEG files are decoded by Pillow; with `pip install 'cgh-models[jpeg]'` the same pixels come sooner"
 
     def _path(self, index: int) -> str:
         return printable(self.root / self.names[index])

@@ -65,6 +65,8 @@ def pretrain(
         images.log_bad_to(run_dir / "bad_files.txt")
         if images.pixels is None:
             images.keep_pixels(config.memory_gib, lambda: bool(signals.received))
+            if images.pixels is None and (hint := images.decoder_hint()):
+                say(hint)
         method.to(device, memory_format=torch.channels_last).train()
         prepare(method, config, device)
         optimizer = create_optimizer(method, config)

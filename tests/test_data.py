@@ -1,14 +1,18 @@
 """Image sets: what is found, in which order, and what happens to bad files."""
 
+import dataclasses
 import os
+import re
 import shutil
+import signal
 
 import numpy as np
 import pytest
 import torch
 from conftest import make_images
+from PIL import Image
 
-from cgh_models.batches import batches, order
+from cgh_models.batches import batches, eval_batches, order
 from cgh_models.config import TrainConfig
 from cgh_models.data import load, load_splits
 from cgh_models.errors import InputError
@@ -205,3 +209,46 @@ def test_a_name_that_is_not_text_can_be_read(image_root, tmp_path):
     shutil.copy(next((image_root / "train").rglob("*.png")), raw)
     images = load(tmp_path)
     assert len(images) == 1 and images.image(0).size == (32, 32)
+
+
+def test_no_crop_is_enlarged_because_a_photo_was_decoded_small(tmp_path):
+    """Crops of 0.2 of the area and a ratio of 4 / 3: 32 pixels need a shorter side of 83."""
+    (tmp_path / "c").mkdir()
+    for index, side in enumerate((160, 170, 400, 700)):
+        Image.new("RGB", (2 * side, side), (index, 60, 90)).save(tmp_path / "c" / f"{index}.jpg")
+    images, asked = load(tmp_path), []
+    real = type(images).image
+
+    def image(self, index, least=0.0):
+        asked.append((real(self, index, least).size, least))
+        return real(self, index, least)
+
+    images.image = image.__get__(images)
+    config = TrainConfig(batch_size=4, image_size=32, workers=0)
+    list(batches(images, RECIPES["weak_strong"], config, 0, 1, torch.device("cpu")))
+    assert sorted(size[1] for size, _ in asked) == [85, 88, 100, 160]
+    assert {round(least, 2) for _, least in asked} == {round(32 * (4 / 3 / 0.2) ** 0.5, 2)}
+    asked.clear()
+    list(batches(images, RECIPES["weak_strong"], dataclasses.replace(config, views="exact"), 0, 1, torch.device("cpu")))
+    assert sorted(size[1] for size, _ in asked) == [160, 170, 400, 700]
+
+
+@pytest.mark.parametrize("evaluating", [False, True], ids=["training", "evaluation"])
+def test_a_reader_that_was_killed_names_the_file_it_was_on(image_root, monkeypatch, evaluating):
+    """Killed by the kernel in the middle of one image, as where memory ends."""
+    images = load(image_root / "train")
+    real = type(images).image
+
+    def image(self, index, least=0.0):
+        if index == 9:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(self, index, least)
+
+    monkeypatch.setattr(type(images), "image", image)
+    config = TrainConfig(batch_size=16, image_size=32, workers=2)
+    file = re.escape(str(images.root / images.names[9]))
+    made = batches(images, RECIPE, config, 0, 4, CPU)
+    if evaluating:
+        made = eval_batches(images, np.arange(64), lambda x: torch.zeros(1), 16, 2)
+    with pytest.raises(InputError, match=rf"killed by signal: Killed, at {file}; often memory was short: try again"):
+        list(made)

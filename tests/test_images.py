@@ -108,3 +108,67 @@ def test_pixels_are_counted_before_they_are_decoded(tmp_path, monkeypatch):
     monkeypatch.setattr(images, "MAX_PIXELS", 100)
     with pytest.raises(BadImage, match="20 x 10 pixels; at most 100"):
         read_image(tmp_path / "a.png")
+
+
+# --- faster ways to the same pixels
+
+
+def photo(size=(640, 480), seed=0) -> Image.Image:
+    low = np.random.default_rng(seed).integers(0, 256, (12, 16, 3), np.uint8)
+    return Image.fromarray(low).resize(size, Image.Resampling.BICUBIC)
+
+
+quick = pytest.mark.skipif(images.simplejpeg is None, reason="the jpeg extra is not installed")
+
+
+@quick
+@pytest.mark.parametrize(
+    "options", [{}, {"quality": 60}, {"progressive": True}, {"subsampling": 0}, {"optimize": True}]
+)
+@pytest.mark.parametrize("least", [0, 100])
+def test_the_jpeg_extra_changes_no_pixel(tmp_path, monkeypatch, options, least):
+    photo((641, 479)).save(tmp_path / "a.jpg", **options)
+    with_it = np.array(read_image(tmp_path / "a.jpg", least))
+    monkeypatch.setattr(images, "simplejpeg", None)
+    np.testing.assert_array_equal(with_it, np.array(read_image(tmp_path / "a.jpg", least)))
+
+
+@quick
+@pytest.mark.parametrize("mode, exif", [("L", 1), ("CMYK", 1), ("RGB", 6), ("RGB", 3)])
+def test_what_needs_more_than_decoding_goes_through_pillow(tmp_path, monkeypatch, mode, exif):
+    tags = Image.Exif()
+    tags[0x0112] = exif
+    photo().convert(mode).save(tmp_path / "a.jpg", exif=tags)
+    with_it = read_image(tmp_path / "a.jpg")
+    monkeypatch.setattr(images, "simplejpeg", None)
+    np.testing.assert_array_equal(np.array(with_it), np.array(read_image(tmp_path / "a.jpg")))
+    assert with_it.size == ((480, 640) if exif == 6 else (640, 480))
+
+
+@pytest.mark.parametrize("extra", [pytest.param(True, marks=quick), False])
+def test_a_damaged_jpeg_is_bad_with_and_without_the_extra(tmp_path, monkeypatch, extra):
+    if not extra:
+        monkeypatch.setattr(images, "simplejpeg", None)
+    photo().save(tmp_path / "a.jpg")
+    data = (tmp_path / "a.jpg").read_bytes()
+    for length in (4, 300, len(data) // 2):
+        (tmp_path / "a.jpg").write_bytes(data[:length])
+        with pytest.raises(BadImage, match="not readable as an image"):
+            read_image(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize("extra", [pytest.param(True, marks=quick), False])
+@pytest.mark.parametrize("least, part", [(0, 1), (481, 1), (241, 1), (240, 2), (121, 2), (120, 4), (60, 8), (10, 8)])
+def test_a_large_photo_is_decoded_as_small_as_it_may_be(tmp_path, monkeypatch, extra, least, part):
+    if not extra:
+        monkeypatch.setattr(images, "simplejpeg", None)
+    photo().save(tmp_path / "a.jpg", quality=95)
+    small = read_image(tmp_path / "a.jpg", least)
+    assert small.size == (640 // part, 480 // part)
+    whole = read_image(tmp_path / "a.jpg").resize(small.size, Image.Resampling.BOX)
+    assert np.abs(np.array(small, int) - np.array(whole, int)).mean() < 2
+
+
+def test_only_jpegs_come_smaller(tmp_path):
+    photo().save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png", 60).size == (640, 480)
