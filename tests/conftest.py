@@ -1,5 +1,6 @@
 """Shared fixtures: two threads, folders of small made images, the counters, the command line, a Hub on loopback."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -66,13 +67,13 @@ def loopback(monkeypatch, tmp_path):
 
 @pytest.fixture
 def counters():
-    """`step_counters.py`: kernels, bytes, live memory and host syncs without a clock."""
-    path = SHARED / "tools" / "step_counters.py"
-    if not path.exists():
-        pytest.skip("no step_counters.py beside the checkout")
-    import importlib.util
+    """`benchmarks/counters.py`: kernels, bytes, live memory and host syncs without a clock."""
+    return benchmark("counters")
 
-    spec = importlib.util.spec_from_file_location("step_counters", path)
+
+def benchmark(name: str):
+    """A script of benchmarks/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "benchmarks" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -1,0 +1,100 @@
+"""A training step of CGH against the step as published, the teacher's update, and the share that is not networks.
+
+    python benchmarks/step.py
+
+CPU, synthetic images; the networks and weights of all ways are the same.
+"""
+
+import torch
+from counters import CountOps
+from published import Published
+from side_by_side import milliseconds, table
+
+from cgh_models.backbone import create, skeleton
+from cgh_models.config import TrainConfig
+from cgh_models.evaluate import pick_precision
+from cgh_models.methods import CGH
+from cgh_models.optim import create_optimizer
+from cgh_models.step import train_step
+from cgh_models.teacher import make_teacher, move_teacher
+
+CPU = torch.device("cpu")
+
+
+def step(arch: str, side: int, batch: int, rounds: int, **config) -> None:
+    """One architecture: as published, ours in float32, ours, and the bare networks in our precision."""
+    torch.manual_seed(0)
+    precision = pick_precision("auto", CPU)
+    weak, strong = torch.randn(2, batch, 3, side, side)
+    published = Published(*(lambda m: (m.student, m.queue.rows))(CGH(create(arch), CGH.Config(**config))))
+    ways = {"as published": lambda: published.step(weak, strong)}
+    for name, kind in {"ours, float32": torch.float32, f"ours, {precision}": precision}.items():
+        method = CGH(create(arch), CGH.Config(**config)).to(memory_format=torch.channels_last)
+        optimizer = create_optimizer(method, TrainConfig(batch_size=batch))
+        ways[name] = lambda m=method, o=optimizer, k=kind: train_step(m, o, [weak, strong], 1.0, 0.05, "cpu", k)
+
+    def bare(m=method):
+        with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+            whole, hyper = m.student(strong.contiguous(memory_format=torch.channels_last), 1)
+            with torch.no_grad():
+                m.teacher(weak.contiguous(memory_format=torch.channels_last), 1)
+        (whole.sum() + hyper.sum()).backward()
+        m.zero_grad(set_to_none=True)
+
+    ways["forwards and backwards alone"] = bare
+    taken = milliseconds(ways, rounds)
+    table(f"{arch}, {side} pixels, batch {batch}, a step", taken)
+    print(f"\nWhole step over its forwards and backwards: {taken[f'ours, {precision}'] / taken[list(taken)[-1]]:.3f}")
+
+
+def teacher(arch: str, rounds: int) -> None:
+    """The update alone."""
+    student = create(arch)
+    follower, loop = make_teacher(student), make_teacher(student)
+
+    def published():
+        for mine, theirs in zip(loop.parameters(), student.parameters(), strict=True):
+            mine.data = mine.data * 0.99 + theirs.data * 0.01
+
+    ways = {"loop over parameters": published, "ours": lambda: move_teacher(follower, student, 0.99)}
+    table(f"{arch}, teacher update", milliseconds(ways, rounds))
+
+
+def counts(arch: str, side: int, queue: int, width: int) -> dict[str, float]:
+    """Kernels and bytes of a bfloat16 step of 256 images, on meta tensors: its networks and its losses."""
+    with torch.device("meta"):
+        method = CGH(skeleton(arch).to("meta"), CGH.Config(queue_length=queue, projection_width=width)).to("meta")
+        images = torch.empty(256, 3, side, side, dtype=torch.bfloat16)
+        whole, hyper, taught, taught_hyper = torch.empty(4, 256, width)
+    rows = method.queue.rows
+    method.student.bfloat16(), method.teacher.bfloat16()
+    with CountOps() as networks:
+        outputs = method.student(images, 1)
+        (outputs[0].sum() + outputs[1].sum()).backward()
+        with torch.no_grad():
+            method.teacher(images, 1)
+        move_teacher(method.teacher, method.student, 0.99)
+    from cgh_models.losses import CHUNK, _chunk, relation_loss, soft_target
+
+    whole.requires_grad_(), hyper.requires_grad_()
+    with CountOps() as losses:
+        to_hyper, to_global = soft_target(taught, *rows, 0.04), soft_target(taught_hyper, *rows.flip(0), 0.08)
+        (relation_loss(hyper, to_hyper, rows[1], 0.08) + relation_loss(whole, to_global, rows[0], 0.1)).backward()
+    chunks = -(-queue // min(CHUNK, _chunk(256)))
+    return {
+        "kernels of networks, backward, teacher": networks.kernels,
+        "kernels of the loss, a chunk and term": losses.kernels / chunks / 2,
+        "GB": (networks.bytes + losses.bytes) / 1e9,
+        "host syncs": networks.host_syncs + losses.host_syncs,
+    }
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(2)
+    step("resnet18_cifar", 32, 64, 5, queue_length=4096, projection_width=128)
+    step("resnet50", 224, 32, 2, queue_length=65536, projection_width=512)
+    teacher("resnet50", 15)
+    print("\n| 256 images, bfloat16, counted | resnet50, 224 | resnet18_cifar, 32 |\n|---|---|---|")
+    large, small = counts("resnet50", 224, 131072, 512), counts("resnet18_cifar", 32, 4096, 128)
+    for name in large:
+        print(f"| {name} | {large[name]:.4g} | {small[name]:.4g} |")
