@@ -9,18 +9,17 @@ from counters import LiveBytes
 from published import losses
 from side_by_side import milliseconds, table
 
-from cgh_models.losses import relation_loss, soft_target
+from cgh_models.losses import relation_losses
 
 
 def published(student, hyper, taught, taught_hyper, rows):
-    """Both terms, forward and backward; the queues lie as columns."""
-    losses(student, hyper, taught, taught_hyper, list(rows.transpose(1, 2).unbind())).backward()
+    """Both terms, forward and backward; rows are the queues as the release keeps them, a column an image."""
+    losses(student, hyper, taught, taught_hyper, rows).backward()
 
 
 def streamed(student, hyper, taught, taught_hyper, rows):
     """The same."""
-    to_hyper = relation_loss(hyper, soft_target(taught, rows[0], rows[1], 0.04), rows[1], 0.08)
-    to_global = relation_loss(student, soft_target(taught_hyper, rows[1], rows[0], 0.08), rows[0], 0.1)
+    to_global, to_hyper = relation_losses([student, hyper], [taught, taught_hyper], rows, [0.1, 0.08], [0.04, 0.08])
     (0.5 * to_hyper + 0.5 * to_global).backward()
 
 
@@ -36,6 +35,7 @@ def vectors(batch: int, device: str) -> tuple:
 def peak(way, batch: int) -> float:
     """MiB that live beside vectors and queues at most."""
     given = vectors(batch, "meta")
+    given = given if way is streamed else (*given[:4], given[4].transpose(1, 2).contiguous())
     with torch.device("meta"), LiveBytes() as live:
         way(*given)
     return live.peak / 2**20
@@ -46,7 +46,8 @@ if __name__ == "__main__":
     torch.manual_seed(0)
     for batch in (32, 256):
         given = vectors(batch, "cpu")
-        ways = {"as published": lambda g=given: published(*g), "streamed": lambda g=given: streamed(*g)}
+        columns = *given[:4], [rows.t().contiguous() for rows in given[4]]
+        ways = {"as published": lambda g=columns: published(*g), "streamed": lambda g=given: streamed(*g)}
         table(f"losses, batch {batch}", milliseconds(ways, 5 if batch == 32 else 3))
         whole, little = peak(published, batch), peak(streamed, batch)
         print(f"\nLive memory, batch {batch}: {whole:.4g} MiB as published, {little:.3g} MiB streamed")

@@ -13,6 +13,7 @@ from side_by_side import milliseconds, table
 from cgh_models.backbone import create, skeleton
 from cgh_models.config import TrainConfig
 from cgh_models.evaluate import pick_precision
+from cgh_models.losses import _chunk, relation_losses
 from cgh_models.methods import CGH
 from cgh_models.optim import create_optimizer
 from cgh_models.step import train_step
@@ -74,13 +75,10 @@ def counts(arch: str, side: int, queue: int, width: int) -> dict[str, float]:
         with torch.no_grad():
             method.teacher(images, 1)
         move_teacher(method.teacher, method.student, 0.99)
-    from cgh_models.losses import CHUNK, _chunk, relation_loss, soft_target
-
     whole.requires_grad_(), hyper.requires_grad_()
     with CountOps() as losses:
-        to_hyper, to_global = soft_target(taught, *rows, 0.04), soft_target(taught_hyper, *rows.flip(0), 0.08)
-        (relation_loss(hyper, to_hyper, rows[1], 0.08) + relation_loss(whole, to_global, rows[0], 0.1)).backward()
-    chunks = -(-queue // min(CHUNK, _chunk(256)))
+        sum(relation_losses([whole, hyper], [taught, taught_hyper], rows, [0.1, 0.08], [0.04, 0.08])).backward()
+    chunks = -(-queue // _chunk(512))  # teacher's and student's rows
     return {
         "kernels of networks, backward, teacher": networks.kernels,
         "kernels of the loss, a chunk and term": losses.kernels / chunks / 2,

@@ -9,12 +9,14 @@ so one pass over chunks of the queue yields loss and gradient, and backward has 
 most 1, hence exp((s.Q - 1) / t) cannot overflow; `MIN_TEMPERATURE` keeps it from vanishing in float32.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-CHUNK = 4096  # queue rows a pass, at most
+CHUNK = 2048  # queue rows a pass, at most
 _SCORES = 2**20  # scores a pass, 4 MiB: what many query rows leave of CHUNK
 MIN_TEMPERATURE = 0.02  # exp(-2 / 0.023) is float32's smallest normal number; below 0.02 sums could lose all terms
 
@@ -24,64 +26,87 @@ def _chunk(rows: int) -> int:
     return max(128, min(CHUNK, _SCORES // rows))
 
 
-def _weighted_rows(query: Tensor, keys: Tensor, values: Tensor, temperature: float, sums: Tensor, rows: Tensor) -> None:
-    """Adds sum_j w_j to ``sums`` (N, 1) and sum_j w_j values_j to ``rows`` (N, P), w_j = exp((query.keys_j - 1) / t).
+class _RelationLosses(Function):
+    """In-place and out= operators: autocast leaves them alone, so this runs in the tensors' own precision."""
 
-    In-place and out= operators: autocast leaves them alone, so this runs in the tensors' own precision.
-    """
-    bound = query.new_full((), -1 / temperature)
-    chunk = _chunk(query.shape[0])
-    buffer = query.new_empty(query.shape[0] * min(chunk, keys.shape[0]))
-    for key, value in zip(keys.split(chunk), values.split(chunk), strict=True):
-        scores = buffer[: query.shape[0] * key.shape[0]].view(query.shape[0], key.shape[0])  # (N, chunk)
-        torch.addmm(bound, query, key.t(), alpha=1 / temperature, out=scores).exp_()
-        sums.add_(scores.sum(1, keepdim=True))
-        rows.addmm_(scores, value)
-
-
-@torch.no_grad()
-def soft_target(teacher: Tensor, teacher_queue: Tensor, student_queue: Tensor, temperature: float) -> Tensor:
-    """c = softmax(teacher.teacher_queue / t) @ student_queue: (N, P) and two (K, P) -> (N, P).
-
-    The queues are index-aligned; the same queue twice gives ReSSL's target.
-    """
-    sums = teacher.new_zeros(teacher.shape[0], 1)
-    rows = torch.zeros_like(teacher)
-    _weighted_rows(teacher, teacher_queue, student_queue, temperature, sums, rows)
-    return rows.div_(sums)
-
-
-class _StreamedCrossEntropy(Function):
     @staticmethod
-    def forward(ctx, student: Tensor, target: Tensor, queue: Tensor, temperature: float, positive: bool) -> Tensor:
-        agreement = (student * target).sum(1, keepdim=True)  # (N, 1)
-        if positive:
-            sums = ((agreement - 1) / temperature).exp()
-            rows = sums * target
-        else:
-            sums, rows = torch.zeros_like(agreement), torch.zeros_like(student)
-        _weighted_rows(student, queue, queue, temperature, sums, rows)
-        ctx.save_for_backward(rows.div_(sums).sub_(target).div_(temperature * student.shape[0]))
+    def forward(ctx, teachers: Sequence[Tensor], queues: Tensor, hot, cold, *students: Tensor):
+        places, count = range(len(students)), len(teachers[0])
+        inverse, queries, sums, mixed = [], [], [], []
+        for teacher, student, t, t_teacher in zip(teachers, students, hot, cold, strict=True):
+            scale = student.new_full((count + len(student), 1), 1 / t)
+            scale[:count] = 1 / t_teacher
+            inverse.append(scale)
+            queries.append(torch.cat([teacher, student]).mul_(scale))
+            sums.append(torch.zeros_like(scale))
+            mixed.append(torch.zeros_like(queries[-1]))  # the other teacher's and the own student's mixtures of rows
+        chunk = _chunk(max(map(len, queries)))
+        buffers = [query.new_empty(len(query) * min(chunk, queues.shape[1])) for query in queries]
+        for keys in zip(*(queue.split(chunk) for queue in queues), strict=True):
+            weights = []
+            for i in places:  # exp((query.key - 1) / t)
+                weight = buffers[i][: len(queries[i]) * len(keys[i])].view(len(queries[i]), -1)
+                weights.append(torch.addmm(-inverse[i], queries[i], keys[i].t(), out=weight).exp_())
+                sums[i].add_(weights[i].sum(1, keepdim=True))
+            for i in places:
+                other = weights[-1 - i][:count]
+                mixed[i].addmm_(weights[i] if len(places) == 1 else torch.cat([other, weights[i][count:]]), keys[i])
+        losses, gradients = [], []
+        for i, (student, t) in enumerate(zip(students, hot, strict=True)):
+            target = mixed[i][:count].div_(sums[-1 - i][:count]).repeat(len(student) // count, 1)
+            agreement = (student * target).sum(1, keepdim=True)
+            losses.append((sums[i][count:].log() + (1 - agreement) / t).mean())
+            gradients.append(mixed[i][count:].div(sums[i][count:]).sub_(target).div_(t * len(student)))
+        ctx.save_for_backward(*gradients)
+        return tuple(losses)
+
+    @staticmethod
+    def backward(ctx, *grad_outputs: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        return None, None, None, None, *(g * o for g, o in zip(ctx.saved_tensors, grad_outputs, strict=True))
+
+
+def relation_losses(
+    students: Sequence[Tensor], teachers: Sequence[Tensor], queues: Tensor, hot: Sequence[float], cold: Sequence[float]
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """For each context the mean cross-entropy, in nats, of the student's relations to its queue.
+
+    The target is the teacher's relations to the queue of the other context, row j of both queues being the same image
+    (CGH); a single context has its own for a target (ReSSL).
+
+    Args:
+        students: a context each, (N, P) unit vectors, or (M N, P) of M views of the N images, view after view.
+        teachers: a context each, (N, P) unit vectors.
+        queues: (contexts, K, P) unit vectors, one or two contexts.
+        hot, cold: temperatures of students and teachers, at least `MIN_TEMPERATURE`.
+
+    Source: ReSSL (arXiv 2107.09282) eq. 4-6; crossed queues: CGH (arXiv 2308.13392).
+    """
+    return _RelationLosses.apply(teachers, queues, hot, cold, *students)  # pyright: ignore
+
+
+class _InfoNCE(Function):
+    """The positive is one more key."""
+
+    @staticmethod
+    def forward(ctx, student: Tensor, positive: Tensor, queue: Tensor, temperature: float) -> Tensor:
+        agreement = (student * positive).sum(1, keepdim=True)  # (N, 1)
+        sums = ((agreement - 1) / temperature).exp()
+        rows = sums * positive
+        bound = student.new_full((), -1 / temperature)
+        chunk = _chunk(len(student))
+        buffer = student.new_empty(len(student) * min(chunk, len(queue)))
+        for keys in queue.split(chunk):
+            weights = buffer[: len(student) * len(keys)].view(len(student), len(keys))  # (N, chunk)
+            torch.addmm(bound, student, keys.t(), alpha=1 / temperature, out=weights).exp_()
+            sums.add_(weights.sum(1, keepdim=True))
+            rows.addmm_(weights, keys)
+        ctx.save_for_backward(rows.div_(sums).sub_(positive).div_(temperature * len(student)))
         return (sums.log() + (1 - agreement) / temperature).mean()
 
     @staticmethod
     def backward(ctx, grad_output: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         (gradient,) = ctx.saved_tensors
-        return gradient * grad_output, None, None, None, None
-
-
-def relation_loss(student: Tensor, target: Tensor, queue: Tensor, temperature: float) -> Tensor:
-    """Mean cross-entropy, in nats, of the student's relations to the queue against a soft target.
-
-    Args:
-        student: (N, P) unit vectors.
-        target: (N, P) from `soft_target`.
-        queue: (K, P) unit vectors, the one the target was mixed from.
-        temperature: of the student, at least `MIN_TEMPERATURE`.
-
-    Source: ReSSL (arXiv 2107.09282) eq. 4-6; crossed queues: CGH (arXiv 2308.13392).
-    """
-    return _StreamedCrossEntropy.apply(student, target, queue, temperature, False)  # pyright: ignore
+        return gradient * grad_output, None, None, None
 
 
 def info_nce(student: Tensor, positive: Tensor, queue: Tensor, temperature: float) -> Tensor:
@@ -94,7 +119,7 @@ def info_nce(student: Tensor, positive: Tensor, queue: Tensor, temperature: floa
 
     Source: MoCo (arXiv 1911.05722) eq. 1.
     """
-    return _StreamedCrossEntropy.apply(student, positive, queue, temperature, True)  # pyright: ignore
+    return _InfoNCE.apply(student, positive, queue, temperature)  # pyright: ignore
 
 
 def nearest(query: Tensor, queue: Tensor) -> Tensor:

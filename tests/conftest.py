@@ -1,6 +1,6 @@
 """Shared fixtures: two threads, folders of small made images, the counters, the command line, a Hub on loopback."""
 
-import importlib.util
+import importlib
 import os
 import subprocess
 import sys
@@ -73,10 +73,9 @@ def counters():
 
 def benchmark(name: str):
     """A script of benchmarks/ as a module."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "benchmarks" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    if (home := str(Path(__file__).parents[1] / "benchmarks")) not in sys.path:
+        sys.path.append(home)
+    return importlib.import_module(name)
 
 
 def cgh(*words: object, cwd: Path, env: dict | None = None, **options) -> subprocess.CompletedProcess:

@@ -1,17 +1,17 @@
 """Costs that need no clock: live memory of the loss, host syncs of a step, kernels of the teacher's update."""
 
-import importlib.util
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import benchmark
 from torch.utils.flop_counter import FlopCounterMode
 
 from cgh_models import teacher
 from cgh_models.backbone import create, skeleton
 from cgh_models.config import TrainConfig
 from cgh_models.fast_views import fast_views
-from cgh_models.losses import info_nce, relation_loss, soft_target
+from cgh_models.losses import info_nce, relation_losses
 from cgh_models.methods import METHODS
 from cgh_models.optim import create_optimizer
 from cgh_models.step import train_step
@@ -21,24 +21,25 @@ from cgh_models.views import COLUMNS, RECIPES, boxes, uniform
 @pytest.mark.parametrize("batch, limit_mib", [(32, 4), (256, 32)])
 def test_the_losses_of_cgh_need_little_memory_beside_the_queues(counters, batch, limit_mib):
     with torch.device("meta"):
-        queue, hyper_queue = torch.empty(2, 131072, 512)
+        queues = torch.empty(2, 131072, 512)
         s, sh = (torch.empty(batch, 512, requires_grad=True) for _ in range(2))
         t, th = torch.empty(2, batch, 512)
     with counters.LiveBytes() as live:
-        loss = relation_loss(sh, soft_target(t, queue, hyper_queue, 0.04), hyper_queue, 0.08)
-        loss = loss + relation_loss(s, soft_target(th, hyper_queue, queue, 0.08), queue, 0.1)
-        loss = loss + info_nce(s, t, queue, 0.2) + info_nce(sh, th, hyper_queue, 0.2)
+        loss = torch.stack(relation_losses([s, sh], [t, th], queues, [0.1, 0.08], [0.04, 0.08])).sum()
+        loss = loss + info_nce(s, t, queues[0], 0.2) + info_nce(sh, th, queues[1], 0.2)
         loss.backward()
     assert live.peak <= limit_mib * 2**20
 
 
-def test_the_losses_take_few_kernels_per_chunk(counters):
-    with torch.device("meta"):
-        queue = torch.empty(131072, 512)
-        s, t = torch.empty(256, 512, requires_grad=True), torch.empty(256, 512)
-    with counters.CountOps() as ops:
-        relation_loss(s, soft_target(t, queue, queue, 0.04), queue, 0.1).backward()
-    assert ops.kernels <= 16 * 32
+def test_a_step_of_cgh_keeps_to_its_kernels_and_bytes():
+    """ResNet-50 at 224 pixels and ResNet-18 at 32, 256 images, bfloat16 networks."""
+    step = benchmark("step")
+    for counted, limits in (
+        (step.counts("resnet50", 224, 131072, 512), (800, 16, 156)),
+        (step.counts("resnet18_cifar", 32, 4096, 128), (400, 32, 9.6)),  # two chunks: what is done once counts
+    ):
+        *counts, syncs = counted.values()
+        assert syncs == 0 and all(count <= limit for count, limit in zip(counts, limits, strict=True)), counted
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -123,9 +124,7 @@ def test_the_table_of_costs_is_what_is_counted():
     text = (path / "docs" / "methods.md").read_text("utf-8").split("<!-- cost -->")[1].split("<!-- /cost -->")[0]
     rows = [line.split("|") for line in text.strip().splitlines()[2:]]
     said = {row[1].strip(): (float(row[2]), float(row[3])) for row in rows}
-    spec = importlib.util.spec_from_file_location("cost", path / "benchmarks" / "cost.py")
-    cost = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(cost)
+    cost = benchmark("cost")
     assert {name.partition(",")[0] for name in said} == METHODS.keys()
     with torch.device("meta"):
         forward = cost.count(lambda: skeleton("resnet50").to("meta")(torch.empty(2, 3, 224, 224)))

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from golden import array, relative
 
 from cgh_models import losses
-from cgh_models.losses import batch_info_nce, cosine_loss, info_nce, nearest, nt_xent, relation_loss, soft_target
+from cgh_models.losses import batch_info_nce, cosine_loss, info_nce, nearest, nt_xent, relation_losses
 
 
 def unit(*shape, seed=0, dtype=torch.float32):
@@ -37,15 +37,42 @@ def softmax(x):
     return e / e.sum(1, keepdims=True)
 
 
-@pytest.mark.parametrize("queue_length", [5, 4096, 5000])
-def test_relation_loss_is_the_cross_entropy_of_the_paper(queue_length):
-    s, t = unit(6, 8, seed=1, dtype=torch.float64), unit(6, 8, seed=2, dtype=torch.float64)
-    qs, qt = unit(queue_length, 8, seed=3, dtype=torch.float64), unit(queue_length, 8, seed=4, dtype=torch.float64)
-    p = softmax(t.numpy() @ qt.numpy().T / 0.04)
-    log_q = np.log(softmax(s.numpy() @ qs.numpy().T / 0.1))
-    expected = -(p * log_q).sum(1).mean()
-    loss = relation_loss(s, soft_target(t, qt, qs, 0.04), qs, 0.1)
-    assert loss.item() == pytest.approx(expected, rel=1e-12)
+def relation_loss(s, t, q, cold, hot):
+    """Of a single context."""
+    return relation_losses([s], [t], q[None], [hot], [cold])[0]
+
+
+def cross_entropy(s, qs, t, qt, hot, cold):
+    p = softmax(t.numpy() @ qt.numpy().T / cold)
+    return -(p * np.log(softmax(s.numpy() @ qs.numpy().T / hot))).sum(1).mean()
+
+
+@pytest.mark.parametrize("queue_length", [5, 2048, 5000])
+def test_relation_losses_are_the_cross_entropies_of_the_papers(queue_length):
+    s, sh, t, th = (unit(6, 8, seed=i, dtype=torch.float64) for i in range(4))
+    q, qh = queues = torch.stack([unit(queue_length, 8, seed=i, dtype=torch.float64) for i in (5, 6)])
+    one, two = relation_losses([s, sh], [t, th], queues, [0.1, 0.07], [0.04, 0.08])
+    assert one.item() == pytest.approx(cross_entropy(s, q, th, qh, 0.1, 0.08), rel=1e-12)
+    assert two.item() == pytest.approx(cross_entropy(sh, qh, t, q, 0.07, 0.04), rel=1e-12)
+    assert relation_loss(s, t, q, 0.04, 0.1).item() == pytest.approx(cross_entropy(s, q, t, q, 0.1, 0.04), rel=1e-12)
+
+
+def test_several_views_have_the_mean_of_their_losses():
+    s, t = unit(18, 8, seed=1, dtype=torch.float64), unit(6, 8, seed=2, dtype=torch.float64)
+    q = unit(50, 8, seed=3, dtype=torch.float64)
+    each = [cross_entropy(part, q, t, q, 0.1, 0.04) for part in s.split(6)]
+    assert relation_loss(s, t, q, 0.04, 0.1).item() == pytest.approx(np.mean(each), rel=1e-12)
+
+
+def test_each_context_has_the_gradient_of_its_own_loss():
+    s, sh, t, th = (unit(6, 8, seed=i, dtype=torch.float64) for i in range(4))
+    q, qh = queues = torch.stack([unit(5000, 8, seed=i, dtype=torch.float64) for i in (5, 6)])
+    s.requires_grad_(), sh.requires_grad_()
+    one, two = relation_losses([s, sh], [t, th], queues, [0.1, 0.07], [0.04, 0.08])
+    mine = torch.autograd.grad(2 * one + 3 * two, [s, sh])
+    wanted = (2 * reference_gradient(s, th @ qh.T / 0.08, q, 0.1), 3 * reference_gradient(sh, t @ q.T / 0.04, qh, 0.07))
+    torch.testing.assert_close(mine[0], wanted[0], rtol=1e-10, atol=1e-14)
+    torch.testing.assert_close(mine[1], wanted[1], rtol=1e-10, atol=1e-14)
 
 
 def test_info_nce_is_the_paper_formula():
@@ -56,7 +83,7 @@ def test_info_nce_is_the_paper_formula():
 
 
 def reference_gradient(s, target_logits, queue, temperature, positive=None):
-    s = s.double().requires_grad_()
+    s = s.detach().double().requires_grad_()
     logits = s @ queue.double().T / temperature
     if positive is not None:
         logits = torch.cat([(s * positive.double()).sum(1, keepdim=True) / temperature, logits], 1)
@@ -70,7 +97,7 @@ def errors(s, t, q, temperature):
     """Gradient errors (Frobenius) of both losses in float32 against float64 autograd, and the gradients' norms."""
     for loss, wanted in (
         (
-            lambda s: relation_loss(s, soft_target(t, q, q, temperature), q, temperature),
+            lambda s: relation_loss(s, t, q, temperature, temperature),
             reference_gradient(s, t.double() @ q.double().T / temperature, q, temperature),
         ),
         (lambda s: info_nce(s, t, q, temperature), reference_gradient(s, None, q, temperature, positive=t)),
@@ -108,9 +135,9 @@ def test_gradient_of_a_scaled_loss_is_scaled():
 
 def test_autocast_leaves_the_losses_in_float32():
     s, t, q = unit(4, 64), unit(4, 64, seed=1), unit(5000, 64, seed=2)
-    plain = relation_loss(s, soft_target(t, q, q, 0.04), q, 0.1)
+    plain = relation_loss(s, t, q, 0.04, 0.1)
     with torch.autocast("cpu", torch.bfloat16):
-        cast = relation_loss(s, soft_target(t, q, q, 0.04), q, 0.1)
+        cast = relation_loss(s, t, q, 0.04, 0.1)
     assert torch.equal(plain, cast)
 
 
@@ -231,9 +258,9 @@ def test_of_equally_near_rows_the_first_is_taken(monkeypatch, places):
 @pytest.mark.parametrize("length", [5, 128, 300])
 def test_the_size_of_a_chunk_changes_no_loss(monkeypatch, length):
     s, t, q = (unit(n, 8, seed=i, dtype=torch.float64) for i, n in enumerate((6, 6, length)))
-    whole = info_nce(s, t, q, 0.2), relation_loss(s, soft_target(t, q, q, 0.04), q, 0.1)
+    whole = info_nce(s, t, q, 0.2), relation_loss(s, t, q, 0.04, 0.1)
     monkeypatch.setattr(losses, "_SCORES", 1)
-    parts = info_nce(s, t, q, 0.2), relation_loss(s, soft_target(t, q, q, 0.04), q, 0.1)
+    parts = info_nce(s, t, q, 0.2), relation_loss(s, t, q, 0.04, 0.1)
     for x, y in zip(whole, parts, strict=True):
         assert x.item() == pytest.approx(y.item(), rel=1e-12)
     assert whole[0].item() == pytest.approx(golden.info_nce(*map(array, (s, t, q)), 0.2), rel=1e-12)

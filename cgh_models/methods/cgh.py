@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..backbone import check_sizes, embed, input_size, widths
 from ..feature_queue import FeatureQueue
 from ..heads import mlp
-from ..losses import info_nce, relation_loss, soft_target
+from ..losses import info_nce, relation_losses
 from ..method import Losses, check_config
 from ..teacher import make_teacher, move_teacher, teach
 from ..views import SMALL
@@ -125,14 +125,13 @@ class CGH(nn.Module):
         queue, hyper_queue = self.queue.rows  # (K, P) each
         self.queue.hold(teacher, teacher_hyper)
 
-        hyper_target = soft_target(teacher, queue, hyper_queue, c.global_teacher_temperature)
-        global_target = soft_target(teacher_hyper, hyper_queue, queue, c.hyper_teacher_temperature)
-        students = [student, *(self.student.whole(view, c.batch_norm_splits) for view in small)]
-        to_global = [relation_loss(s, global_target, queue, c.global_student_temperature) for s in students]
-        losses = {
-            "global_to_hyper": relation_loss(student_hyper, hyper_target, hyper_queue, c.hyper_student_temperature),
-            "hyper_to_global": torch.stack(to_global).mean(),
-        }
+        wholes = torch.cat([student, *(self.student.whole(view, c.batch_norm_splits) for view in small)])
+        to_global, to_hyper = relation_losses(
+            [wholes, student_hyper], [teacher, teacher_hyper], self.queue.rows,
+            [c.global_student_temperature, c.hyper_student_temperature],
+            [c.global_teacher_temperature, c.hyper_teacher_temperature],
+        )  # fmt: skip
+        losses = {"global_to_hyper": to_hyper, "hyper_to_global": to_global}
         losses["loss"] = 0.5 * (losses["global_to_hyper"] + losses["hyper_to_global"])
         if progress < c.warmup:
             losses["info_nce"] = info_nce(student, teacher, queue, c.warmup_temperature)

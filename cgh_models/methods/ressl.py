@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..backbone import check_sizes, input_size
 from ..feature_queue import FeatureQueue
 from ..heads import Branch, mlp
-from ..losses import relation_loss, soft_target
+from ..losses import relation_losses
 from ..method import Losses, check_config
 from ..teacher import make_teacher, move_teacher, teach
 from ..views import SMALL
@@ -62,13 +62,12 @@ class ReSSL(nn.Module):
         """
         weak, *strong = views
         c = self.config
-        students = [self.student.unit(view, c.batch_norm_splits) for view in strong]  # (N, P) each
+        students = torch.cat([self.student.unit(view, c.batch_norm_splits) for view in strong])  # (views N, P)
         teacher = teach(self.teacher.unit, weak, c.batch_norm_splits)  # (N, P)
-        queue = self.queue.rows[0]  # (K, P)
-        target = soft_target(teacher, queue, queue, c.teacher_temperature)
+        hot, cold = c.student_temperature, c.teacher_temperature
+        (loss,) = relation_losses([students], [teacher], self.queue.rows, [hot], [cold])
         self.queue.hold(teacher)
-        losses = [relation_loss(student, target, queue, c.student_temperature) for student in students]
-        return {"loss": torch.stack(losses).mean()}
+        return {"loss": loss}
 
     def after_step(self, progress: float, finite: Tensor | None = None) -> None:
         """Moves the teacher towards the student and the batch's teacher projections into the queue."""
