@@ -224,7 +224,7 @@ def test_no_crop_is_enlarged_because_a_photo_was_decoded_small(tmp_path):
         return real(self, index, least)
 
     images.image = image.__get__(images)
-    config = TrainConfig(batch_size=4, image_size=32, workers=0)
+    config = TrainConfig(batch_size=4, image_size=32, workers=0, views="fast")
     list(batches(images, RECIPES["weak_strong"], config, 0, 1, torch.device("cpu")))
     assert sorted(size[1] for size, _ in asked) == [85, 88, 100, 160]
     assert {round(least, 2) for _, least in asked} == {round(32 * (4 / 3 / 0.2) ** 0.5, 2)}

@@ -50,12 +50,15 @@ class _Rough:
     """
 
     def __init__(self, keys: Tensor):
-        self.keys, self.rounded = keys, keys.bfloat16()
-        self.error = _rounding(keys, self.rounded).max()
+        self.keys, self.rounded = keys, torch.empty_like(keys, dtype=torch.bfloat16)
+        errors = []
+        for part, rounded in zip(keys.split(256), self.rounded.split(256), strict=True):  # what a cache holds
+            errors.append(_rounding(part, rounded.copy_(part)).max())
+        self.error = torch.stack(errors).max()
 
     def nearest(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Cosines and places (n, k) of the k keys nearest to unit vectors (n, D), nearest first."""
-        looked = k + max(k, 64)
+        looked = k + max(k, 32)
         if looked >= len(self.keys):
             return (queries @ self.keys.t()).topk(k)
         rounded = queries.bfloat16()
