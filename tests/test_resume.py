@@ -23,6 +23,7 @@ from cgh_models.train import pretrain
 CASES = {
     **{name: (name, {}, {}) for name in METHODS},
     "streamed": ("cgh", {"memory_gib": 0}, {}),
+    "exact": ("cgh", {"views": "exact"}, {}),
     "two workers": ("mnclglf", {"memory_gib": 0, "workers": 2}, {}),
     "lars": ("lewel", {"optimizer": "lars"}, {}),
     "adamw": ("cgh", {"optimizer": "adamw"}, {}),
