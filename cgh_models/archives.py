@@ -68,7 +68,7 @@ def open_archive(data: str | Path) -> Archive | None:
 
 def _from_tar(path: Path) -> Archive:
     try:
-        with _all_extensions():  # no cache of its index: timm would write a pickle beside it, and read a stranger's
+        with _all_extensions():  # no cache of its index: timm would write code beside it, and run a stranger's
             reader = ReaderImageInTar(str(path), cache_tarfiles=False, cache_tarinfo=False)
     except (tarfile.TarError, EOFError, OSError) as error:
         raise InputError(
