@@ -6,14 +6,13 @@ Interleaved in one process, median of nine; the row's sha256 is checked in every
 and work matter here.
 """
 
-import statistics
 import tempfile
-import time
 from pathlib import Path
 from unittest import mock
 
 import timm
 import torch
+from side_by_side import milliseconds, table
 
 from cgh_models import hub, manifest, registry
 from cgh_models.files import sha256
@@ -54,16 +53,7 @@ def main() -> None:
             for first in (True, False):
                 kind = "first load in a process" if first else "later load"
                 ways[f"{kind}, {dtype}"] = lambda d=dtype, f=first: published(d, f)
-        taken = {name: [] for name in ways}
-        for _ in range(ROUNDS):
-            for name, way in ways.items():
-                start = time.perf_counter()
-                way()
-                taken[name].append(1000 * (time.perf_counter() - start))
-        base = statistics.median(taken["create_model + torch.load"])
-        print("| ready in | ms | times as fast |\n|---|---|---|")
-        for name, values in taken.items():
-            print(f"| {name} | {statistics.median(values):.0f} | {base / statistics.median(values):.1f} |")
+        table("ready in", milliseconds(ways, ROUNDS))
 
 
 if __name__ == "__main__":

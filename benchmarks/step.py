@@ -27,7 +27,8 @@ def step(arch: str, side: int, batch: int, rounds: int, **config) -> None:
     torch.manual_seed(0)
     precision = pick_precision("auto", CPU)
     weak, strong = torch.randn(2, batch, 3, side, side)
-    published = Published(*(lambda m: (m.student, m.queue.rows))(CGH(create(arch), CGH.Config(**config))))
+    method = CGH(create(arch), CGH.Config(**config))
+    published = Published(method.student, method.queue.rows)
     ways = {"as published": lambda: published.step(weak, strong)}
     for name, kind in {"ours, float32": torch.float32, f"ours, {precision}": precision}.items():
         method = CGH(create(arch), CGH.Config(**config)).to(memory_format=torch.channels_last)

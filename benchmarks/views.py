@@ -27,7 +27,8 @@ def photographs(count: int) -> Tensor:
     """Of CIFAR-10, from the package: uint8 (N, 32, 32, 3)."""
     home = resources.files("cgh_models") / "sample" / "cifar10.zip"
     with resources.as_file(home) as path, zipfile.ZipFile(path) as sample:
-        names = sorted(name for name in sample.namelist() if name.endswith(".jpg"))[:count]
+        names = sorted(name for name in sample.namelist() if name.endswith(".jpg"))
+        names = names[:: len(names) // count][:count]  # of all classes
         return torch.from_numpy(np.stack([np.array(Image.open(sample.open(n)).convert("RGB")) for n in names]))
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import importlib.util
+import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,11 +60,21 @@ def open_archive(data: str | Path) -> Archive | None:
             f"{printable(text)}: gives its images in an order of its own, which no run could resume; "
             "give a folder, a tar archive or hfds/NAME"
         )
-    tars = [path] if path.suffix == ".tar" and path.is_file() else []
-    if path.is_dir():
-        inside = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
-        tars = inside if all(entry.suffix == ".tar" and entry.is_file() for entry in inside) else []
-    return _from_tar(path) if tars else None
+    return _from_tar(path) if _is_tar(path) or _holds_only_tars(path) else None
+
+
+def _is_tar(path: Path | os.DirEntry) -> bool:
+    return path.name.endswith(".tar") and path.is_file()
+
+
+def _holds_only_tars(path: Path) -> bool:
+    """Decided by the first entry that is none: a folder may hold millions of images."""
+    try:
+        with os.scandir(path) as entries:
+            kinds = (_is_tar(entry) for entry in entries if not entry.name.startswith("."))
+            return next(kinds, False) and all(kinds)
+    except OSError:  # no folder, or one that cannot be read: whoever reads it as a folder says so
+        return False
 
 
 def _from_tar(path: Path) -> Archive:

@@ -95,19 +95,19 @@ def batches(
     steps = _Steps(len(images), config.batch_size, config.seed, start, stop)
     exact = config.views == "exact"
     resident = images.pixels.to(device) if isinstance(images.pixels, Tensor) and not exact else None
-    made = _from_workers(images, recipe, config, steps, device) if resident is None else _alone(steps)
+    if resident is None:
+        made = _from_workers(images, recipe, config, steps, device)
+    else:
+        made = _from_memory(resident, len(recipe), steps)
     for epoch, indices, parts in made:
+        if exact:
+            yield [_normalized(part, mean, std) for part in parts], indices
+            continue
         views = []
-        for number, view in enumerate(recipe):
-            if exact:
-                views.append(_normalized(parts[number], mean, std))
-                continue
-            u, side = uniform(config.seed, epoch, indices, COLUMNS, _VIEW_STREAM + number), view.side(config.image_size)
-            if resident is None:
-                views.append(fast_views(view, parts[number], u, side, mean, std))
-            else:
-                whole = resident[torch.from_numpy(indices).to(device, non_blocking=True)]
-                views.append(fast_views(view, whole, u, side, mean, std, boxes(view, u, *whole.shape[1:3])))
+        for number, (view, part) in enumerate(zip(recipe, parts, strict=True)):
+            u = uniform(config.seed, epoch, indices, COLUMNS, _VIEW_STREAM + number)
+            box = None if resident is None else boxes(view, u, *part.shape[1:3])
+            views.append(fast_views(view, part, u, view.side(config.image_size), mean, std, box))
         yield views, indices
 
 
@@ -116,10 +116,11 @@ def _normalized(views: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return (views.permute(0, 3, 1, 2).float() / 255).sub_(mean[:, None, None]).div_(std[:, None, None])
 
 
-def _alone(steps: _Steps) -> Iterator[tuple[int, np.ndarray, list[Tensor]]]:
-    """Epoch and image indices of each step, where no worker makes anything."""
+def _from_memory(pixels: Tensor, views: int, steps: _Steps) -> Iterator[tuple[int, np.ndarray, list[Tensor]]]:
+    """Epoch, image indices and, once for every view, the whole images of each step."""
     for keys in steps:
-        yield keys[0][0], np.array([index for _, index in keys]), []
+        indices = np.array([index for _, index in keys])
+        yield keys[0][0], indices, [pixels[torch.from_numpy(indices).to(pixels.device, non_blocking=True)]] * views
 
 
 def _from_workers(images: ImageSet, recipe, config, steps: _Steps, device) -> Iterator:

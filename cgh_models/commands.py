@@ -1,6 +1,5 @@
 """The commands that train and export; heavy modules are imported when a command runs."""
 
-import sys
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -10,7 +9,7 @@ import tyro
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction
 
 from .config import TrainConfig, explain_changes, from_dict
-from .errors import InputError
+from .errors import InputError, say
 from .recipes import RECIPES, method_config, train_config
 
 Flags = OmitArgPrefixes[TrainConfig]
@@ -41,7 +40,7 @@ def pretrain(args: Pretrain) -> None:
     """`cgh pretrain`."""
     from .methods import METHODS
     from .registry import build_method, preprocessing, start_from
-    from .train import open_images, say
+    from .train import open_images
 
     if args.method not in METHODS:
         build_method(args.method, "", {}, None)
@@ -169,7 +168,7 @@ def _seed(seed: int) -> None:
 def _say_warmup(train: TrainConfig) -> None:
     if train.warmup < train.warmup_epochs / train.epochs:
         epochs = train.warmup * train.epochs
-        print(f"warm-up: {epochs:g} of {train.epochs} epochs, a tenth of this short run", file=sys.stderr)
+        say(f"warm-up: {epochs:g} of {train.epochs} epochs, a tenth of this short run")
 
 
 def _train(method: Any, data: Any, train: TrainConfig, out: str, resume: bool) -> None:

@@ -1,9 +1,11 @@
-"""The errors a caller can meet: one sentence each, with the exit code the command line gives them.
+"""The errors a caller can meet: one sentence each, with the exit code the command line gives them; how it is said.
 
 Every message says what was given, what was expected and what to type instead; the original exception, where there is
 one, is its ``__cause__``. None of them derives from OSError or ValueError: library code that swallows those would hide
 a failed check.
 """
+
+import sys
 
 
 class InputError(Exception):
@@ -42,3 +44,8 @@ ERRORS = (InputError, NetworkError, IntegrityError, DiskError, Interrupted)
 def printable(text: object) -> str:
     """Text whose control characters are escaped, so that a file name cannot drive a terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
+def say(text: str) -> None:
+    """To stderr: stdout is for results."""
+    print(text, file=sys.stderr)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 
-from .errors import InputError
+from .errors import InputError, say
 from .evaluate_config import FINETUNE, LABELS, LINEAR, FinetuneConfig, LinearConfig
 
 Recipe = Literal["imagenet", "cifar", "tiny"]
@@ -114,10 +114,10 @@ def evaluate_linear(args: Linear) -> None:
         raise InputError(f"--protocol {args.protocol}: has no recipe, rate, epochs or steps; give --protocol sgd")
     model, train, val = _open(args)
     if args.protocol == "sgd":
-        found = sgd(model, train, val, args.sgd, seed=args.measuring.seed, say=_say, **_extraction(args))
+        found = sgd(model, train, val, args.sgd, seed=args.measuring.seed, say=say, **_extraction(args))
         metric, found = "linear", {"recipe": args.recipe, **found}
     else:
-        found = probe(args.protocol, model, train, val, seed=args.measuring.seed, say=_say, **_extraction(args))
+        found = probe(args.protocol, model, train, val, seed=args.measuring.seed, say=say, **_extraction(args))
         metric = f"linear_{args.protocol}"
     accuracy = found.pop("value")
     numbers = {"protocol": args.protocol, **found, "train": len(train)}
@@ -153,9 +153,9 @@ def evaluate_finetune(args: Finetune) -> None:
     file = args.splits_file or f"labels_{percent}_seed{args.measuring.seed}_{train.digest[:8]}.txt"
     split = "file" if args.splits_file and Path(file).exists() else "seed"
     indices, names = labelled(train, percent, args.measuring.seed, file if args.splits_file or percent < 100 else None)
-    _say(f"{len(indices)} of {len(train)} training images, {len(train.classes)} classes, drawn by the {split}")
+    say(f"{len(indices)} of {len(train)} training images, {len(train.classes)} classes, drawn by the {split}")
     part, seed = subset(train, indices), args.measuring.seed
-    accuracy = finetune(model, part, val, args.training, seed=seed, say=_say, **_extraction(args))
+    accuracy = finetune(model, part, val, args.training, seed=seed, say=say, **_extraction(args))
     size = min(args.training.train_batch_size, len(part))
     numbers = {
         "labels": args.labels, "recipe": args.recipe, **dataclasses.asdict(args.training), "train_batch_size": size,
@@ -201,10 +201,6 @@ def _finish(
             "command": shlex.join(["cgh", *sys.argv[1:]]),
         })  # fmt: skip
     print(json.dumps({"metric": metric, "value": value, **numbers, **more, "weights": args.weights, "data": args.data}))
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)
 
 
 def _named(words: list[str], flag: str, default: str, known: tuple[str, ...]) -> str:

@@ -10,7 +10,6 @@ huggingface_hub has cached at the pinned commit are used too.
 
 import contextlib
 import os
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +20,7 @@ from huggingface_hub import constants, errors
 from huggingface_hub.utils import build_hf_headers
 
 from .download import TIMEOUT, deadline_for, download, in_time, sole
-from .errors import DiskError, InputError, IntegrityError, NetworkError, printable
+from .errors import DiskError, InputError, IntegrityError, NetworkError, printable, say
 from .files import sha256
 from .manifest import PACKAGE, Row
 
@@ -166,7 +165,7 @@ def _download(row: Row, file: str, target: Path) -> None:
 def _try_all(row: Row, file: str, target: Path, deadline: float) -> None:
     """The Hub, then the mirrors, while no other process does the same."""
     entry, failed = row["files"][file], []
-    with sole(target, deadline, lambda text: print(text, file=sys.stderr)):
+    with sole(target, deadline, say):
         if target.is_file():  # the process that was waited for has brought it
             return
         for source in (["hub"] if row["hub"] else []) + (entry["urls"] or []):

@@ -58,7 +58,7 @@ def decode(file: IO[bytes], least: float = 0) -> Image.Image:
         image = Image.open(file, formats=_FORMATS)
         if image.width * image.height > MAX_PIXELS:
             raise BadImage(f"{image.width} x {image.height} pixels; at most {MAX_PIXELS} in all are decoded")
-        part = _part(image, least) if image.format == "JPEG" else 1
+        part = _part(image, least)
         if quick := _quickly(file, image, part):
             return quick
         if part > 1:
@@ -71,8 +71,10 @@ def decode(file: IO[bytes], least: float = 0) -> Image.Image:
 
 
 def _part(image: Image.Image, least: float) -> int:
-    """1, 2, 4 or 8: what each side can be divided by."""
-    return next((part for part in (8, 4, 2) if least and min(image.size) >= part * least), 1)
+    """1, 2, 4 or 8: what each side can be divided by; only a JPEG can be decoded smaller."""
+    if not least or image.format != "JPEG":
+        return 1
+    return next((part for part in (8, 4, 2) if min(image.size) >= part * least), 1)
 
 
 def _quickly(file: IO[bytes], image: Image.Image, part: int) -> Image.Image | None:

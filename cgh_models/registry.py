@@ -4,7 +4,6 @@ import contextlib
 import fnmatch
 import functools
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from torch import nn
 
 from . import architectures, backbone, checkpoint, files, hub, manifest, tags
 from .config import TrainConfig, from_dict
-from .errors import InputError, IntegrityError, NetworkError, printable
+from .errors import InputError, IntegrityError, NetworkError, printable, say
 from .methods import METHODS
 from .tensors import misfit, read_shapes, read_tensors
 
@@ -233,7 +232,7 @@ def load_run(run_dir: str | os.PathLike[str]) -> Any:
     """The method of a run, as its newest undamaged checkpoint has it."""
     path = Path(run_dir)
     method, _ = new_method_of_run(path)
-    _, file = checkpoint.newest(path, lambda text: print(text, file=sys.stderr))
+    _, file = checkpoint.newest(path, say)
     checkpoint.load_method_state(file, method)
     return method
 

@@ -1,13 +1,13 @@
 """One training step, and what prepares and rescues it."""
 
-import sys
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .backbone import architecture
-from .errors import InputError
+from .errors import InputError, say
+from .feature_queue import FeatureQueue
 
 
 def train_step(
@@ -122,12 +122,8 @@ def half_fits(
 def _forget(method: Any) -> None:
     """Frees gradients and what waits for the queues."""
     method.zero_grad(set_to_none=True)
-    if hasattr(method, "queue"):
-        method.queue.drop()
+    for module in method.modules():
+        if isinstance(module, FeatureQueue):
+            module.drop()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-
-
-def say(text: str) -> None:
-    """To stderr: stdout is for results."""
-    print(text, file=sys.stderr)

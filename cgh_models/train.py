@@ -25,11 +25,11 @@ from .backbone import architecture
 from .batches import batches
 from .config import TrainConfig, explain_changes, to_dict
 from .data import ImageSet, load
-from .errors import InputError, Interrupted, printable
+from .errors import InputError, Interrupted, printable, say
 from .evaluate import pick_device, pick_precision
 from .journal import Journal, Monitor
 from .optim import create_optimizer, learning_rate
-from .step import half_fits, out_of_memory, prepare, say, train_step
+from .step import half_fits, out_of_memory, prepare, train_step
 from .views import RECIPES
 
 
@@ -106,7 +106,8 @@ def pretrain(
 
 def _too_large(run_dir: Path, config: TrainConfig, device: torch.device, done: int, fits: bool) -> InputError:
     """What to do where a batch does not fit; ``fits`` says whether half of one did."""
-    part, saved = config.batch_size // config.accumulate, f"; saved at step {done}, `cgh resume {run_dir}`" * bool(done)
+    part = config.batch_size // config.accumulate
+    saved = f"; saved at step {done}, `cgh resume {run_dir}`" if done else ""
     ways = "--grad-checkpointing, which a resumed run may add"
     if fits:
         what = (

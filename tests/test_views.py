@@ -1,13 +1,12 @@
 """View recipes: torchvision's distributions and pixels in the exact mode, close to them in the fast one."""
 
 import dataclasses
-from importlib import resources
 from unittest import mock
-from zipfile import ZipFile
 
 import numpy as np
 import pytest
 import torch
+from conftest import benchmark
 from PIL import Image, ImageFilter
 from torch import Tensor
 from torchvision import transforms as T
@@ -33,6 +32,7 @@ from cgh_models.views import (
     uniform,
 )
 
+photographs = benchmark("views").photographs
 ZERO, ONE = torch.zeros(3), torch.ones(3)
 CPU = torch.device("cpu")
 
@@ -57,14 +57,6 @@ def pictures(count: int, size: int = 32) -> torch.Tensor:
     rng = np.random.default_rng(0)
     low = rng.integers(0, 256, (count, 6, 6, 3), np.uint8)
     return torch.from_numpy(np.stack([np.array(Image.fromarray(p).resize((size, size), 3)) for p in low]))
-
-
-def photographs(count: int) -> Tensor:
-    """CIFAR-10's, from the package: uint8 (N, 32, 32, 3)."""
-    with resources.as_file(resources.files("cgh_models") / "sample" / "cifar10.zip") as path, ZipFile(path) as sample:
-        names = sorted(name for name in sample.namelist() if name.endswith((".jpg", ".png")))
-        names = names[:: len(names) // count][:count]
-        return torch.from_numpy(np.stack([np.array(Image.open(sample.open(n)).convert("RGB")) for n in names]))
 
 
 def test_random_numbers_are_uniform_and_independent_of_the_batch():
