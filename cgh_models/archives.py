@@ -45,6 +45,11 @@ class Archive:
         with file:
             return decode(file, least)
 
+    def changed(self, index: int) -> int:
+        """As `ImageSet.changed`; the fingerprint of a dataset of the Hub says all of it."""
+        samples = getattr(self.reader, "samples", None)  # of a tar archive: (member, ...)
+        return 0 if samples is None else int(samples[self.places[index]][0].mtime * 1e9)
+
 
 def open_archive(data: str | Path) -> Archive | None:
     """What ``data`` names if it is a tar archive, a folder of nothing but those, or ``hfds/NAME``; None if not.

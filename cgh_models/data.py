@@ -64,6 +64,13 @@ class ImageSet:
             return self.archive.image(index, least)
         return read_image(self.root / self.names[index], least)
 
+    def changed(self, index: int) -> int:
+        """When it was last changed, in nanoseconds; 0 where that is not known, or the file is gone."""
+        if self.archive:
+            return self.archive.changed(index)
+        path = self.root / self.names[index]
+        return path.stat().st_mtime_ns if path.exists() else 0
+
     def usable(self, index: int, least: float = 0) -> tuple[Image.Image, list[tuple[int, str]]]:
         """The image, or in place of a bad one another that depends on the index alone; and the bad ones met."""
         met: list[tuple[int, str]] = []

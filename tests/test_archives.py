@@ -81,6 +81,20 @@ def test_embeddings_of_an_archive(archive, image_root):
     np.testing.assert_array_equal(extract(model, archive, workers=0), extract(model, image_root / "train", workers=0))
 
 
+def test_kept_embeddings_of_an_archive_notice_a_member_that_was_rewritten(tmp_path):
+    make_images(tmp_path / "images", 4)
+    file, model = tmp_path / "images" / "class0" / "00000.bmp", build().student.backbone
+    found = []
+    for colour in ((250, 0, 0), (0, 0, 250)):  # the same name and size
+        Image.new("RGB", (32, 32), colour).save(file)
+        os.utime(file, (100 + colour[0], 100 + colour[0]))
+        packed = pack(tmp_path / "images", tmp_path / "a.tar")
+        found.append(extract(model, packed, workers=0, cache_dir=tmp_path / "kept"))
+    assert len(found[0]) == 5 and (found[0] != found[1]).any()
+    np.testing.assert_array_equal(extract(model, packed, workers=0, cache_dir=tmp_path / "kept"), found[1])
+    assert len(list((tmp_path / "kept").glob("*.safetensors"))) == 2
+
+
 def test_webp_in_an_archive_is_found_and_timms_list_is_left_as_it_was(tmp_path):
     before = img_extensions.get_img_extensions()
     make_images(tmp_path / "images", 4)

@@ -40,9 +40,8 @@ def key(model: nn.Module, images: ImageSet, indices: np.ndarray, fast: bool = Fa
 
 
 def _times(images: ImageSet, indices: np.ndarray) -> str:
-    """Of the last change of each file; one that is gone is noticed when it is read."""
-    paths = (images.root / images.names[index] for index in indices)
-    times = [path.stat().st_mtime_ns if path.exists() else 0 for path in paths]
+    """Of the last change of each image."""
+    times = [images.changed(index) for index in indices]
     return hashlib.sha256(np.array(times, "<i8").tobytes()).hexdigest()
 
 
