@@ -17,8 +17,8 @@ from side_by_side import milliseconds, table
 from views import MEAN, STD, moco_v2, photographs
 
 from cgh_models import images as reading
-from cgh_models.fast_views import fast_views
-from cgh_models.views import COLUMNS, STRONG, boxes, crop_image, uniform
+from cgh_models.fast_views import crop, fast_views
+from cgh_models.views import COLUMNS, STRONG, boxes, uniform
 
 COUNT, SIDE = 32, 224
 
@@ -49,11 +49,11 @@ if __name__ == "__main__":
             reading.simplejpeg = extra
             made = [[], []]
             for index, path in enumerate(paths):
-                image = reading.read_image(path)
+                pixels = torch.from_numpy(np.array(reading.read_image(path)))
                 for number, view in enumerate(made):
                     u = uniform(0, 0, np.array([index]), COLUMNS, number)
-                    box = boxes(STRONG, u, image.height, image.width)[0]
-                    view.append(torch.from_numpy(np.array(crop_image(image, box, SIDE))))
+                    box = boxes(STRONG, u, *pixels.shape[:2])[0]
+                    view.append(crop(pixels, box, SIDE))
             return [torch.stack(view) for view in made]
 
         cut, u = crops(None), uniform(0, 0, np.arange(COUNT), COLUMNS)

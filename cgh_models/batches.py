@@ -19,9 +19,9 @@ from torch.utils.data import DataLoader, get_worker_info
 
 from .data import ImageSet
 from .errors import InputError, printable
-from .fast_views import fast_views
+from .fast_views import crop, fast_views
 from .images import BadImage
-from .views import COLUMNS, View, boxes, crop_image, exact_view, uniform
+from .views import COLUMNS, View, boxes, exact_view, uniform
 
 _ORDER_STREAM, _VIEW_STREAM = 1000, 0  # keep the random numbers of different uses apart; view i adds i
 
@@ -52,9 +52,9 @@ class _Steps:
 
 
 class _Decoded:
-    """(epoch, index) -> its index, a uint8 (S, S, 3) per view, and the bad images met on the way.
+    """(epoch, index) -> its index, something uint8 per view, and the bad images met on the way.
 
-    What is made of an image is the whole view in the exact mode, its crop in the fast one.
+    Which is the whole view (S, S, 3) in the exact mode, its crop (3, S, S) in the fast one.
     """
 
     def __init__(self, images: ImageSet, recipe: tuple[View, ...], config):
@@ -69,15 +69,14 @@ class _Decoded:
         epoch, index = key
         self.places.note(index)
         image, met = self.images.usable(index, self.least)
-        made = []
+        made, pixels = [], None if self.exact else torch.from_numpy(np.array(image))
         for number, view in enumerate(self.recipe):
             u = uniform(self.seed, epoch, np.array([index]), COLUMNS, _VIEW_STREAM + number)
             side = view.side(self.size)
-            if self.exact:
-                part = exact_view(view, image, u, side)
+            if pixels is None:
+                made.append(torch.from_numpy(np.array(exact_view(view, image, u, side))))
             else:
-                part = crop_image(image, boxes(view, u, image.height, image.width)[0], side)
-            made.append(torch.from_numpy(np.array(part)))
+                made.append(crop(pixels, boxes(view, u, image.height, image.width)[0], side))
         return index, made, met
 
 

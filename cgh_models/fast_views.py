@@ -11,9 +11,11 @@ that are repeated.
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from .views import Draws, View, draw
 
+_IN_CACHE = 64  # images at a time on a CPU
 _LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R 601, as in Pillow's "L"
 _GREY = np.tile(_LUMA, (3, 1))
 _MEAN = np.full((3, 3), 1 / 3)
@@ -26,66 +28,82 @@ def fast_views(
     """Views (N, 3, size, size) float32. Nothing here waits for the device: decisions are made on the host, from ``u``.
 
     Args:
-        images: uint8 (N, H, W, 3): whole ones with ``box``, without it crops (N, size, size, 3).
+        images: uint8: whole ones (N, H, W, 3) with ``box``, without it what `crop` made of them (N, 3, size, size).
         u: random numbers (N, COLUMNS).
         mean, std: (3,) of the normalization, on the images' device.
         box: (N, 4) as `views.boxes` gives them.
     """
-    drawn, device = draw(view, u), images.device
-    if box is None:
-        x = _planes(images, torch.from_numpy(drawn.flip).to(device, non_blocking=True))
-        if view.blur_p and (chosen := np.flatnonzero(drawn.sigma)).size:
-            places = torch.from_numpy(chosen).to(device, non_blocking=True)
-            blur = _gaussian(drawn.sigma[chosen], size, device)
-            x.index_copy_(0, places, blur[:, None] @ x.index_select(0, places) @ blur.transpose(1, 2)[:, None])
-    else:
-        x = _separable(images, *_weights(drawn, box, size, images.shape[1], images.shape[2], device))
-    x = _colour(view, drawn, x.flatten(2)).clamp_(0, 1).unflatten(2, (size, size))
-    if view.solarize_p:
-        chosen = torch.from_numpy(drawn.solarize).to(device, non_blocking=True)[:, None, None, None]
-        x = torch.where(chosen & (x >= 128 / 255), 1 - x, x)
-    return x.sub_(mean[:, None, None]).div_(std[:, None, None])
+    drawn = draw(view, u)
+    colours = colour_matrices(drawn) if view.jitter_p or view.grey_p else None
+    views = torch.empty(len(u), 3, size, size, device=images.device)
+    black, white = _normalized(0, mean, std), _normalized(1, mean, std)
+    step = _IN_CACHE if images.device.type == "cpu" else len(u)
+    for start in range(0, len(u), step):
+        part = slice(start, start + step)
+        x = _shape(view, images[part], drawn.of(part), size, None if box is None else box[part])
+        x = _colour(x.flatten(2), colours and tuple(matrices[part] for matrices in colours), mean, std)
+        if view.solarize_p:
+            chosen = _to(images, drawn.solarize[part])[:, None, None]
+            x = torch.where(chosen & (x >= _normalized(128 / 255, mean, std)), black + white - x, x)
+        torch.clamp(x, black, white, out=views[part].flatten(2))
+    return views
 
 
-def _planes(crops: Tensor, flip: Tensor) -> Tensor:
-    """uint8 (N, S, S, 3) -> float32 (N, 3, S, S), some of them mirrored."""
-    crops = torch.where(flip[:, None, None, None], crops.flip(2), crops)
-    return crops.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+def crop(pixels: Tensor, box: np.ndarray, size: int) -> Tensor:
+    """One crop of an image uint8 (H, W, 3), resized: uint8 (3, size, size), within one step of Pillow's bilinear."""
+    top, left, height, width = map(int, box)
+    part = pixels[top : top + height, left : left + width].permute(2, 0, 1)
+    return functional.interpolate(part[None], (size, size), mode="bilinear", antialias=True)[0]
 
 
-def _weights(
-    drawn: Draws, box: np.ndarray, size: int, height: int, width: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
+def _to(like: Tensor, array: np.ndarray) -> Tensor:
+    return torch.from_numpy(array).to(like.device, non_blocking=True)
+
+
+def _shape(view: View, images: Tensor, drawn: Draws, size: int, box: np.ndarray | None) -> Tensor:
+    """What moves pixels: crop, resize, flip and blur. float32 (N, 3, size, size) in [0, 255]."""
+    if box is not None:
+        return _separable(images, *_weights(drawn, box, size, images))
+    x = torch.where(_to(images, drawn.flip)[:, None, None, None], images.flip(3), images).float()
+    if view.blur_p and (chosen := np.flatnonzero(drawn.sigma)).size:
+        places, blur = _to(images, chosen), _gaussian(drawn.sigma[chosen], size, images)
+        x.index_copy_(0, places, blur[:, None] @ x.index_select(0, places) @ blur.transpose(1, 2)[:, None])
+    return x
+
+
+def _weights(drawn: Draws, box: np.ndarray, size: int, images: Tensor) -> tuple[Tensor, Tensor]:
     """For each image the matrices (size, height) and (size, width) that crop, resize, mirror and blur it."""
-    corners = torch.from_numpy(box.astype(np.float32)).to(device, non_blocking=True)
-    flip = torch.from_numpy(drawn.flip).to(device, non_blocking=True)
-    rows = _triangle(corners[:, 0], corners[:, 2], size, height)
-    columns = _triangle(corners[:, 1], corners[:, 3], size, width)
-    columns = torch.where(flip[:, None, None], columns.flip(1), columns)
+    corners = _to(images, box.astype(np.float32))
+    place = torch.arange(size, device=images.device) + 0.5
+    mirrored = torch.where(_to(images, drawn.flip)[:, None], size - place, place)
+    rows = _triangle(corners[:, 0], corners[:, 2], place, images.shape[1])
+    columns = _triangle(corners[:, 1], corners[:, 3], mirrored, images.shape[2])
     if (chosen := np.flatnonzero(drawn.sigma)).size:
-        places = torch.from_numpy(chosen).to(device, non_blocking=True)
-        blur = _gaussian(drawn.sigma[chosen], size, device)
+        places, blur = _to(images, chosen), _gaussian(drawn.sigma[chosen], size, images)
         for weights in (rows, columns):
             weights.index_copy_(0, places, blur @ weights.index_select(0, places))
     return rows, columns
 
 
-def _triangle(start: Tensor, length: Tensor, size: int, pixels: int) -> Tensor:
-    """(N, size, pixels) weights of an antialiased bilinear resize of the interval [start, start + length)."""
-    scale, end = (length / size)[:, None, None], (start + length)[:, None]
-    centre = (torch.arange(size, device=start.device) + 0.5)[:, None] * scale + start[:, None, None]  # (N, size, 1)
+def _triangle(start: Tensor, length: Tensor, place: Tensor, pixels: int) -> Tensor:
+    """(N, size, pixels) weights of an antialiased bilinear resize of the interval [start, start + length).
+
+    ``place`` (size) or (N, size): centres of the pixels that are made, in pixels of the result.
+    """
+    scale, end = (length / place.shape[-1])[:, None], (start + length)[:, None]
+    centre = place * scale + start[:, None]  # (N, size)
     pixel = torch.arange(pixels, device=start.device) + 0.5
-    weights = (pixel - centre).abs_().div_(-scale.clamp(min=1)).add_(1).clamp_(min=0)
+    weights = (pixel - centre[:, :, None]).abs_().div_(-scale.clamp(min=1)[:, :, None]).add_(1).clamp_(min=0)
     inside = (pixel > start[:, None]) & (pixel < end)  # (N, pixels)
     weights.mul_(inside[:, None])
     return weights.div_(weights.sum(2, keepdim=True))
 
 
-def _gaussian(sigma: np.ndarray, size: int, device: torch.device) -> Tensor:
+def _gaussian(sigma: np.ndarray, size: int, like: Tensor) -> Tensor:
     """(N, size, size) weights of a Gaussian blur over the pixels there are, normalized."""
-    place = torch.arange(size, device=device)
-    width = torch.from_numpy(sigma.astype(np.float32)).to(device, non_blocking=True)[:, None]
-    weights = torch.exp(-0.5 * (place / width) ** 2)[:, (place[:, None] - place).abs()]
+    place = torch.arange(size, device=like.device)
+    narrow = _to(like, (-0.5 / sigma**2).astype(np.float32))[:, None, None]
+    weights = ((place[:, None] - place) ** 2 * narrow).clamp_(min=-80).exp_()  # where float32 ends exp is slow
     return weights.div_(weights.sum(2, keepdim=True))
 
 
@@ -98,15 +116,17 @@ def _separable(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return torch.bmm(x, columns.transpose(1, 2)).view(count, 3, size, size)
 
 
-def _colour(view: View, drawn: Draws, x: Tensor) -> Tensor:
-    """Jitter and grey of (N, 3, pixels) in [0, 255], then over 255."""
-    if not (view.jitter_p or view.grey_p):
-        return x.div_(255)
-    of_pixel, of_mean = (
-        torch.from_numpy((matrix / 255).astype(np.float32)).to(x.device, non_blocking=True)
-        for matrix in colour_matrices(drawn)
-    )
-    return torch.baddbmm(torch.bmm(of_mean, x.mean(2, keepdim=True)), of_pixel, x)
+def _colour(x: Tensor, matrices: tuple[np.ndarray, ...] | None, mean: Tensor, std: Tensor) -> Tensor:
+    """Jitter, grey and normalization of (N, 3, pixels) in [0, 255]."""
+    if not matrices:
+        return x.sub_(255 * mean[:, None]).div_(255 * std[:, None])
+    of_pixel, of_mean = (_to(x, (matrix / 255).astype(np.float32)).div_(std[:, None]) for matrix in matrices)
+    added = torch.baddbmm(_normalized(0, mean, std), of_mean, x.mean(2, keepdim=True))
+    return torch.baddbmm(added, of_pixel, x)
+
+
+def _normalized(value: float, mean: Tensor, std: Tensor) -> Tensor:
+    return ((value - mean) / std)[:, None]
 
 
 def colour_matrices(drawn: Draws) -> tuple[np.ndarray, np.ndarray]:

@@ -108,6 +108,10 @@ class Draws:
     sigma: np.ndarray  # (N,) of the blur in pixels, 0 where there is none
     solarize: np.ndarray  # (N,) bool
 
+    def of(self, part: slice) -> "Draws":
+        """What was decided for some of the images."""
+        return Draws(*(getattr(self, field.name)[part] for field in dataclasses.fields(self)))
+
 
 def draw(view: View, u: np.ndarray) -> Draws:
     """The decisions that random numbers ``u`` (N, COLUMNS) stand for, crop boxes aside.
@@ -132,15 +136,10 @@ def draw(view: View, u: np.ndarray) -> Draws:
 _COLOUR = (TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation, TF.adjust_hue)
 
 
-def crop_image(image: Image.Image, box: np.ndarray, size: int) -> Image.Image:
-    """One crop, resized to (size, size)."""
-    top, left, height, width = map(int, box)
-    return image.crop((left, top, left + width, top + height)).resize((size, size), Image.Resampling.BILINEAR)
-
-
 def exact_view(view: View, image: Image.Image, u: np.ndarray, size: int) -> Image.Image:
     """The view (size, size) of one RGB image that the random numbers ``u`` (1, COLUMNS) stand for."""
-    image = crop_image(image, boxes(view, u, image.height, image.width)[0], size)
+    top, left, height, width = map(int, boxes(view, u, image.height, image.width)[0])
+    image = image.crop((left, top, left + width, top + height)).resize((size, size), Image.Resampling.BILINEAR)
     drawn = draw(view, u)
     if drawn.jittered[0]:
         for operation in drawn.order[0]:
