@@ -73,9 +73,9 @@ def test_the_search_in_bfloat16_finds_what_float32_finds(k, spread_, unsure, mon
     keys, queries = (torch.nn.functional.normalize(1 + spread_ * 30 * torch.randn(n, 64)) for n in (5000, 70))
     whole = []
     monkeypatch.setattr(Tensor, "nonzero", lambda x, plain=Tensor.nonzero: whole.append(plain(x)) or whole[-1])
-    for scores in (neighbours._SCORES, 64 * 4 * k * 7):  # the second look in one part, and in parts
+    for scores in (neighbours._SCORES, 64 * 8 * k * 7):  # the second look in one part, and in parts
         monkeypatch.setattr(neighbours, "_SCORES", scores)
-        cosine, places = neighbours._Rough(keys).nearest(queries, k)
+        cosine, places = neighbours._Rough(3 * keys, torch.full((len(keys),), 3.0)).nearest(queries, k)
         torch.testing.assert_close(cosine, (queries @ keys.t()).topk(k).values, atol=2e-6, rtol=0)
         torch.testing.assert_close((keys[places] * queries[:, None]).sum(2), cosine, atol=2e-6, rtol=0)
     assert (sum(map(len, whole)) > 0) == unsure

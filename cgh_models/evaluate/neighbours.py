@@ -9,7 +9,7 @@ from ..data import ImageSet
 from ..errors import InputError
 from .extraction import extract, pick_precision
 
-_SCORES = 2**24  # numbers held at once: 64 MiB in float32
+_SCORES = 2**23  # numbers held at once: 32 MiB in float32
 
 
 def knn(
@@ -28,50 +28,59 @@ def knn(
         raise InputError(f"k={k}: expected 1 to {len(memory)}, the number of training images; give another --k")
     if not temperature > 0:
         raise InputError(f"temperature={temperature}: it has to be positive")
-    keys = F.normalize(torch.from_numpy(memory).float())
-    rough = _Rough(keys) if pick_precision("auto", keys.device) is torch.bfloat16 else None
+    keys = torch.from_numpy(memory).float()
+    norms = keys.norm(dim=1).clamp(min=1e-12)
+    rough = _Rough(keys, norms) if pick_precision("auto", keys.device) is torch.bfloat16 else None
     classes = torch.from_numpy(labels.astype(np.int64))
     count = int(classes.max()) + 1
     predicted = []
     for chunk in F.normalize(torch.from_numpy(queries).float()).split(max(1, _SCORES // len(keys))):
-        cosine, nearest = rough.nearest(chunk, k) if rough else (chunk @ keys.t()).topk(k)  # (n, k)
+        cosine, nearest = rough.nearest(chunk, k) if rough else _nearest(chunk, keys, norms, k)  # (n, k)
         weights = ((cosine - 1) / temperature).exp()
         votes = torch.zeros(len(chunk), count).scatter_add_(1, classes[nearest], weights)  # (n, classes)
         predicted.append(votes.argmax(1))
     return torch.cat(predicted).numpy()
 
 
+def _nearest(queries: Tensor, keys: Tensor, norms: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Cosines and places (n, k) of the k keys (N, D) nearest to unit vectors (n, D), nearest first."""
+    return (queries @ keys.t()).div_(norms).topk(k)
+
+
 class _Rough:
-    """Looks for the nearest of unit vectors (N, D) in bfloat16, and settles which they are in float32: exact.
+    """Looks for the nearest of keys (N, D) in bfloat16, and settles which they are in float32: exact.
 
     The rounding of two vectors moves their product by at most the sum of the rounding's own lengths, and the product
     is rounded once more. Where a key that was not looked at again could still be nearer than the k-th found, all keys
     are compared in float32.
     """
 
-    def __init__(self, keys: Tensor):
-        self.keys, self.rounded = keys, torch.empty_like(keys, dtype=torch.bfloat16)
-        errors = []
-        for part, rounded in zip(keys.split(256), self.rounded.split(256), strict=True):  # what a cache holds
-            errors.append(_rounding(part, rounded.copy_(part)).max())
+    def __init__(self, keys: Tensor, norms: Tensor):
+        self.keys, self.norms = keys, norms
+        self.rounded, errors = torch.empty_like(keys, dtype=torch.bfloat16), []
+        for start in range(0, len(keys), 256):  # what a cache holds
+            part = slice(start, start + 256)
+            unit = keys[part] / norms[part, None]
+            errors.append(_rounding(unit, self.rounded[part].copy_(unit)).max())
         self.error = torch.stack(errors).max()
 
     def nearest(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """Cosines and places (n, k) of the k keys nearest to unit vectors (n, D), nearest first."""
-        looked = k + max(k, 32)
+        """The same as `_nearest`."""
+        looked, width = k + max(k, 32), queries.shape[1]
         if looked >= len(self.keys):
-            return (queries @ self.keys.t()).topk(k)
+            return _nearest(queries, self.keys, self.norms, k)
         rounded = queries.bfloat16()
         scores, places = (rounded @ self.rounded.t()).topk(looked)  # (n, looked)
         cosine = torch.empty(scores.shape)
-        for part in torch.arange(len(queries)).split(max(1, _SCORES // (looked * queries.shape[1]))):
-            cosine[part] = torch.bmm(self.keys[places[part]], queries[part, :, None])[..., 0]
+        for part in torch.arange(len(queries)).split(max(1, _SCORES // (2 * looked * width))):
+            products = torch.bmm(self.keys[places[part]], queries[part, :, None])[..., 0]
+            cosine[part] = products.div_(self.norms[places[part]])
         cosine, best = cosine.topk(k)
         places = places.gather(1, best)
         last = scores[:, -1].float()
         most = last + last.abs() / 256 + self.error + _rounding(queries, rounded) + 1e-4  # of what was not looked at
         if (unsure := (most >= cosine[:, -1]).nonzero()[:, 0]).numel():
-            cosine[unsure], places[unsure] = (queries[unsure] @ self.keys.t()).topk(k)
+            cosine[unsure], places[unsure] = _nearest(queries[unsure], self.keys, self.norms, k)
         return cosine, places
 
 
