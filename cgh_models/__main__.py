@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "evaluate knn": (evaluate_commands.Knn, evaluate_commands.evaluate_knn),
     "evaluate linear": (evaluate_commands.Linear, evaluate_commands.evaluate_linear),
     "evaluate finetune": (evaluate_commands.Finetune, evaluate_commands.evaluate_finetune),
+    "reproduce": (evaluate_commands.Reproduce, evaluate_commands.reproduce),
     "backbones": (commands.Backbones, commands.backbones),
     "export": (commands.Export, commands.export),
     "demo": (commands.Demo, commands.demo),
@@ -81,7 +82,10 @@ def _dispatch(words: list[str]) -> None:
 
 
 def main() -> None:
-    """Runs a command; an error is one line and an exit code: 2 input, 3 network, 4 integrity, 5 disk, 75 saved."""
+    """Runs a command; an error is one line and an exit code.
+
+    1 a number that differs, 2 input, 3 network, 4 integrity, 5 disk, 75 saved.
+    """
     try:
         _dispatch(sys.argv[1:])
         sys.stdout.flush()

@@ -8,6 +8,12 @@ a failed check.
 import sys
 
 
+class NotReproduced(Exception):  # noqa: N818 - a finding
+    """A published number and its measurement are further apart than stated."""
+
+    exit_code = 1
+
+
 class InputError(Exception):
     """Something the user gave cannot be used."""
 
@@ -38,7 +44,7 @@ class Interrupted(Exception):  # noqa: N818 - not a failure: the state is saved
     exit_code = 75
 
 
-ERRORS = (InputError, NetworkError, IntegrityError, DiskError, Interrupted)
+ERRORS = (NotReproduced, InputError, NetworkError, IntegrityError, DiskError, Interrupted)
 
 
 def printable(text: object) -> str:

@@ -12,7 +12,8 @@ from typing import Any, Literal
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 
-from .errors import InputError, say
+from . import manifest
+from .errors import InputError, NotReproduced, printable, say
 from .evaluate_config import FINETUNE, LABELS, LINEAR, FinetuneConfig, LinearConfig
 
 Recipe = Literal["imagenet", "cifar", "tiny"]
@@ -76,6 +77,7 @@ def evaluate_knn(args: Knn) -> None:
     accuracy = knn_accuracy(model, train, val, k=args.k, temperature=args.temperature, **_extraction(args))
     protocol = "kNN top-1 of val/ against train/, votes weighted by exp(cosine / temperature)"
     numbers = {"k": args.k, "temperature": args.temperature, "memory": len(train)}
+    numbers |= {"fast": True} if args.extracting.fast else {}
     _finish(args, "knn", protocol, accuracy, numbers, {"queries": len(val)}, len(val))
 
 
@@ -163,6 +165,75 @@ def evaluate_finetune(args: Finetune) -> None:
     }  # fmt: skip
     protocol = f"backbone and linear layer trained on {args.labels} of train/, top-1 of val/ after the last epoch"
     _finish(args, f"finetune_{percent}", protocol, accuracy, numbers, {"val": len(val)}, len(val))
+
+
+TOLERANCE = {"knn": 0.1, "linear": 0.5}  # percent points: rounding moves a kNN, a layer's training a little more
+_NEEDED = {
+    "knn": ("k", "temperature"),
+    "linear": ("seed", *(setting.name for setting in dataclasses.fields(LinearConfig))),
+}
+
+
+@dataclass
+class Reproduce:
+    """Measures a published number again, from the shipped file: exit 0 if it agrees, 1 if not, 2 without its images."""
+
+    weights: Positional[str]
+    """A name of `cgh list`, or a weights folder."""
+    data: str
+    """Folder with train/ and val/ of the images that the number was measured on."""
+    metric: Literal["knn", "linear"] = "knn"
+    """knn: within 0.1 percent points; linear (protocol sgd, at the rate that was chosen): within 0.5."""
+    batch_size: int = 256
+    """Images a forward where nothing is trained on them; changes speed and memory only."""
+    workers: int = 2
+    """Processes that read images."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, ...; auto takes a GPU if there is one."""
+
+
+def reproduce(args: Reproduce) -> None:
+    """`cgh reproduce`."""
+    from .data import load_splits
+    from .evaluate import knn_accuracy
+    from .evaluate.linear import sgd
+    from .registry import create_model
+
+    row = manifest.row_of(args.weights)
+    if not (published := row["metrics"][args.metric]):
+        there = ", ".join(name for name, metric in row["metrics"].items() if metric) or "none"
+        raise InputError(f"{args.weights}: no {args.metric} was published of it (there are: {there})")
+    train, val = load_splits(args.data)
+    numbers, names = published["parameters"], _NEEDED[args.metric]
+    if missing := [name for name in names if name not in numbers]:
+        raise InputError(f"{args.weights}: its {args.metric} was published without {missing[0]}; give another --metric")
+    given = {name: numbers[name] for name in names}
+    wanted = numbers.get("memory", numbers.get("train")), published["n"]
+    if (len(train), len(val)) != wanted:
+        raise InputError(
+            f"{printable(args.data)}: {len(train)} images in train/ and {len(val)} in val/, expected {wanted[0]} and "
+            f"{wanted[1]} of {printable(published['data'])}; give --data those"
+        )
+    how = {"batch_size": args.batch_size, "workers": args.workers, "device": args.device}
+    model = create_model(args.weights)
+    if args.metric == "knn":
+        got = knn_accuracy(model, train, val, **given, fast=numbers.get("fast", False), **how)
+    else:
+        seed = given.pop("seed")
+        got = sgd(model, train, val, LinearConfig(**given), seed=seed, say=say, **how)["value"]
+    _compare(args, published["value"], round(got, 3))
+
+
+def _compare(args: Reproduce, published: float, got: float) -> None:
+    tolerance = TOLERANCE[args.metric]
+    agrees = round(abs(got - published), 6) <= tolerance
+    found = {"metric": args.metric, "published": published, "got": got, "tolerance": tolerance, "agrees": agrees}
+    print(json.dumps(found | {"weights": args.weights, "data": args.data}))
+    if not agrees:
+        raise NotReproduced(
+            f"{args.weights}: published {args.metric} {published:.2f} %, got {got:.2f} %, more than {tolerance} apart; "
+            f"`cgh verify {args.weights}` says whether the file is the published one"
+        )
 
 
 def _open(args: Any) -> tuple[Any, Any, Any]:

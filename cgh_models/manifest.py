@@ -54,6 +54,12 @@ def row(name: str) -> Row:
     return copy.deepcopy(rows()[name])
 
 
+def row_of(weights: str) -> Row:
+    """The row of published weights, or else of a weights folder. Raises as `row` and `read_row`."""
+    known = weights in rows() or not Path(weights).is_dir()
+    return row(weights) if known else read_row(Path(weights))
+
+
 def trained_on(row: Row) -> str:
     """The images of a row in a few words: their name and number, as far as they are known."""
     data = row["data"]

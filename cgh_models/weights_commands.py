@@ -56,16 +56,11 @@ class Info:
 
 def info(args: Info) -> None:
     """`cgh info`."""
-    row = _row(args.weights)
+    row = manifest.row_of(args.weights)
     for key in ("notes", "data"):  # before any number
         _show(key, row.pop(key))
     for key, value in row.items():
         _show(key, value)
-
-
-def _row(weights: str) -> manifest.Row:
-    known = weights in manifest.rows() or not Path(weights).is_dir()
-    return manifest.row(weights) if known else manifest.read_row(Path(weights))
 
 
 def _show(key: str, value: Any, indent: int = 0) -> None:

@@ -52,6 +52,15 @@ def image_root(tmp_path_factory) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def cifar10() -> Path:
+    """All of CIFAR-10 as JPEG files, train/ and val/."""
+    root = Path(os.environ.get("CGH_DATA", "")) / "cifar10"
+    if "CGH_DATA" not in os.environ or not root.is_dir():
+        pytest.skip("CIFAR-10 is not here: set CGH_DATA to a folder with cifar10/{train,val}/<class>/*.jpg")
+    return root
+
+
 @pytest.fixture
 def loopback(monkeypatch, tmp_path):
     """The Hub, empty and without faults, with a cache of its own for the test."""

@@ -146,3 +146,45 @@ def test_a_mistake_is_one_line_and_no_number(words, message, image_root, here, t
     (error,) = [line for line in said.err.splitlines() if line.startswith("error: ")]
     assert stopped.value.code == (5 if "cannot be written" in message else 2) and said.out == ""
     assert message in error and len(error) <= 420
+
+
+def reproduce(*words, cwd):
+    done = cgh("reproduce", *words, "--workers", 0, "--device", "cpu", cwd=cwd, env=ENV)
+    return done.returncode, json.loads(done.stdout or "null"), done.stderr.splitlines()
+
+
+@pytest.mark.parametrize("metric, flags", [
+    ("knn", ["--k", 3]),
+    ("linear", ["--protocol", "sgd", "--recipe", "cifar", "--epochs", 5, "--train-batch-size", 16]),
+])  # fmt: skip
+def test_a_recorded_number_is_reproduced_and_an_altered_one_is_not(metric, flags, weights, image_root, here, tmp_path):
+    folder = shutil.copytree(weights, tmp_path / "mine")
+    recorded = here("evaluate", metric, folder, "--data", image_root, "--workers", 0, *flags, "--record")
+    code, found, _ = reproduce(folder, "--data", image_root, "--metric", metric, cwd=tmp_path)
+    assert code == 0 and found["agrees"] and found["got"] == found["published"] == recorded["value"]
+    row = manifest.read_row(folder)
+    row["metrics"][metric]["value"] = abs(recorded["value"] - 2)
+    (folder / manifest.ROW_FILE).write_text(json.dumps(row))
+    code, found, said = reproduce(folder, "--data", image_root, "--metric", metric, cwd=tmp_path)
+    assert code == 1 and not found["agrees"] and found["got"] == recorded["value"]
+    assert said[-1].startswith(f"error: {folder}: published {metric} {abs(recorded['value'] - 2):.2f} %, got ")
+
+
+def test_what_cannot_be_reproduced_is_one_sentence(weights, image_root, tmp_path):
+    name = manifest.names()[0]
+    for words, told in (
+        ([name, "--data", tmp_path / "none"], "has no train/ folder"),
+        ([name], "--data"),
+        ([name, "--data", image_root], "64 images in train/ and 20 in val/, expected 50000 and 10000 of CIFAR-10"),
+        ([weights, "--data", image_root], "no knn was published of it (there are: none)"),
+        (["resnet18.nobody", "--data", image_root], "no published weights of this name"),
+    ):
+        code, found, said = reproduce(*words, cwd=tmp_path)
+        assert (code, found, len(said)) == (2, None, 1) and told in said[0], said
+
+
+@pytest.mark.slow
+def test_the_packaged_weights_reproduce_their_number(cifar10, tmp_path):
+    name = manifest.names()[0]
+    code, found, _ = reproduce(name, "--data", cifar10, cwd=tmp_path)
+    assert code == 0 and found["agrees"] and found["published"] == manifest.row(name)["metrics"]["knn"]["value"]
