@@ -13,7 +13,7 @@ import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 
 from . import manifest
-from .errors import InputError, NotReproduced, printable, say
+from .errors import InputError, NotReproduced, say
 from .evaluate_config import FINETUNE, LABELS, LINEAR, FinetuneConfig, LinearConfig
 
 Recipe = Literal["imagenet", "cifar", "tiny"]
@@ -69,16 +69,13 @@ class Knn:
 
 def evaluate_knn(args: Knn) -> None:
     """`cgh evaluate knn`."""
-    from .evaluate import knn_accuracy
+    from .evaluate import measured
 
     model, train, val = _open(args)
     if not 1 <= args.k <= len(train):
         raise InputError(f"--k {args.k}: expected 1 to {len(train)}, the number of training images")
-    accuracy = knn_accuracy(model, train, val, k=args.k, temperature=args.temperature, **_extraction(args))
-    protocol = "kNN top-1 of val/ against train/, votes weighted by exp(cosine / temperature)"
-    numbers = {"k": args.k, "temperature": args.temperature, "memory": len(train)}
-    numbers |= {"fast": True} if args.extracting.fast else {}
-    _finish(args, "knn", protocol, accuracy, numbers, {"queries": len(val)}, len(val))
+    found = measured.knn(model, train, val, k=args.k, temperature=args.temperature, **_extraction(args))
+    _finish(args, "knn", found, {"queries": len(val)})
 
 
 @dataclass
@@ -99,31 +96,16 @@ class Linear:
     extracting: OmitArgPrefixes[Extracting] = field(default_factory=Extracting)
 
 
-_PROTOCOLS = {
-    "sgd": "linear layer on the frozen backbone, SGD on augmented train/ (crop, flip), top-1 of val/ after the last "
-    "epoch",
-    "lbfgs": "multinomial logistic regression (L-BFGS) on standardized embeddings of plain train/, top-1 of val/",
-    "ridge": "one-vs-all ridge regression (closed form) on standardized embeddings of plain train/, top-1 of val/",
-}
-
-
 def evaluate_linear(args: Linear) -> None:
     """`cgh evaluate linear`."""
-    from .evaluate.linear import sgd
-    from .evaluate.probes import probe
+    from .evaluate import measured
 
     if args.protocol != "sgd" and args.sgd != LINEAR["imagenet"]:
         raise InputError(f"--protocol {args.protocol}: has no recipe, rate, epochs or steps; give --protocol sgd")
     model, train, val = _open(args)
-    if args.protocol == "sgd":
-        found = sgd(model, train, val, args.sgd, seed=args.measuring.seed, say=say, **_extraction(args))
-        metric, found = "linear", {"recipe": args.recipe, **found}
-    else:
-        found = probe(args.protocol, model, train, val, seed=args.measuring.seed, say=say, **_extraction(args))
-        metric = f"linear_{args.protocol}"
-    accuracy = found.pop("value")
-    numbers = {"protocol": args.protocol, **found, "train": len(train)}
-    _finish(args, metric, _PROTOCOLS[args.protocol], accuracy, numbers, {"val": len(val)}, len(val))
+    how = {"seed": args.measuring.seed, "say": say, **_extraction(args)}
+    found = measured.linear(args.protocol, model, train, val, args.sgd, args.recipe, **how)
+    _finish(args, "linear" if args.protocol == "sgd" else f"linear_{args.protocol}", found, {"val": len(val)})
 
 
 @dataclass
@@ -164,14 +146,8 @@ def evaluate_finetune(args: Finetune) -> None:
         "seed": seed, "labelled": len(part), "split": split, "names_sha256": names,
     }  # fmt: skip
     protocol = f"backbone and linear layer trained on {args.labels} of train/, top-1 of val/ after the last epoch"
-    _finish(args, f"finetune_{percent}", protocol, accuracy, numbers, {"val": len(val)}, len(val))
-
-
-TOLERANCE = {"knn": 0.1, "linear": 0.5}  # percent points: rounding moves a kNN, a layer's training a little more
-_NEEDED = {
-    "knn": ("k", "temperature"),
-    "linear": ("seed", *(setting.name for setting in dataclasses.fields(LinearConfig))),
-}
+    found = {"protocol": protocol, "parameters": numbers, "value": round(accuracy, 3), "n": len(val)}
+    _finish(args, f"finetune_{percent}", found, {"val": len(val)})
 
 
 @dataclass
@@ -195,8 +171,7 @@ class Reproduce:
 def reproduce(args: Reproduce) -> None:
     """`cgh reproduce`."""
     from .data import load_splits
-    from .evaluate import knn_accuracy
-    from .evaluate.linear import sgd
+    from .evaluate import measured
     from .registry import create_model
 
     row = manifest.row_of(args.weights)
@@ -204,34 +179,15 @@ def reproduce(args: Reproduce) -> None:
         there = ", ".join(name for name, metric in row["metrics"].items() if metric) or "none"
         raise InputError(f"{args.weights}: no {args.metric} was published of it (there are: {there})")
     train, val = load_splits(args.data)
-    numbers, names = published["parameters"], _NEEDED[args.metric]
-    if missing := [name for name in names if name not in numbers]:
-        raise InputError(f"{args.weights}: its {args.metric} was published without {missing[0]}; give another --metric")
-    given = {name: numbers[name] for name in names}
-    wanted = numbers.get("memory", numbers.get("train")), published["n"]
-    if (len(train), len(val)) != wanted:
-        raise InputError(
-            f"{printable(args.data)}: {len(train)} images in train/ and {len(val)} in val/, expected {wanted[0]} and "
-            f"{wanted[1]} of {printable(published['data'])}; give --data those"
-        )
-    how = {"batch_size": args.batch_size, "workers": args.workers, "device": args.device}
-    model = create_model(args.weights)
-    if args.metric == "knn":
-        got = knn_accuracy(model, train, val, **given, fast=numbers.get("fast", False), **how)
-    else:
-        seed = given.pop("seed")
-        got = sgd(model, train, val, LinearConfig(**given), seed=seed, say=say, **how)["value"]
-    _compare(args, published["value"], round(got, 3))
-
-
-def _compare(args: Reproduce, published: float, got: float) -> None:
-    tolerance = TOLERANCE[args.metric]
-    agrees = round(abs(got - published), 6) <= tolerance
-    found = {"metric": args.metric, "published": published, "got": got, "tolerance": tolerance, "agrees": agrees}
+    model, how = create_model(args.weights), {"batch_size": args.batch_size, "workers": args.workers}
+    got = measured.again(args.metric, published, model, train, val, device=args.device, say=say, **how)
+    value, tolerance = published["value"], measured.TOLERANCE[args.metric]
+    agrees = round(abs(got - value), 6) <= tolerance
+    found = {"metric": args.metric, "published": value, "got": got, "tolerance": tolerance, "agrees": agrees}
     print(json.dumps(found | {"weights": args.weights, "data": args.data}))
     if not agrees:
         raise NotReproduced(
-            f"{args.weights}: published {args.metric} {published:.2f} %, got {got:.2f} %, more than {tolerance} apart; "
+            f"{args.weights}: published {args.metric} {value:.2f} %, got {got:.2f} %, more than {tolerance} apart; "
             f"`cgh verify {args.weights}` says whether the file is the published one"
         )
 
@@ -258,20 +214,15 @@ def _extraction(args: Any) -> dict[str, Any]:
     return given | ({"cache_dir": how.cache or None, "fast": how.fast} if how else {})
 
 
-def _finish(
-    args: Any, metric: str, protocol: str, accuracy: float, numbers: dict[str, Any], more: dict[str, Any], count: int
-) -> None:
+def _finish(args: Any, metric: str, measured: dict[str, Any], more: dict[str, Any]) -> None:
     """Records the number if that is asked for, and prints it."""
-    value = round(accuracy, 3)
     if args.measuring.record:
         from .export import record
 
-        record(Path(args.weights), metric, {
-            "data": args.measuring.data_name or Path(args.data).resolve().name,
-            "protocol": protocol, "parameters": numbers, "value": value, "n": count,
-            "command": shlex.join(["cgh", *sys.argv[1:]]),
-        })  # fmt: skip
-    print(json.dumps({"metric": metric, "value": value, **numbers, **more, "weights": args.weights, "data": args.data}))
+        name = args.measuring.data_name or Path(args.data).resolve().name
+        record(Path(args.weights), metric, {"data": name, **measured, "command": shlex.join(["cgh", *sys.argv[1:]])})
+    found = {"metric": metric, "value": measured["value"], **measured["parameters"], **more}
+    print(json.dumps(found | {"weights": args.weights, "data": args.data}))
 
 
 def _named(words: list[str], flag: str, default: str, known: tuple[str, ...]) -> str:

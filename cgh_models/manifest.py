@@ -13,10 +13,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-import fastjsonschema
-
 from . import files
-from .errors import InputError, IntegrityError, printable
+from .errors import InputError, IntegrityError, printable, say
 
 PACKAGE = Path(__file__).parent
 MANIFEST = PACKAGE / "weights_manifest.json"
@@ -98,10 +96,10 @@ def add(path: Path, new: Row) -> None:
 
 def check(content: Any, path: Path) -> None:
     """Raises InputError that names the row and the key if this is not the content of a manifest."""
-    try:
-        _validator()(content)
-    except fastjsonschema.JsonSchemaValueException as error:
-        raise InputError(f"{printable(path)}: {_explain(content, error)}") from error
+    if not (validate := _validator()):
+        return
+    if refused := validate(content):
+        raise InputError(f"{printable(path)}: {_explain(content, refused)}") from refused
     seen = set()
     for new in content["weights"]:
         where = f"{printable(path)}: row {new['name']!r}"
@@ -117,10 +115,23 @@ def check(content: Any, path: Path) -> None:
 
 @functools.cache
 def _validator() -> Any:
-    return fastjsonschema.compile(json.loads(_SCHEMA.read_text("utf-8")))
+    """A function that returns why it refuses a manifest, or None; None itself where its library is missing."""
+    try:
+        import fastjsonschema
+    except ModuleNotFoundError:  # a machine for training alone, where nothing can be installed
+        return say("fastjsonschema is not installed: rows are not checked here; `cgh verify` does where it is")
+    compiled: Any = fastjsonschema.compile(json.loads(_SCHEMA.read_text("utf-8")))
+
+    def refusal(content: Any) -> Exception | None:
+        try:
+            compiled(content)
+        except fastjsonschema.JsonSchemaValueException as error:
+            return error
+
+    return refusal
 
 
-def _explain(content: Any, error: fastjsonschema.JsonSchemaValueException) -> str:
+def _explain(content: Any, error: Any) -> str:
     """Which row, which key, what is wrong with it."""
     way = [str(part) for part in error.path[1:]]
     where = "the manifest"

@@ -20,7 +20,7 @@ FLOORS = [
     ["methods", "batches", "tags", "evaluate.cache", "evaluate.inference", "evaluate.splits"],
     ["evaluate.extraction", "evaluate.classifier", "registry"],
     ["evaluate.neighbours", "evaluate.linear", "evaluate.probes", "evaluate.finetune"],
-    ["evaluate"],
+    ["evaluate", "evaluate.measured"],
     ["journal", "integrity", "compatibility"],
     ["train", "export"],
     ["demo", "publish", "convert"],
