@@ -21,25 +21,31 @@ _HEADS = (
 )
 
 
-def card(row: Row, stock: bool) -> str:
+CURVE = "curve.png"
+
+
+def card(row: Row, stock: bool, curve: bool) -> str:
     """Markdown with the front matter that the Hub reads.
 
     Args:
         stock: timm has the architecture without this package.
+        curve: a picture of its training is beside it.
     """
     size = row["preprocessing"]["input_size"]
     own = "import timm\n" if stock else "import cgh_models  # its architecture\nimport timm\n"
     papers = ", ".join(f"{PAPERS.get(paper, '')} ({paper})" for paper in row["paper_ids"])
     notes = "".join(f"\n{note}\n" for note in row["notes"])
     converted = "converted_from" in row
-    limits = "no classifier in it" + ("" if converted else ", and\nnothing was filtered from its data")
+    limits = "no\nclassifier in it" + ("" if converted else ", and nothing was filtered from its data")
+    cited = ", ".join(f"{paper} (https://arxiv.org/abs/{paper.removeprefix('arXiv:')})" for paper in row["paper_ids"])
     return f"""---
 {_front_matter(row)}
 ---
 # {row["name"]}
 
 A feature extractor: `{row["architecture"]}`, {row["parameters"]:,} parameters, embeddings of width
-{row["num_features"]}, pretrained without labels.
+{row["num_features"]}, pretrained without labels. For embeddings of images like those it was trained on, at {size[1]} x
+{size[2]} px (nearest neighbours, linear layers), and to start fine-tuning from; there is {limits}.
 
 **Method:** {papers}.
 
@@ -53,15 +59,14 @@ transform = timm.data.create_transform(**timm.data.resolve_model_data_config(mod
 
 ## Measured
 
-{_metrics(row)}
+{_metrics(row)}{f"{chr(10)}![loss and kNN while it was trained]({CURVE}){chr(10)}" if curve else ""}
 ## How it was made
 
 {_conversion(row) if converted else _origin(row)}
-## Use and limits
+## Licence and citation
 
-For features of images like those it was trained on, at {size[1]} x {size[2]} px; there is {limits}.
-
-Licence of the weights: {row["license"] or "not stated by whoever trained them"}.
+Licence of the weights: {row["license"] or "not stated by whoever trained them"}. Whoever uses them, cite {cited}, and
+cgh-models as its CITATION.cff says.
 """
 
 

@@ -13,11 +13,12 @@ from torch import Tensor
 from . import checkpoint, files, manifest
 from .architectures import default_cfgs
 from .backbone import architecture, embed, model_args
-from .card import card
+from .card import CURVE, card
 from .config import TrainConfig, from_dict, to_dict
 from .errors import InputError, IntegrityError
 from .integrity import fingerprint
 from .registry import is_run, load_method, load_run, preprocessing
+from .report import curve, read_log
 from .tags import timm_config
 from .tensors import write_tensors
 
@@ -33,7 +34,7 @@ def export(
 
     ``model.safetensors`` holds the student's backbone under timm's own keys and ``config.json`` all that timm needs;
     ``pretrain.safetensors`` the heads, teacher and queues; ``weights.json`` is the folder's row (see `manifest`) and
-    ``README.md`` its card.
+    ``README.md`` its card, with a picture of its training in ``curve.png``.
 
     Args:
         run_dir: a run folder.
@@ -64,6 +65,8 @@ def export(
         images = {"name": data_name or Path(run["data"]["path"]).name, "license_note": data_license or _NO_TERMS}
         _write(draft, method, DTYPES[dtype])
         row = _row(draft, method, run, step, told, images)
+        if picture := curve(read_log(run_dir / "metrics.jsonl")):
+            picture.save(draft / CURVE)
         write_description(draft, row)
         files.write_json(draft / "config.json", timm_config(row))
         _check(method, draft)
@@ -76,9 +79,9 @@ def export(
 _NO_TERMS = "The terms of these images were not stated by whoever trained on them."
 
 
-def card_of(row: manifest.Row) -> str:
-    """The README.md that follows from a row."""
-    return card(row, stock=row["architecture"] not in default_cfgs)
+def card_of(folder: Path, row: manifest.Row) -> str:
+    """The README.md that follows from a row and, where there is one, the picture of its training."""
+    return card(row, stock=row["architecture"] not in default_cfgs, curve=(folder / CURVE).is_file())
 
 
 def write_description(folder: Path, row: manifest.Row) -> None:
@@ -86,7 +89,7 @@ def write_description(folder: Path, row: manifest.Row) -> None:
     manifest.check({"schema": 1, "weights": [row]}, folder / manifest.ROW_FILE)
     files.write_json(folder / manifest.ROW_FILE, row)
     with files.atomic(folder / "README.md") as temporary:
-        temporary.write_text(card_of(row), encoding="utf-8")
+        temporary.write_text(card_of(folder, row), encoding="utf-8")
 
 
 def record(folder: Path, name: str, metric: dict[str, Any]) -> None:

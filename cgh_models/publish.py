@@ -83,13 +83,14 @@ def _merged(path: Path, row: manifest.Row, folder: Path) -> manifest.Row:
 def _content(folder: Path, row: manifest.Row) -> tuple[dict[str, bytes], list[str]]:
     """The files to publish by name, and the names of those that stay. Raises InputError for a card changed by hand."""
     readme = folder / "README.md"
-    if readme.exists() and readme.read_text("utf-8", errors="replace") != card_of(row):
+    if readme.exists() and readme.read_text("utf-8", errors="replace") != card_of(folder, row):
         raise InputError(
             f"{printable(readme)}: differs from what {manifest.ROW_FILE} says; move your text to its `notes` and "
             "remove README.md, it is written anew"
         )
     content = {name: (folder / name).read_bytes() for name in (*row["files"], "config.json")}
-    content |= {"README.md": card_of(row).encode(), manifest.ROW_FILE: (json.dumps(row, indent=2) + "\n").encode()}
+    content["README.md"] = card_of(folder, row).encode()
+    content[manifest.ROW_FILE] = (json.dumps(row, indent=2) + "\n").encode()
     left = []
     for path in sorted(folder.iterdir()):
         if path.name in content or not path.is_file():

@@ -12,8 +12,8 @@ import cgh_models
 PACKAGE = Path(cgh_models.__file__).parent
 # Modules of one floor never import each other, except on floor 0, where they may import what stands to their left.
 FLOORS = [
-    ["errors", "files", "tensors", "manifest", "card", "download", "autoload", "architectures", "backbone", "heads",
-     "teacher", "feature_queue", "losses", "views", "fast_views", "images", "archives", "config", "recipes",
+    ["errors", "files", "tensors", "manifest", "card", "report", "download", "autoload", "architectures", "backbone",
+     "heads", "teacher", "feature_queue", "losses", "views", "fast_views", "images", "archives", "config", "recipes",
      "evaluate_config", "method"],
     ["methods.byol", "methods.cgh", "methods.lewel", "methods.mnclglf", "methods.moco_v2", "methods.nnclr",
      "methods.ressl", "optim", "step", "data", "checkpoint", "hub", "authors", "evaluate.collapse"],
@@ -33,7 +33,7 @@ DOORS = {
     "huggingface_hub": {"hub", "publish", "card"},
     "requests": {"download"},
     "fastjsonschema": {"manifest"},
-    "PIL": {"views", "images", "archives", "data", "batches"},
+    "PIL": {"views", "images", "archives", "data", "batches", "report"},
     "torchvision": {"views", "batches"},
     "tyro": {"commands", "weights_commands", "evaluate_commands", "__main__"},
     "simplejpeg": {"images"},

@@ -80,8 +80,8 @@ print(json.dumps(model(torch.linspace(-2, 2, 3 * 64 * 64).view(1, 3, 64, 64))[0]
 def test_publishing_again_makes_one_commit_more_and_moves_the_pin(folder, monkeypatch, tmp_path):
     assert publish(monkeypatch) == 0
     first = manifest.read(tmp_path / "m.json")[1]["hub"]["revision"]
-    record(folder, "linear", METRIC | {"value": 70.5})
     (folder / "curve.png").unlink()
+    record(folder, "linear", METRIC | {"value": 70.5})  # writes the card anew
     assert publish(monkeypatch) == 0
     assert "curve.png" not in HUB.repos[REPO]["commits"][-1][1] and len(HUB.repos[REPO]["tags"]) == 2
     second = manifest.read(tmp_path / "m.json")[1]

@@ -1,0 +1,110 @@
+"""What the zoo is to hold, in the order in which it is trained, each row as the command that makes it."""
+
+import dataclasses
+import shlex
+from dataclasses import dataclass
+from typing import Any
+
+from cgh_models.config import TrainConfig
+from cgh_models.methods import METHODS
+from cgh_models.recipes import method_config, train_config
+
+# What cards say of the images: name, terms, limits.
+DATA = {
+    "cifar10": (
+        "CIFAR-10 (JPEG)",
+        "No licence was published with these photographs; they are their owners', collected by A. Krizhevsky, V. Nair "
+        "and G. Hinton (2009), and were used here for research.",
+        "Trained on photographs of 32 px: expect little of it on larger ones.",
+    ),
+    "tiny-imagenet-200": (
+        "Tiny ImageNet",
+        "Images of ImageNet, whose terms allow non-commercial research and education; use the weights for no more.",
+        "Trained on photographs of 64 px that were enlarged: expect less of it on large ones.",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A row of the zoo.
+
+    Attributes:
+        data: folder with train/ and val/ under the data folder.
+        epochs: as many as the row is to have; with less time it gets fewer.
+        least: with fewer it is not worth its place, and waits.
+        image_size: 0: the recipe's.
+        settings: KEY=VALUE of the method's own.
+        shipped: the weights, too; else only the numbers, in ``numbers.json``.
+        packaged: in the wheel.
+        heads: the heads beside the backbone, in the repository.
+    """
+
+    arch: str
+    method: str
+    tag: str
+    data: str
+    epochs: int
+    least: int
+    image_size: int = 0
+    seed: int = 0
+    settings: tuple[str, ...] = ()
+    shipped: bool = True
+    packaged: bool = False
+    heads: bool = False
+
+    @property
+    def name(self) -> str:
+        """``architecture.tag``."""
+        return f"{self.arch}.{self.tag}"
+
+    @property
+    def recipe(self) -> str:
+        """Whose settings its images go with."""
+        return {"cifar10": "cifar", "tiny-imagenet-200": "tiny"}[self.data]
+
+    def configs(self, epochs: int, device: str = "auto", workers: int = 2) -> tuple[TrainConfig, Any]:
+        """The trainer's and the method's settings for so many epochs."""
+        train = dataclasses.replace(
+            train_config(self.recipe, self.method), epochs=epochs, seed=self.seed, device=device, workers=workers
+        )
+        train = dataclasses.replace(train, image_size=self.image_size or train.image_size)
+        return train, method_config(METHODS[self.method], self.recipe, train, self.settings)
+
+    def command(self, epochs: int) -> str:
+        """What trains it on the command line."""
+        words = ["cgh", "pretrain", "--data", f"{self.data}/train", "--out", f"runs/{self.name}"]
+        words += ["--method", self.method, "--arch", self.arch, "--recipe", self.recipe, "--epochs", str(epochs)]
+        words += ["--image-size", str(self.image_size)] if self.image_size else []
+        words += ["--seed", str(self.seed)] if self.seed else []
+        words += [word for setting in self.settings for word in ("--set", setting)]
+        return shlex.join(words)
+
+
+def _cifar(method: str, **more: Any) -> Wanted:
+    more = {"tag": f"{method}_cifar10"} | more
+    return Wanted("resnet18_cifar", method, data="cifar10", epochs=200, least=100, **more)
+
+
+def _tiny(arch: str, method: str, **more: Any) -> Wanted:
+    return Wanted(arch, method, method, "tiny-imagenet-200", 200, 40, image_size=96, **more)
+
+
+# A processor can train this one; the others wait for a GPU.
+_SMALL = Wanted("resnet18_cifar_w16", "cgh", "cgh_cifar10", "cifar10", 40, 20, settings=("warmup=0.5",))
+ROWS = (
+    dataclasses.replace(_SMALL, packaged=True, heads=True),
+    _cifar("cgh"),
+    _cifar("ressl", shipped=False),
+    _tiny("resnet50", "cgh"),
+    _tiny("resnet18", "cgh", packaged=True, heads=True),
+    _tiny("resnet18", "ressl"),
+    _tiny("resnet18", "lewel"),
+    _tiny("resnet18", "mnclglf"),
+    *(_cifar(method, shipped=False) for method in ("moco_v2", "byol", "nnclr", "mnclglf", "lewel")),
+    *(
+        _cifar(method, seed=seed, tag=f"{method}_cifar10_seed{seed}", shipped=False)
+        for seed in (1, 2)
+        for method in ("cgh", "ressl")
+    ),
+)
