@@ -4,11 +4,14 @@ The order is a function of (seed, epoch), views of (seed, epoch, image index): b
 worker, at any time, again.
 """
 
+import contextlib
+import functools
 import os
 import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -63,11 +66,11 @@ class _Decoded:
         # A crop is never smaller than its view because a large photo was decoded smaller.
         least = (view.side(self.size) * (view.ratio[1] / view.scale[0]) ** 0.5 for view in recipe)
         self.least = 0 if self.exact else max(least)
-        self.places = _Places(images)
+        self.places = _places()
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[int, list[Tensor], list[tuple[int, str]]]:
         epoch, index = key
-        self.places.note(index)
+        self.places.note(self.images.root / self.images.names[index])
         image, met = self.images.usable(index, self.least)
         made, pixels = [], None if self.exact else torch.from_numpy(np.array(image))
         for number, view in enumerate(self.recipe):
@@ -133,9 +136,10 @@ def _from_workers(images: ImageSet, recipe, config, steps: _Steps, device) -> It
         pin_memory=device.type == "cuda",
     )
     per_epoch = steps.count // steps.batch_size
-    for step, (indices, parts, met) in enumerate(_alive(loader), steps.start):
-        images.note_bad(met)
-        yield step // per_epoch, indices, [part.to(device, non_blocking=True) for part in parts]
+    with naming_dead_readers():
+        for step, (indices, parts, met) in enumerate(loader, steps.start):
+            images.note_bad(met)
+            yield step // per_epoch, indices, [part.to(device, non_blocking=True) for part in parts]
 
 
 def _workers(wanted: int) -> int:
@@ -166,14 +170,14 @@ class _Transformed:
 
     def __init__(self, images: ImageSet, indices: np.ndarray, transform, replace: bool):
         self.images, self.indices, self.transform, self.replace = images, indices, transform, replace
-        self.places = _Places(images)
+        self.places = _places()
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitem__(self, place: int) -> tuple[Tensor | None, list[tuple[int, str]]]:
         index = int(self.indices[place])
-        self.places.note(index)
+        self.places.note(self.images.root / self.images.names[index])
         try:
             image, met = self.images.usable(index) if self.replace else (self.images.image(index), [])
             return self.transform(image), met
@@ -193,49 +197,62 @@ def eval_batches(
         _Transformed(images, indices, transform, replace),  # pyright: ignore[reportArgumentType]
         batch_size,
         num_workers=0 if images.pixels is not None or sys.platform != "linux" else _workers(workers),
-        collate_fn=list,
+        collate_fn=_stack_transformed,
         worker_init_fn=_quiet_worker,
         generator=torch.Generator(),
     )
-    for items in _alive(loader):
-        met = [bad for _, bads in items for bad in bads]
-        if met and not replace:
-            raise InputError(f"{printable(images.root / images.names[met[0][0]])}: {met[0][1]}; mend or remove it")
-        images.note_bad(met)
-        yield torch.stack([image for image, _ in items])
+    with naming_dead_readers():
+        for batch, met in loader:
+            if met and not replace:
+                raise InputError(f"{printable(images.root / images.names[met[0][0]])}: {met[0][1]}; mend or remove it")
+            images.note_bad(met)
+            yield batch
+
+
+def _stack_transformed(items: list) -> tuple[Tensor | None, list[tuple[int, str]]]:
+    """One tensor a batch: each that a worker sends takes a file descriptor."""
+    found = [image for image, _ in items if image is not None]
+    return torch.stack(found) if len(found) == len(items) else None, [bad for _, met in items for bad in met]
 
 
 class _Places:
-    """Which image each worker reads, in memory that all processes share: a killed one cannot tell any more."""
+    """The file that each reading process is on, in memory that all share: a killed one cannot tell any more."""
 
-    def __init__(self, images: ImageSet):
-        self.images, self.rows = images, torch.zeros(256, 2, dtype=torch.int64).share_memory_()  # process, image
+    def __init__(self):
+        self.rows = torch.zeros(256, 1024, dtype=torch.uint8).share_memory_()  # process, length, name
 
-    def note(self, index: int) -> None:
-        if worker := get_worker_info():
-            self.rows[worker.id % 256] = torch.tensor([os.getpid(), index])
+    def note(self, path: Path) -> None:
+        """Called where an image is about to be read; only readers take notes."""
+        if get_worker_info():
+            row, name = self.rows[os.getpid() % 256].numpy(), os.fsencode(path)[:1000]
+            row[:16].view(np.int64)[:] = os.getpid(), len(name)
+            row[16 : 16 + len(name)] = np.frombuffer(name, np.uint8)
 
     def of(self, processes: set[int]) -> list[str]:
         """Files that these processes were reading."""
-        return [
-            printable(self.images.root / self.images.names[index])
-            for process, index in self.rows.tolist()
-            if process in processes
-        ]
+        heads = self.rows.numpy()[:, :16].copy().view(np.int64)  # (rows, 2)
+        found = [(row, length) for row, (process, length) in enumerate(heads) if process in processes]
+        return [printable(os.fsdecode(self.rows[row, 16 : 16 + length].numpy().tobytes())) for row, length in found]
 
 
-def _alive(loader: DataLoader) -> Iterator:
-    """The loader's batches; a worker that ended is one sentence: how, and on which file."""
+@functools.cache
+def _places() -> _Places:
+    return _Places()
+
+
+@contextlib.contextmanager
+def naming_dead_readers() -> Iterator[None]:
+    """A reader that ended is one sentence, how and on which file, wherever its end surfaces: torch raises at once."""
     try:
-        yield from loader
+        yield
     except RuntimeError as error:
         said = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (.*?)\.? *$", re.MULTILINE)
         found = said.search(str(error.__cause__)) or said.search(str(error))
         if not found:
             raise
-        places: _Places = loader.dataset.places  # pyright: ignore[reportAttributeAccessIssue]
-        files = places.of({int(process) for process in found[1].split(",")})
+        processes = {int(process) for process in found[1].split(",")}
+        files = ", ".join(_places().of(processes)) or "its start"
         raise InputError(
-            f"a process that reads images {found[2]}, at {', '.join(files) or 'its start'}; often memory was short: "
+            f"a process that reads images {found[2]}, at {files}; often memory was short: "
             "try again with --workers 0, or without that file"
         ) from error

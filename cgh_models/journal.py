@@ -219,6 +219,7 @@ class Monitor:
         self, images: ImageSet, config: TrainConfig, device: torch.device, stopped: Callable[[], bool] = lambda: False
     ):
         self.images, self.device, self.workers, self.stopped = images, device, config.workers, stopped
+        self.batch_size = min(256, config.batch_size // config.accumulate)  # what fits into memory in training, too
         self.pair: tuple[str, ImageSet, np.ndarray, ImageSet, np.ndarray] | None = None
         shuffled = order(0, 0, len(images))
         if config.eval_data:
@@ -250,7 +251,8 @@ class Monitor:
 
     def _look(self, backbone: nn.Module, images: ImageSet, indices: np.ndarray) -> np.ndarray:
         rows = []
-        for part in embeddings(backbone, images, indices, workers=self.workers, device=self.device, replace=True):
+        how = {"batch_size": self.batch_size, "workers": self.workers, "device": self.device}
+        for part in embeddings(backbone, images, indices, **how, replace=True):
             if self.stopped():
                 raise _Stopped
             rows.append(part)

@@ -59,10 +59,10 @@ def _from_timm(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module
     remote = name.startswith("hf-hub:")
     if not remote and not timm.is_model(arch):
         backbone.create(arch)  # raises, with names that are close
-    if not remote and pretrained and not timm.is_model_pretrained(name):
+    if not remote and (pretrained or "." in name) and not timm.is_model_pretrained(name):
         raise InputError(
             f"{printable(name)}: no weights of this name and no such folder; `cgh list` and "
-            f"timm.list_pretrained('{arch}*') show those there are, --random takes untrained ones"
+            f"timm.list_pretrained('{arch}*') show those there are, {arch} with --random takes untrained ones"
         )
     try:
         return timm.create_model(name, pretrained=pretrained, **{"num_classes": 0, **kwargs})

@@ -9,7 +9,6 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 _WIDTH, _HEIGHT, _MARGIN = 420, 260, 44  # pixels, of a panel
-_PANELS = {"loss": "loss", "knn": "kNN on samples of its images, %"}
 _COLOUR, _GREY = (31, 92, 153), (110, 110, 110)
 
 
@@ -28,10 +27,13 @@ def curve(log: list[dict[str, Any]]) -> Image.Image | None:
     Args:
         log: the lines of metrics.jsonl.
     """
+    nothing = math.nan
     found = {
-        title: [(line["step"], line[key]) for line in log if math.isfinite(line.get(key, math.nan))]
-        for key, title in _PANELS.items()
+        "loss": [(line["step"], line.get("loss", nothing)) for line in log],
+        # Of val/ against train/, or among the training images where no others were named.
+        "kNN on a sample, %": [(line["step"], line.get("knn", line.get("knn_train", nothing))) for line in log],
     }
+    found = {title: [point for point in points if math.isfinite(point[1])] for title, points in found.items()}
     panels = {title: points for title, points in found.items() if len(points) > 1}
     if not panels:
         return None

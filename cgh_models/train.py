@@ -22,7 +22,7 @@ import torch
 
 from . import __version__, checkpoint, files
 from .backbone import architecture
-from .batches import batches
+from .batches import batches, naming_dead_readers
 from .config import TrainConfig, explain_changes, to_dict
 from .data import ImageSet, load
 from .errors import InputError, Interrupted, printable, say
@@ -74,7 +74,7 @@ def pretrain(
             checkpoint.load(file, method, optimizer)
         recipe, precision = RECIPES[method.view_recipe], pick_precision(config.precision, device)
         backbone = method.student.backbone
-        with Journal(run_dir, config, images, monitor, done, total) as journal:
+        with naming_dead_readers(), Journal(run_dir, config, images, monitor, done, total) as journal:
             if not file:
                 journal.measure(0, backbone)
                 journal.keep(0, method, optimizer, must=True)
@@ -82,6 +82,7 @@ def pretrain(
                 raise _interrupted(run_dir, signals.received, done, total)
             for views, indices in journal.timed(batches(images, recipe, config, done, total, device)):
                 lr = learning_rate(done / total, config.lr, config.warmup)
+                losses = None
                 try:
                     losses = train_step(
                         method, optimizer, views, done / total, lr, device.type, precision, config.clip_norm,
@@ -90,6 +91,7 @@ def pretrain(
                 except RuntimeError as error:
                     if not out_of_memory(error):
                         raise
+                if losses is None:  # not above: what failed holds its memory for as long as its error is handled
                     fits = half_fits(method, views, done / total, device.type, precision, config.accumulate)
                     if done:
                         journal.keep(done, method, optimizer, must=True)
@@ -110,9 +112,10 @@ def _too_large(run_dir: Path, config: TrainConfig, device: torch.device, done: i
     saved = f"; saved at step {done}, `cgh resume {run_dir}`" if done else ""
     ways = "--grad-checkpointing, which a resumed run may add"
     if fits:
-        what = (
-            f"{part // 2} did when tried: give --accumulate {2 * config.accumulate}, --batch-size {part // 2} or {ways}"
-        )
+        parts = range(2 * config.accumulate, config.batch_size // 2 + 1)
+        divisor = next((n for n in parts if config.batch_size % n == 0), 0)
+        ways = f"--batch-size {part // 2} or {ways}"
+        what = f"{part // 2} did when tried: give {f'--accumulate {divisor}, ' if divisor else ''}{ways}"
     else:
         what = f"nor did {part // 2}: give a smaller --image-size, a quarter of --batch-size or {ways}"
     return InputError(f"{part} images at once do not fit in the memory of {device}, {what}{saved}")

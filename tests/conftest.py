@@ -26,6 +26,7 @@ for _name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE", "HF_ASSETS_CACHE"):
     os.environ.pop(_name, None)
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
+PACKAGED = "resnet18_cifar_w16.cgh_cifar10"  # in the wheel; measured on CIFAR-10
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import torch
 from conftest import make_images
 from PIL import Image
 
-from cgh_models.batches import batches, eval_batches, order
+from cgh_models.batches import batches, eval_batches, naming_dead_readers, order
 from cgh_models.config import TrainConfig
 from cgh_models.data import load, load_splits
 from cgh_models.errors import InputError
@@ -252,3 +253,30 @@ def test_a_reader_that_was_killed_names_the_file_it_was_on(image_root, monkeypat
         made = eval_batches(images, np.arange(64), lambda x: torch.zeros(1), 16, 2)
     with pytest.raises(InputError, match=rf"killed by signal: Killed, at {file}; often memory was short: try again"):
         list(made)
+
+
+def test_a_reader_that_was_killed_during_a_step_is_the_same_sentence(image_root, monkeypatch):
+    """torch raises in the middle of whatever the trainer does."""
+    images = load(image_root / "train")
+    last, real = order(0, 0, len(images))[-1], type(images).image
+
+    def image(self, index, least=0.0):
+        if index == last:
+            time.sleep(1)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(self, index, least)
+
+    monkeypatch.setattr(type(images), "image", image)
+    config = TrainConfig(batch_size=16, image_size=32, workers=2)
+    steps, file = [], re.escape(str(images.root / images.names[last]))
+
+    def train():
+        with naming_dead_readers():
+            for _ in batches(images, RECIPE, config, 0, 4, CPU):
+                steps.append("begun")
+                time.sleep(30)
+                steps.append("ended")
+
+    with pytest.raises(InputError, match=rf"killed by signal: Killed, at {file};"):
+        train()
+    assert steps == ["begun"]

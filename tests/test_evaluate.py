@@ -61,7 +61,8 @@ def test_knn_is_the_formula_for_any_number_of_queries_and_in_chunks(k, temperatu
     labels = rng.integers(0, 7, 300)
     expected = naive_knn(memory, labels, queries, k, temperature)
     assert (knn(memory, labels, queries, k=k, temperature=temperature) == expected).all()
-    monkeypatch.setattr("cgh_models.evaluate.neighbours._SCORES", 300 * 10)
+    monkeypatch.setattr(neighbours, "_SCORES", 300 * 10)
+    monkeypatch.setattr(neighbours, "_LEAST", 1)
     assert (knn(memory, labels, queries, k=k, temperature=temperature) == expected).all()
 
 
@@ -81,9 +82,11 @@ def test_the_search_in_bfloat16_finds_what_float32_finds(k, spread_, unsure, mon
     assert (sum(map(len, whole)) > 0) == unsure
 
 
-def test_knn_with_a_tiny_temperature_does_not_overflow():
+def test_knn_with_a_tiny_temperature_neither_overflows_nor_underflows():
     memory = np.eye(4, dtype=np.float32)
-    assert (knn(memory, np.arange(4), memory, k=4, temperature=1e-3) == np.arange(4)).all()
+    for queries in (memory, 0.6 * memory + 0.5):  # themselves, and of cosine 0.87
+        for temperature in (1e-3, 1e-6):
+            assert (knn(memory, np.arange(4), queries, k=4, temperature=temperature) == np.arange(4)).all()
 
 
 @pytest.mark.parametrize("k", [0, 5, -1])

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from conftest import cgh
+from conftest import PACKAGED, cgh
 from test_export import train_run
 
 from cgh_models import manifest
@@ -171,7 +171,7 @@ def test_a_recorded_number_is_reproduced_and_an_altered_one_is_not(metric, flags
 
 
 def test_what_cannot_be_reproduced_is_one_sentence(weights, image_root, tmp_path):
-    name = manifest.names()[0]
+    name = PACKAGED
     for words, told in (
         ([name, "--data", tmp_path / "none"], "has no train/ folder"),
         ([name], "--data"),
@@ -185,6 +185,6 @@ def test_what_cannot_be_reproduced_is_one_sentence(weights, image_root, tmp_path
 
 @pytest.mark.slow
 def test_the_packaged_weights_reproduce_their_number(cifar10, tmp_path):
-    name = manifest.names()[0]
+    name = PACKAGED
     code, found, _ = reproduce(name, "--data", cifar10, cwd=tmp_path)
     assert code == 0 and found["agrees"] and found["published"] == manifest.row(name)["metrics"]["knn"]["value"]

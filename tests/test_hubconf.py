@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import HUB
+from conftest import HUB, PACKAGED
 from test_export import run, weights  # noqa: F401 - fixtures
 
 from cgh_models import create_model, manifest
@@ -84,12 +84,12 @@ torch.hub.load("owner/repo:main", "cgh", weights="x", skip_validation=True, trus
 
 @pytest.mark.skipif(not ENTRIES, reason="no row yet")
 def test_an_altered_file_in_a_hub_folder_is_refused(folder):
-    path = folder / "cgh_models" / "weights" / manifest.names()[0] / manifest.BACKBONE
+    path = folder / "cgh_models" / "weights" / PACKAGED / manifest.BACKBONE
     whole = path.read_bytes()
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     code = f"""
 import torch
-torch.hub.load({str(folder)!r}, {ENTRIES[0]!r}, source="local")
+torch.hub.load({str(folder)!r}, {PACKAGED.replace(".", "_")!r}, source="local")
 """
     said = fresh(folder, code, PYTHONPATH=str(folder)).stderr
     assert "IntegrityError" in said and str(path) in said and "sha256 differs: expected" in said

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import cgh
+from conftest import PACKAGED, cgh
 
 from cgh_models import manifest
 from cgh_models.__main__ import COMMANDS, main
@@ -66,12 +66,13 @@ def test_a_recipe_sets_the_defaults_and_flags_beside_it_win(tmp_path):
 
 
 def test_list_and_info_say_the_data_before_the_numbers_and_need_no_torch(tmp_path):
-    name = manifest.names()[0]
+    name = PACKAGED
     row, table = manifest.row(name), cgh("list", cwd=tmp_path).stdout
     head, *lines = table.splitlines()
     assert head.index("trained on") < head.index("kNN") and len(lines) == len(manifest.names())
     knn = f"{row['metrics']['knn']['value']:.2f}"
-    assert lines[0].index(row["data"]["name"]) < lines[0].index(knn) and lines[0].endswith("packaged")
+    (line,) = [line for line in lines if line.startswith(f"{name} ")]
+    assert line.index(row["data"]["name"]) < line.index(knn) and line.endswith("packaged")
     everything = cgh("info", name, cwd=tmp_path).stdout
     assert everything.index(row["data"]["license_note"]) < everything.index("value: ") and row["command"] in everything
     code = "import sys, cgh_models.__main__ as m; sys.argv[1:] = ['list']; m.main(); print('torch' in sys.modules)"
@@ -91,6 +92,7 @@ def test_export_names_what_it_is_told_and_refuses_a_tag_that_cannot_be_one(road,
 
 
 MISTAKES = [
+    ("evaluate knn resnet18.nobody --random --data {images}", "no weights of this name and no such folder"),
     ("pretrain --data none --out o", "none: there is no such folder or list; give --data a folder of images"),
     ("pretrain --data empty --out o", "empty: no images (nothing found)"),
     ("pretrain --data text --out o", "text: no images (1 x .txt found)"),

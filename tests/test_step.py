@@ -1,6 +1,8 @@
 """The step in parts, with checkpointing, compiled, and where memory ends."""
 
 import dataclasses
+import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from cgh_models.errors import InputError
 from cgh_models.methods import METHODS
 from cgh_models.optim import create_optimizer
 from cgh_models.step import half_fits, prepare, train_step
-from cgh_models.train import pretrain
+from cgh_models.train import _too_large, pretrain
 
 CPU = torch.device("cpu")
 
@@ -139,6 +141,33 @@ def test_a_batch_that_does_not_fit_says_what_did_when_it_was_tried(image_root, t
         config = dataclasses.replace(QUICK, accumulate=parts)
         with pytest.raises(InputError, match=f"^{said}.* or --grad-checkpointing, which a resumed run may add$"):
             pretrain(Greedy(most), image_root / "train", config, tmp_path / f"{most}")
+
+
+def test_a_batch_that_cannot_be_halved_twice_is_told_what_divides_it():
+    for batch, parts, told in ((250, 2, "--accumulate 5, --batch-size 62"), (14, 2, "--accumulate 7, --batch-size 3")):
+        config = dataclasses.replace(QUICK, batch_size=batch, accumulate=parts)
+        assert f"did when tried: give {told} or" in str(_too_large(Path("run"), config, CPU, 0, True))
+        dataclasses.replace(config, accumulate=int(told.split()[1].strip(",")))  # is not refused
+
+
+def test_what_did_not_fit_is_gone_before_half_of_it_is_tried(image_root, tmp_path, monkeypatch):
+    """Else both would have to fit at once."""
+    alive, method = [], Greedy(8)
+    real = method.forward
+
+    def forward(views, progress):
+        kept = torch.ones(3) * views[0].sum()
+        alive.append(weakref.ref(kept))
+        return real(views, progress)
+
+    def tried(*_):
+        assert alive and not any(reference() is not None for reference in alive)
+        return True
+
+    method.forward = forward
+    monkeypatch.setattr("cgh_models.train.half_fits", tried)
+    with pytest.raises(InputError, match="8 did when tried"):
+        pretrain(method, image_root / "train", QUICK, tmp_path)
 
 
 def test_a_run_that_met_the_end_of_memory_goes_on_where_it_was(image_root, tmp_path):

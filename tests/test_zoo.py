@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -14,12 +15,14 @@ import pytest
 
 from cgh_models import manifest
 from cgh_models.__main__ import _parse
+from cgh_models.integrity import verify
 from cgh_models.methods import METHODS
 from cgh_models.recipes import method_config
 
 REPO = Path(__file__).resolve().parents[1]
 sys.path.append(str(REPO))
-from benchmarks.zoo.__main__ import known, wanted  # noqa: E402
+from benchmarks.zoo.__main__ import wanted  # noqa: E402
+from benchmarks.zoo.measuring import known  # noqa: E402
 from benchmarks.zoo.rows import ROWS  # noqa: E402
 
 # A machine without network has none of these.
@@ -32,10 +35,13 @@ class Missing:
 bare = sys.argv.pop(1) == "bare"
 sys.meta_path[:0] = [Missing()] if bare else []
 from pathlib import Path
-from benchmarks.zoo import __main__ as zoo
-zoo.ROWS = (zoo.Wanted("resnet18_cifar_w16", "cgh", "cgh_tried", "cifar10", epochs=2, least=1, shipped=False),)
-zoo.HERE = zoo.REPO = Path.cwd()
-zoo.NUMBERS = Path("numbers.json")
+from benchmarks.zoo import __main__ as zoo, measuring
+from cgh_models import hub, manifest
+row = zoo.Wanted("resnet18_cifar_w16", "cgh", "cgh_tried", "cifar10", epochs=2, least=1, packaged=True, heads=True)
+zoo.ROWS = (row, zoo.Wanted("resnet18_cifar_w16", "cgh", "b", "cifar10", 9, 9, like=row.name, shipped=False))
+measuring.HERE = measuring.REPO = Path.cwd()
+measuring.NUMBERS, manifest.MANIFEST = Path("numbers.json"), Path("package/weights_manifest.json")
+manifest.PACKAGE, hub._PACKAGED, hub._CHECKOUT = Path.cwd() / "package", Path("package/weights"), Path("weights")
 zoo.main()
 """
 
@@ -66,33 +72,66 @@ def test_a_kept_log_is_the_one_its_row_names():
 def test_a_row_is_trained_on_a_bare_machine_and_measured_and_added_on_another(tmp_path):
     with resources.as_file(resources.files("cgh_models") / "sample" / "cifar10.zip") as sample:
         zipfile.ZipFile(sample).extractall(tmp_path / "data" / "cifar10")
-    (tmp_path / "numbers.json").write_text('{"schema": 1, "weights": []}')
+    for split, keep in (("train", 60), ("val", 20)):  # of each class
+        for folder in (tmp_path / "data" / "cifar10" / split).iterdir():
+            for image in sorted(folder.iterdir())[keep:]:
+                image.unlink()
+    for name in ("numbers.json", "weights_manifest.json", "package/weights_manifest.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text('{"schema": 1, "weights": []}')
     (tmp_path / "logs").mkdir()
+    name = "resnet18_cifar_w16.cgh_tried"
 
-    def zoo(*words):
+    def zoo(machine, *words):
         return subprocess.run(
-            [sys.executable, "-c", DRIVER, *words], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(REPO)},
+            [sys.executable, "-c", DRIVER, machine, *words], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(REPO)},
             capture_output=True, text=True, check=False,
         )  # fmt: skip
 
+    def refused(*words):
+        done = zoo("full", *words)
+        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr[-800:]
+        return done.stderr
+
     places = ["--data", "data", "--out", "out", "--device", "cpu", "--workers", "0"]
-    done = zoo("bare", "next", "--minutes", "0.01", *places, "--only", "train")
-    assert done.returncode == 2 and "1 are worth it; give --minutes" in done.stderr
-    done = zoo("bare", "next", "--minutes", "5", *places, "--only", "train")
+    done = zoo("bare", "train", name, "--minutes", "0.01", *places)
+    assert done.returncode == 2 and "0 epochs in 0.01 minutes, expected 1; give --minutes" in done.stderr
+    done = zoo("bare", "train", name, "--minutes", "5", *places)
     assert done.returncode == 0 and "fastjsonschema is not installed" in done.stderr, done.stderr[-800:]
-    done = zoo("full", "measure", "resnet18_cifar_w16.cgh_tried", *places, "--no-linear")
+    made = tmp_path / "out" / name
+    assert {"model.safetensors", "pretrain.safetensors", "config.json", "weights.json", "README.md", "curve.png",
+            "log.jsonl", "took.json"} == {file.name for file in made.iterdir()}  # fmt: skip
+    shutil.rmtree(tmp_path / "out" / "runs")  # the folder is all that travels
+    assert "not measured" in refused("finish", name, "--out", "out")
+    assert "measured on it; change --data" in refused("measure", name, *places, "--data", "data/cifar10")
+    done = zoo("full", "measure", name, *places, "--no-linear")
     assert done.returncode == 0 and "tiny-imagenet-200: not there" in done.stderr, done.stderr[-800:]
-    (row,) = manifest.read(tmp_path / "numbers.json")
+    again = zoo("full", "measure", name, *places, "--no-linear")
+    assert again.returncode == 0 and "knn on" not in again.stderr  # what is there is not measured again
+    if not manifest.read_row(made)["code"]["commit"]:  # a checkout with changes has none
+        assert "give its commit's 40 digits as --commit" in refused("finish", name, "--out", "out")
+    done = zoo("full", "finish", name, "--out", "out", "--commit", "0" * 40)
+    assert done.returncode == 0, done.stderr[-800:]
+    (row,) = manifest.read(tmp_path / "weights_manifest.json")
+    assert [row] == manifest.read(tmp_path / "package" / "weights_manifest.json")
     assert row["command"] == (
-        "cgh pretrain --data cifar10/train --out runs/resnet18_cifar_w16.cgh_tried --method cgh "
-        "--arch resnet18_cifar_w16 --recipe cifar --epochs 2"
+        f"cgh pretrain --data cifar10/train --out runs/{name} --method cgh --arch resnet18_cifar_w16 --recipe cifar "
+        "--epochs 2"
     )
     knn, random = row["metrics"]["knn"], row["metrics"]["knn_random"]
-    assert knn["n"] == random["n"] == 500 and knn["value"] != random["value"] and row["training"]["hours"] > 0
-    assert knn["command"] == "cgh evaluate knn resnet18_cifar_w16.cgh_tried --data cifar10"
-    assert random["command"] == "cgh evaluate knn resnet18_cifar_w16.cgh_tried --random --data cifar10"
+    assert knn["n"] == random["n"] == 200 and knn["value"] != random["value"] and row["training"]["hours"] > 0
+    assert knn["command"] == f"cgh evaluate knn {name} --data cifar10"
+    assert random["command"] == f"cgh evaluate knn {name} --random --data cifar10"
     assert (row["data"]["name"], row["license"]) == ("CIFAR-10 (JPEG)", "apache-2.0")
-    log = tmp_path / row["training"]["log"]
-    assert json.loads(log.read_text().splitlines()[-1])["step"] == row["steps"] == 18
+    log = [json.loads(line) for line in (tmp_path / row["training"]["log"]).read_text().splitlines()]
+    assert log[-1]["step"] == row["steps"] == 4 and sum("knn_train" in line for line in log) >= 2
+    package = tmp_path / "package" / "weights" / name
+    assert {file.name for file in package.iterdir()} == {"model.safetensors", "config.json", "weights.json",
+                                                         "README.md", "curve.png"}  # fmt: skip
+    assert verify(package)["files"] == ["model.safetensors"]
+    assert (tmp_path / "weights" / name / "pretrain.safetensors").is_file()
     done = zoo("full")
-    assert "| resnet18_cifar_w16.cgh_tried | cifar10 | 2 |" in done.stdout, done.stderr[-800:]
+    assert f"| {name} | cifar10 | 2 |" in done.stdout, done.stderr[-800:]
+    more = ["--minutes", "0.01", *places]
+    said = zoo("full", "next", *more).stderr  # the next is compared with this one: as many epochs
+    assert "resnet18_cifar_w16.b: 0 epochs in 0.01 minutes, expected 2; give --minutes" in said

@@ -36,6 +36,7 @@ class Wanted:
         image_size: 0: the recipe's.
         settings: KEY=VALUE of the method's own.
         shipped: the weights, too; else only the numbers, in ``numbers.json``.
+        like: name of the row whose number of epochs it has to have, to be compared with it.
         packaged: in the wheel.
         heads: the heads beside the backbone, in the repository.
     """
@@ -49,6 +50,7 @@ class Wanted:
     image_size: int = 0
     seed: int = 0
     settings: tuple[str, ...] = ()
+    like: str = ""
     shipped: bool = True
     packaged: bool = False
     heads: bool = False
@@ -95,15 +97,16 @@ _SMALL = Wanted("resnet18_cifar_w16", "cgh", "cgh_cifar10", "cifar10", 40, 20, s
 ROWS = (
     dataclasses.replace(_SMALL, packaged=True, heads=True),
     _cifar("cgh"),
-    _cifar("ressl", shipped=False),
+    _cifar("ressl", shipped=False, like="resnet18_cifar.cgh_cifar10"),
     _tiny("resnet50", "cgh"),
     _tiny("resnet18", "cgh", packaged=True, heads=True),
-    _tiny("resnet18", "ressl"),
-    _tiny("resnet18", "lewel"),
-    _tiny("resnet18", "mnclglf"),
-    *(_cifar(method, shipped=False) for method in ("moco_v2", "byol", "nnclr", "mnclglf", "lewel")),
+    *(_tiny("resnet18", method, like="resnet18.cgh") for method in ("ressl", "lewel", "mnclglf")),
     *(
-        _cifar(method, seed=seed, tag=f"{method}_cifar10_seed{seed}", shipped=False)
+        _cifar(method, shipped=False, like="resnet18_cifar.cgh_cifar10")
+        for method in ("moco_v2", "byol", "nnclr", "mnclglf", "lewel")
+    ),
+    *(
+        _cifar(method, seed=seed, tag=f"{method}_cifar10_seed{seed}", shipped=False, like="resnet18_cifar.cgh_cifar10")
         for seed in (1, 2)
         for method in ("cgh", "ressl")
     ),

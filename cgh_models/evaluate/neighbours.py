@@ -9,7 +9,8 @@ from ..data import ImageSet
 from ..errors import InputError
 from .extraction import extract, pick_precision
 
-_SCORES = 2**23  # numbers held at once: 32 MiB in float32
+_SCORES = 2**23  # numbers held at once: 32 MiB in float32; more, where that were fewer queries than
+_LEAST = 64  # at a time: each time all keys are read
 
 
 def knn(
@@ -34,9 +35,9 @@ def knn(
     classes = torch.from_numpy(labels.astype(np.int64))
     count = int(classes.max()) + 1
     predicted = []
-    for chunk in F.normalize(torch.from_numpy(queries).float()).split(max(1, _SCORES // len(keys))):
+    for chunk in F.normalize(torch.from_numpy(queries).float()).split(max(_LEAST, _SCORES // len(keys))):
         cosine, nearest = rough.nearest(chunk, k) if rough else _nearest(chunk, keys, norms, k)  # (n, k)
-        weights = ((cosine - 1) / temperature).exp()
+        weights = ((cosine - cosine[:, :1]) / temperature).exp()  # the nearest has 1: they cannot all underflow
         votes = torch.zeros(len(chunk), count).scatter_add_(1, classes[nearest], weights)  # (n, classes)
         predicted.append(votes.argmax(1))
     return torch.cat(predicted).numpy()

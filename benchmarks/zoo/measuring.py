@@ -1,0 +1,123 @@
+"""Measures a trained row, and puts it into this checkout."""
+
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cgh_models import manifest
+from cgh_models.card import CURVE
+from cgh_models.data import load_splits
+from cgh_models.errors import InputError, say
+from cgh_models.evaluate import measured
+from cgh_models.evaluate_config import LINEAR
+from cgh_models.export import record, write_description
+from cgh_models.files import sha256
+from cgh_models.integrity import verify
+from cgh_models.registry import create_model
+
+from .rows import DATA, Wanted
+from .training import LOG, TOOK, Place
+
+REPO = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).parent
+NUMBERS = HERE / "numbers.json"  # rows whose weights are not shipped
+
+
+def known() -> dict[str, manifest.Row]:
+    """Rows that are there, by name."""
+    return {row["name"]: row for path in (manifest.MANIFEST, NUMBERS) for row in manifest.read(path)}
+
+
+def measure(row: Wanted, place: Place, linear: bool) -> None:
+    """Writes its numbers, and those of an untrained network, into the folder's row; those it has are not repeated.
+
+    Raises:
+        InputError: the images that it was trained on are not there.
+    """
+    folder, how = place.out / row.name, {"device": place.device, "workers": place.workers}
+    there = {metric for metric, found in manifest.read_row(folder)["metrics"].items() if found}
+    model = create_model(folder)
+    torch.manual_seed(0)
+    untrained = create_model(row.arch, pretrained=False)
+    untrained.pretrained_cfg = model.pretrained_cfg
+    # What is not shipped can only be measured in its folder; what is untrained needs no more than an architecture.
+    trained, plain = (row.name, row.name) if row.shipped else (f"weights/{row.name}", row.arch)
+    for data, kind in ((row.data, "knn"), *((other, "knn_transfer") for other in DATA if other != row.data)):
+        if not (place.data / data).is_dir():
+            if data == row.data:
+                raise InputError(f"{place.data / data}: not there, and {row.name} is measured on it; change --data")
+            say(f"{place.data / data}: not there, nothing is measured on it")
+            continue
+        train, val = load_splits(place.data / data)
+        for metric, network, words in (
+            (kind, model, ["knn", trained]),
+            (f"{kind}_random", untrained, ["knn", plain, "--random"]),
+        ):
+            if metric not in there:
+                _record(folder, metric, measured.knn(network, train, val, **how), data, words)
+        if linear and data == row.data and "linear" not in there:
+            config, words = LINEAR[row.recipe], ["linear", trained, "--protocol", "sgd", "--recipe", row.recipe]
+            found = measured.linear("sgd", model, train, val, config, row.recipe, say=say, **how)
+            _record(folder, "linear", found, data, words)
+
+
+def _record(folder: Path, metric: str, found: dict[str, Any], data: str, words: list[str]) -> None:
+    say(f"{metric} on {DATA[data][0]}: {found['value']:.2f} %")
+    command = shlex.join(["cgh", "evaluate", *words, "--data", data])
+    record(folder, metric, {"data": DATA[data][0], **found, "command": command})
+
+
+def finish(row: Wanted, folder: Path, commit: str) -> None:
+    """Puts what the folder holds where it belongs: log, row, files.
+
+    Args:
+        commit: of the code that trained it, where git was not there to ask.
+
+    Raises:
+        InputError: nothing was measured, or the code that trained it has no name.
+    """
+    told = manifest.read_row(folder)
+    if not told["metrics"]["knn"]:
+        raise InputError(f"{folder}: not measured; `python -m benchmarks.zoo measure {row.name}` does that")
+    told["code"]["commit"] = told["code"]["commit"] or commit
+    if not re.fullmatch(r"[0-9a-f]{40}", told["code"]["commit"]):
+        raise InputError(f"{folder}: which code trained it is not known; give its commit's 40 digits as --commit")
+    log = HERE / "logs" / f"{row.name}.jsonl"
+    log.write_bytes((folder / LOG).read_bytes())
+    took = json.loads((folder / TOOK).read_text())
+    told["training"] = took | {"log": str(log.relative_to(REPO)), "log_sha256": sha256(log)}
+    write_description(folder, told)
+    if row.shipped:
+        add(folder, packaged=row.packaged, heads=row.heads)
+    else:
+        manifest.add(NUMBERS, told)
+    print(f"{row.name}: {log.relative_to(REPO)}")
+
+
+def add(folder: Path, *, packaged: bool, heads: bool) -> None:
+    """Copies what `cgh verify` accepts, with timm's config, card and picture, and writes both copies of the manifest.
+
+    Args:
+        packaged: the backbone goes into the wheel (cgh_models/weights/NAME/), not beside it (weights/NAME/).
+        heads: they come along, beside the wheel.
+    """
+    verify(folder.resolve())
+    row = manifest.read_row(folder)
+    if not heads:
+        row["files"].pop(manifest.HEADS, None)
+    backbone, beside = ((root / "weights" / row["name"]) for root in (manifest.PACKAGE if packaged else REPO, REPO))
+    for file in (*row["files"], "config.json", CURVE):
+        target = (beside if file == manifest.HEADS else backbone) / file
+        if (folder / file).is_file():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / file, target)
+    here = row | {"files": {name: entry for name, entry in row["files"].items() if (backbone / name).is_file()}}
+    write_description(backbone, here)
+    for path in (REPO / manifest.MANIFEST.name, manifest.MANIFEST):
+        manifest.add(path, row)
+    print(f"{row['name']}: {backbone.relative_to(REPO)}")

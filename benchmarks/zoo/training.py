@@ -1,0 +1,150 @@
+"""Trains a row for as many of its epochs as the time allows, and exports it."""
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import math
+import platform
+import shlex
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cgh_models import checkpoint, manifest
+from cgh_models.config import TrainConfig
+from cgh_models.data import ImageSet, load
+from cgh_models.errors import InputError, say
+from cgh_models.evaluate.splits import subset
+from cgh_models.export import export, write_description
+from cgh_models.registry import build_method, is_run, preprocessing
+from cgh_models.report import read_log
+from cgh_models.train import pretrain
+
+from .rows import DATA, Wanted
+
+TRIAL = 40  # steps, and four for every worker: what they had ready at the start must not count for much
+LINES = 200  # of a log that are kept, and those with a measurement
+SHARE = 0.9  # of the minutes that is trained; the rest finds out the speed, reads images, exports
+LOG, TOOK = "log.jsonl", "took.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where and with what.
+
+    Attributes:
+        data: folder of cifar10 and tiny-imagenet-200.
+        out: folder for runs and weights.
+        device, workers: as in TrainConfig.
+    """
+
+    data: Path
+    out: Path
+    device: str = "auto"
+    workers: int = 2
+
+
+def train(row: Wanted, place: Place, minutes: float, goal: int) -> Path:
+    """The weights folder of the row, with its thinned log; goes on with a run that was cut short.
+
+    Args:
+        goal: epochs it is to have, and may not have fewer of; 0: the row's, as many as fit into the minutes.
+
+    Raises:
+        InputError: no such images, or too few minutes.
+    """
+    run, folder = place.out / "runs" / row.name, place.out / row.name
+    if (folder / TOOK).is_file():
+        return folder
+    images = load(place.data / row.data / "train")
+    if is_run(run):
+        epochs = checkpoint.read_run(run)["train"]["epochs"]
+    else:
+        epochs = _epochs(row, images, place, minutes, goal)
+    config, method_config = row.configs(epochs, place.device, place.workers)
+    with _called(row.command(epochs)):
+        _run(row, images, config, method_config, run)
+    shutil.rmtree(folder, ignore_errors=True)  # an export that was cut short before its log was written
+    name, terms, _ = DATA[row.data]
+    export(run, folder, dtype="float16", tag=row.tag, license="apache-2.0", data_name=name, data_license=terms)
+    _complete(row, folder)
+    log = read_log(run / "metrics.jsonl")
+    every = max(1, len(log) // LINES)
+    kept = [line for n, line in enumerate(log, 1) if n % every == 0 or n == len(log) or "feature_std" in line]
+    (folder / LOG).write_text("".join(f"{json.dumps(line)}\n" for line in kept))
+    took = {"hardware": hardware(place.device), "hours": float(f"{hours(log, config.batch_size):.3g}")}
+    (folder / TOOK).write_text(json.dumps(took))
+    return folder
+
+
+def _complete(row: Wanted, folder: Path) -> None:
+    """What export cannot know: limits of the images, and heads that are not wanted."""
+    told = manifest.read_row(folder)
+    told["notes"] = [DATA[row.data][2], *told["notes"]]
+    if not row.heads:
+        del told["files"][manifest.HEADS]
+        (folder / manifest.HEADS).unlink()
+    write_description(folder, told)
+
+
+def _epochs(row: Wanted, images: ImageSet, place: Place, minutes: float, goal: int) -> int:
+    found = speed(row, images, place)
+    most, least = goal or row.epochs, goal or row.least
+    epochs = min(most, int(SHARE * 60 * minutes * found / len(images)))
+    say(f"{row.name}: {found:.0f} images a second, {epochs} of {most} epochs in {minutes:g} minutes")
+    if epochs < least:
+        need = math.ceil(least * len(images) / found / 60 / SHARE)
+        raise InputError(f"{row.name}: {epochs} epochs in {minutes:g} minutes, expected {least}; give --minutes {need}")
+    return epochs
+
+
+def speed(row: Wanted, images: ImageSet, place: Place) -> float:
+    """Images a second, from a short run of the row without its first third."""
+    config, method_config = row.configs(1, place.device, place.workers)
+    count = min((TRIAL + 4 * place.workers) * config.batch_size, len(images))
+    with tempfile.TemporaryDirectory() as scratch:
+        run = Path(scratch)
+        _run(row, subset(images, range(count)), dataclasses.replace(config, log_every=2), method_config, run)
+        log = read_log(run / "metrics.jsonl")
+    steps = count // config.batch_size
+    late = [line for line in log if line["step"] > steps // 3 and "images_per_second" in line]
+    return len(late) / sum(1 / line["images_per_second"] for line in late)
+
+
+def _run(row: Wanted, images: ImageSet, config: TrainConfig, method_config: Any, run: Path) -> None:
+    torch.manual_seed(config.seed)
+    method = build_method(row.method, row.arch, preprocessing(config), dataclasses.asdict(method_config))
+    pretrain(method, images, config, run, resume=is_run(run))
+
+
+@contextlib.contextmanager
+def _called(command: str) -> Iterator[None]:
+    """What a run keeps as its command is the one that makes it again."""
+    before, sys.argv = sys.argv, shlex.split(command)
+    try:
+        yield
+    finally:
+        sys.argv = before
+
+
+def hours(log: list[dict[str, Any]], batch_size: int) -> float:
+    """Of training, from the speeds in a log."""
+    timed = [(line["step"], line["images_per_second"]) for line in log if "images_per_second" in line]
+    steps = [after - before for (before, _), (after, _) in itertools.pairwise([(0, 0.0), *timed])]
+    return sum(batch_size * count / found for count, (_, found) in zip(steps, timed, strict=True)) / 3600
+
+
+def hardware(device: str) -> str:
+    """What it was trained on."""
+    if device != "cpu" and torch.cuda.is_available():
+        return f"one {torch.cuda.get_device_name()}"
+    info = Path("/proc/cpuinfo")
+    models = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    name = models[0].partition(":")[2].strip() if models else platform.processor() or platform.machine()
+    return f"{torch.get_num_threads()} threads of {name}"
