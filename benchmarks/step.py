@@ -88,6 +88,20 @@ def counts(arch: str, side: int, queue: int, width: int) -> dict[str, float]:
     }
 
 
+def cast_kernels(arch: str, side: int) -> int:
+    """Kernels of networks, backward and teacher as they are trained: autocast turns float32 weights into bfloat16."""
+    method = CGH(create(arch), CGH.Config(queue_length=256, projection_width=128)).to(memory_format=torch.channels_last)
+    images = torch.randn(4, 3, side, side).contiguous(memory_format=torch.channels_last)
+    with CountOps() as counted:
+        with torch.autocast("cpu", torch.bfloat16):
+            outputs = method.student(images, 1)
+            with torch.no_grad():
+                method.teacher(images, 1)
+        (outputs[0].sum() + outputs[1].sum()).backward()
+        move_teacher(method.teacher, method.student, 0.99)
+    return counted.kernels
+
+
 if __name__ == "__main__":
     torch.set_num_threads(2)
     step("resnet18_cifar", 32, 64, 5, queue_length=4096, projection_width=128)
@@ -97,3 +111,5 @@ if __name__ == "__main__":
     large, small = counts("resnet50", 224, 131072, 512), counts("resnet18_cifar", 32, 4096, 128)
     for name in large:
         print(f"| {name} | {large[name]:.4g} | {small[name]:.4g} |")
+    cast = cast_kernels("resnet50", 64), cast_kernels("resnet18_cifar", 16)
+    print(f"| kernels, weights cast by autocast | {cast[0]} | {cast[1]} |")

@@ -40,6 +40,7 @@ def test_a_step_of_cgh_keeps_to_its_kernels_and_bytes():
     ):
         *counts, syncs = counted.values()
         assert syncs == 0 and all(count <= limit for count, limit in zip(counts, limits, strict=True)), counted
+    assert step.cast_kernels("resnet50", 64) <= 915 and step.cast_kernels("resnet18_cifar", 16) <= 429
 
 
 @pytest.mark.parametrize("name", METHODS)
