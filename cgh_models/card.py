@@ -72,12 +72,15 @@ cgh-models as its CITATION.cff says.
 
 def _origin(row: Row) -> str:
     commit = f", commit {row['code']['commit']}" if row["code"]["commit"] else ""
+    took = ""
+    if training := row.get("training"):
+        took = f"It took {training['hours']:g} hours of {training['hardware']}. "
     return f"""```sh
 {row["command"]}
 ```
 
 {row["epochs"]:.4g} epochs, {row["steps"]} steps, seed {row["seed"]}, cgh-models {row["code"]["version"]}{commit}.
-`model.safetensors` is the {row["branch"]}'s backbone. {_HEADS if len(row["files"]) > 1 else ""}
+{took}`model.safetensors` is the {row["branch"]}'s backbone. {_HEADS if len(row["files"]) > 1 else ""}
 Method: `{json.dumps(row["method_config"])}`
 
 Trainer: `{json.dumps(row["train_config"])}`
@@ -113,7 +116,8 @@ def _front_matter(row: Row) -> str:
             task_type="image-feature-extraction", dataset_type=_slug(metric["data"]), dataset_name=metric["data"],
             metric_type="accuracy", metric_name=f"{name}: {metric['protocol']}", metric_value=metric["value"],
         )
-        for name, metric in row["metrics"].items() if metric
+        for name, metric in row["metrics"].items()
+        if metric and not name.endswith("_random")  # of an untrained network, for comparison
     ]  # fmt: skip
     return ModelCardData(
         library_name="timm", pipeline_tag="image-feature-extraction",

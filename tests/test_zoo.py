@@ -12,9 +12,11 @@ from importlib import resources
 from pathlib import Path
 
 import pytest
+import timm
 
 from cgh_models import manifest
 from cgh_models.__main__ import _parse
+from cgh_models.export import card_of
 from cgh_models.integrity import verify
 from cgh_models.methods import METHODS
 from cgh_models.recipes import method_config
@@ -66,6 +68,17 @@ def test_a_kept_log_is_the_one_its_row_names():
         log = REPO / row["training"]["log"]
         assert hashlib.sha256(log.read_bytes()).hexdigest() == row["training"]["log_sha256"], name
         assert json.loads(log.read_text().splitlines()[-1])["step"] == row["steps"]
+
+
+def test_every_packaged_folder_has_its_card_and_is_a_weights_folder():
+    folders = sorted((manifest.PACKAGE / "weights").iterdir())
+    assert folders
+    for folder in folders:
+        row = manifest.read_row(folder)
+        assert row == manifest.row(folder.name) | {"files": row["files"]} and manifest.BACKBONE in row["files"]
+        assert (folder / "README.md").read_text("utf-8") == card_of(folder, row) and (folder / "curve.png").is_file()
+        assert verify(folder)["parameters"] == row["parameters"]
+        assert timm.create_model(f"local-dir:{folder}", pretrained=True).num_features == row["num_features"]
 
 
 @pytest.mark.slow
