@@ -9,6 +9,7 @@ import torch
 from counters import CountOps
 from published import Published
 from side_by_side import milliseconds, table
+from torch import Tensor
 
 from cgh_models.backbone import create, skeleton
 from cgh_models.config import TrainConfig
@@ -62,6 +63,18 @@ def teacher(arch: str, rounds: int) -> None:
     table(f"{arch}, teacher update", milliseconds(ways, rounds))
 
 
+def _networks(method: CGH, images: Tensor, *, cast: bool) -> CountOps:
+    """What both networks, the backward and the teacher's move do, with or without autocast."""
+    with CountOps() as counted:
+        with torch.autocast("cpu", torch.bfloat16, enabled=cast):
+            outputs = method.student(images, 1)
+            with torch.no_grad():
+                method.teacher(images, 1)
+        (outputs[0].sum() + outputs[1].sum()).backward()
+        move_teacher(method.teacher, method.student, 0.99)
+    return counted
+
+
 def counts(arch: str, side: int, queue: int, width: int) -> dict[str, float]:
     """Kernels and bytes of a bfloat16 step of 256 images, on meta tensors: its networks and its losses."""
     with torch.device("meta"):
@@ -70,12 +83,7 @@ def counts(arch: str, side: int, queue: int, width: int) -> dict[str, float]:
         whole, hyper, taught, taught_hyper = torch.empty(4, 256, width)
     rows = method.queue.rows
     method.student.bfloat16(), method.teacher.bfloat16()
-    with CountOps() as networks:
-        outputs = method.student(images, 1)
-        (outputs[0].sum() + outputs[1].sum()).backward()
-        with torch.no_grad():
-            method.teacher(images, 1)
-        move_teacher(method.teacher, method.student, 0.99)
+    networks = _networks(method, images, cast=False)
     whole.requires_grad_(), hyper.requires_grad_()
     with CountOps() as losses:
         sum(relation_losses([whole, hyper], [taught, taught_hyper], rows, [0.1, 0.08], [0.04, 0.08])).backward()
@@ -92,14 +100,7 @@ def cast_kernels(arch: str, side: int) -> int:
     """Kernels of networks, backward and teacher as they are trained: autocast turns float32 weights into bfloat16."""
     method = CGH(create(arch), CGH.Config(queue_length=256, projection_width=128)).to(memory_format=torch.channels_last)
     images = torch.randn(4, 3, side, side).contiguous(memory_format=torch.channels_last)
-    with CountOps() as counted:
-        with torch.autocast("cpu", torch.bfloat16):
-            outputs = method.student(images, 1)
-            with torch.no_grad():
-                method.teacher(images, 1)
-        (outputs[0].sum() + outputs[1].sum()).backward()
-        move_teacher(method.teacher, method.student, 0.99)
-    return counted.kernels
+    return _networks(method, images, cast=True).kernels
 
 
 if __name__ == "__main__":

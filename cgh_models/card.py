@@ -36,6 +36,7 @@ def card(row: Row, stock: bool, curve: bool) -> str:
     papers = ", ".join(f"{PAPERS.get(paper, '')} ({paper})" for paper in row["paper_ids"])
     notes = "".join(f"\n{note}\n" for note in row["notes"])
     converted = "converted_from" in row
+    picture = f"\n![loss and kNN while it was trained]({CURVE})\n" if curve else ""
     limits = "no\nclassifier in it" + ("" if converted else ", and nothing was filtered from its data")
     cited = ", ".join(f"{paper} (https://arxiv.org/abs/{paper.removeprefix('arXiv:')})" for paper in row["paper_ids"])
     return f"""---
@@ -59,7 +60,7 @@ transform = timm.data.create_transform(**timm.data.resolve_model_data_config(mod
 
 ## Measured
 
-{_metrics(row)}{f"{chr(10)}![loss and kNN while it was trained]({CURVE}){chr(10)}" if curve else ""}
+{_metrics(row)}{picture}
 ## How it was made
 
 {_conversion(row) if converted else _origin(row)}

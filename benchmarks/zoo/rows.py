@@ -88,6 +88,11 @@ def _cifar(method: str, **more: Any) -> Wanted:
     return Wanted("resnet18_cifar", method, data="cifar10", epochs=200, least=100, **more)
 
 
+def _numbers(method: str, **more: Any) -> Wanted:
+    """Beside CGH's row, for as many epochs."""
+    return _cifar(method, shipped=False, like=_cifar("cgh").name, **more)
+
+
 def _tiny(arch: str, method: str, **more: Any) -> Wanted:
     return Wanted(arch, method, method, "tiny-imagenet-200", 200, 40, image_size=96, **more)
 
@@ -97,16 +102,13 @@ _SMALL = Wanted("resnet18_cifar_w16", "cgh", "cgh_cifar10", "cifar10", 40, 20, s
 ROWS = (
     dataclasses.replace(_SMALL, packaged=True, heads=True),
     _cifar("cgh"),
-    _cifar("ressl", shipped=False, like="resnet18_cifar.cgh_cifar10"),
+    _numbers("ressl"),
     _tiny("resnet50", "cgh"),
     _tiny("resnet18", "cgh", packaged=True, heads=True),
     *(_tiny("resnet18", method, like="resnet18.cgh") for method in ("ressl", "lewel", "mnclglf")),
+    *(_numbers(method) for method in ("moco_v2", "byol", "nnclr", "mnclglf", "lewel")),
     *(
-        _cifar(method, shipped=False, like="resnet18_cifar.cgh_cifar10")
-        for method in ("moco_v2", "byol", "nnclr", "mnclglf", "lewel")
-    ),
-    *(
-        _cifar(method, seed=seed, tag=f"{method}_cifar10_seed{seed}", shipped=False, like="resnet18_cifar.cgh_cifar10")
+        _numbers(method, seed=seed, tag=f"{method}_cifar10_seed{seed}")
         for seed in (1, 2)
         for method in ("cgh", "ressl")
     ),
