@@ -149,14 +149,16 @@ class Demo:
     out: str = "cgh-demo"
     """Folder to make."""
     seed: int = 0
-    """Of weights, order and views."""
+    """Of new layers, order and views."""
+    random: bool = False
+    """Start untrained, and train longer, instead of from the packaged weights."""
 
 
 def demo(args: Demo) -> None:
     """`cgh demo`."""
     from .demo import run
 
-    run(args.out, args.seed)
+    run(args.out, args.seed, args.random)
 
 
 def _seed(seed: int) -> None:

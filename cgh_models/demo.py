@@ -7,23 +7,31 @@ from pathlib import Path
 
 import torch
 
+from . import hub, manifest
 from .data import load_splits
 from .evaluate import extract, knn_accuracy
 from .export import export
 from .files import make_folder
 from .methods import METHODS
 from .recipes import method_config, train_config
-from .registry import build_method, create_model, preprocessing
+from .registry import build_method, create_model, preprocessing, start_from
 from .train import pretrain
 
 ARCH, METHOD, RECIPE = "resnet18_cifar_w16", "cgh", "cifar"
+PACKAGED = f"{ARCH}.cgh_cifar10"
 # So few steps leave a relational target little worth copying: InfoNCE fades out over the whole run, not over a tenth.
 SETTINGS = ("queue_length=1024", "warmup=1.0")
-TRAIN = {"epochs": 32, "batch_size": 128, "base_lr": 0.12, "eval_every": 16.0, "views": "fast"}
+UNTRAINED = {"epochs": 32, "batch_size": 128, "base_lr": 0.12, "eval_every": 16.0}
+TRAINED = {"epochs": 8, "batch_size": 128, "base_lr": 0.02, "warmup_epochs": 1.0, "eval_every": 4.0}  # heads are new
 
 
-def run(out: str | Path, seed: int = 0) -> tuple[float, float]:
+def run(out: str | Path, seed: int = 0, random: bool = False) -> tuple[float, float]:
     """Walks the road, says each step on stdout, and returns kNN accuracy before and after, in percent.
+
+    Args:
+        out: folder to make.
+        seed: of weights, order and views.
+        random: start untrained, as where the packaged weights are missing.
 
     Raises:
         InputError: ``out`` is not empty.
@@ -34,11 +42,15 @@ def run(out: str | Path, seed: int = 0) -> tuple[float, float]:
     with resources.as_file(resources.files("cgh_models") / "sample" / "cifar10.zip") as sample:
         zipfile.ZipFile(sample).extractall(images)
     train, val = load_splits(images)
-    config = dataclasses.replace(train_config(RECIPE, METHOD), **TRAIN, seed=seed)
+    packaged = not random and hub.where(manifest.row(PACKAGED), manifest.BACKBONE) == "packaged"
+    config = dataclasses.replace(train_config(RECIPE, METHOD), **(TRAINED if packaged else UNTRAINED), seed=seed)
     torch.manual_seed(seed)
     method = build_method(METHOD, ARCH, preprocessing(config), method_config(METHODS[METHOD], RECIPE, config, SETTINGS))
-    before = knn_accuracy(method.student.backbone, train, val)
-    print(f"1. {len(train)} photographs in {images}; random {ARCH}: kNN {before:.1f} %")
+    untrained = knn_accuracy(method.student.backbone, train, val)
+    print(f"1. {len(train)} photographs in {images}; untrained {ARCH}: kNN {untrained:.1f} %")
+    if packaged:
+        print(f"   {start_from(method, PACKAGED)}")
+    before = knn_accuracy(method.student.backbone, train, val) if packaged else untrained
     pretrain(method, train, config, out / "run")
     after = knn_accuracy(method.student.backbone, train, val)
     print(
