@@ -29,8 +29,8 @@ class TrainConfig:
     # --- changes results
     image_size: int = _says("the images", 224)
     """Side of the square views, in pixels."""
-    views: Literal["exact", "fast"] = _says("the images", "exact")
-    """exact: each image by itself, as torchvision makes it; fast: batches on the device, rounded and clamped once."""
+    views: Literal["fast", "exact"] = _says("the images", "fast")
+    """fast: batches on the device, clamped once at the end; exact: each image by itself, as torchvision makes it."""
     epochs: int = _says("the schedule", 200)
     """Passes over the images; 200 in both papers."""
     batch_size: int = _says("the schedule", 256)

@@ -14,7 +14,7 @@ from cgh_models.methods import METHODS
 
 SMALL = {"projection_width": 8, "hidden_width": 16, "queue_length": 40, "predictor_width": 16}
 # 64 images: 12 steps
-QUICK = TrainConfig(image_size=32, batch_size=16, epochs=3, warmup_epochs=1, device="cpu", views="fast")
+QUICK = TrainConfig(image_size=32, batch_size=16, epochs=3, warmup_epochs=1, device="cpu")
 
 
 def small(name, **settings):
