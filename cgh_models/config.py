@@ -82,7 +82,7 @@ class TrainConfig:
     checkpoint_every: int = _says("nothing", 1000)
     """Steps between checkpoints, minutes of work on a GPU; a signal and the last step save too."""
     eval_every: float = _says("nothing", 0.0)
-    """Epochs between measurements (kNN, spread, rank); 0: a tenth of the run, at least one epoch."""
+    """Epochs between measurements (kNN, spread, rank); 0: a tenth of the run, at least one epoch; -1: none are made."""
 
     # --- where things go
     eval_data: str = _says("nothing", "")
@@ -98,7 +98,8 @@ class TrainConfig:
         check_range(self, 1, self.batch_size // 2, "accumulate")
         if self.batch_size % self.accumulate:
             raise InputError(f"accumulate={self.accumulate}: has to divide the batch size, {self.batch_size}")
-        check_range(self, 0, 2**62, "workers", "log_every", "seed", "memory_gib", "eval_every", "warmup_epochs")
+        check_range(self, 0, 2**62, "workers", "log_every", "seed", "memory_gib", "warmup_epochs")
+        check_range(self, -1, 2**62, "eval_every")
         check_range(self, 0, 1e6, "base_lr", "weight_decay", "clip_norm")
         check_range(self, 0, 1, "momentum")
         check_range(self, 0.01, 1, "crop_pct")

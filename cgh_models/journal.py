@@ -36,6 +36,7 @@ class Journal:
         self.done, self.total, self.per_epoch = done, total, total // config.epochs
         self.log_every = config.log_every or (1 if monitor.device.type == "cpu" else 10)
         self.measure_every = max(1, round((config.eval_every or max(1, config.epochs / 10)) * self.per_epoch))
+        self.measured = config.eval_every >= 0
         self._rows: list[dict[str, Any]] = []
         self._batches: list[np.ndarray] = []
         self._unwritten, self._warned = b"", set()
@@ -88,15 +89,15 @@ class Journal:
             {"step": done, "epoch": (done - 1) // self.per_epoch, "progress": progress, "lr": lr, **losses}
         )
         self._batches.append(indices)
-        if done % self.measure_every == 0 or done == self.total:
+        if (self.measured and done % self.measure_every == 0) or done == self.total:
             self.measure(done, backbone)
         elif done % self.log_every == 0:
             self.flush()
 
     def measure(self, done: int, backbone: nn.Module) -> None:
-        """Adds the monitor's values to the line of step ``done``."""
+        """Adds the monitor's values, if it is to look at all, to the line of step ``done``."""
         *rows, last = self._look() or [{"step": done}]
-        values = self.monitor(backbone)
+        values = self.monitor(backbone) if self.measured else {}
         for row in (*rows, last | values):
             self._write(row)
         if values:

@@ -43,9 +43,10 @@ def test_every_command_and_every_python_block_works_as_written(tmp_path, loopbac
         assert done.returncode == 0, f"{command}: {done.stderr[-500:]}"
     assert list(loopback.repos) == ["your-name/your-weights"] and not autoload.path().exists()
     assert len(PYTHON) == 4
-    for block in PYTHON:
+    for number, block in enumerate(PYTHON):
         done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-800:]
+        assert number or README.split("```\n\n```\n")[1].startswith(f"{done.stdout}```\n")  # what a reader will see
     shutil.rmtree(tmp_path / "cgh-demo")
 
 

@@ -37,6 +37,14 @@ def test_one_line_per_step_with_named_losses_and_measurements(image_root, tmp_pa
     assert all(0 <= row["knn"] <= 100 and row["effective_rank"] > 1 for row in rows if "knn" in row)
 
 
+def test_a_monitor_that_is_off_looks_at_nothing(image_root, tmp_path, monkeypatch):
+    config = dataclasses.replace(QUICK, eval_data=str(image_root), eval_every=-1.0)
+    monkeypatch.setattr("cgh_models.journal.embeddings", None)
+    pretrain(build(config=config), image_root / "train", config, tmp_path / "run")
+    rows = lines(tmp_path / "run")
+    assert [row["step"] for row in rows] == list(range(13)) and all("effective_rank" not in row for row in rows)
+
+
 def test_tensorboard_files_are_written_when_asked_for(image_root, tmp_path):
     pytest.importorskip("tensorboard", reason="the tensorboard extra is not installed")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
