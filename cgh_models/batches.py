@@ -24,9 +24,11 @@ from .data import ImageSet
 from .errors import InputError, printable
 from .fast_views import crop, fast_views
 from .images import BadImage
+from .step import out_of_memory
 from .views import COLUMNS, View, boxes, exact_view, uniform
 
 _ORDER_STREAM, _VIEW_STREAM = 1000, 0  # keep the random numbers of different uses apart; view i adds i
+_WHOLE_ON_CPU = 128  # pixels a side: the matrices that crop larger ones cost more than crops that workers cut
 
 
 def order(seed: int, epoch: int, count: int) -> np.ndarray:
@@ -88,15 +90,29 @@ def batches(
 ) -> Iterator[tuple[list[Tensor], np.ndarray]]:
     """For each step from ``start`` to ``stop``: the views [(N, 3, S, S)] on the device, and the image indices (N,).
 
-    In the fast mode equally large images in memory are moved to the device and never leave it.
+    In the fast mode equally large small images in memory are moved to the device and never leave it.
 
     Args:
         config: a TrainConfig; its seed, batch_size, image_size, mean, std, views and workers are used.
+
+    Raises:
+        InputError: too many bad images, a reader that was killed, or no memory on the device.
     """
+    try:
+        yield from _batches(images, recipe, config, start, stop, device)
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        raise InputError(
+            f"the views of {config.batch_size} images do not fit in the memory of {device}; give a smaller "
+            f"--batch-size, or --memory-gib 0, which keeps no images there"
+        ) from None
+
+
+def _batches(images: ImageSet, recipe, config, start: int, stop: int, device: torch.device) -> Iterator:
     mean, std = (torch.tensor(values, device=device) for values in (config.mean, config.std))
     steps = _Steps(len(images), config.batch_size, config.seed, start, stop)
-    exact = config.views == "exact"
-    resident = images.pixels.to(device) if isinstance(images.pixels, Tensor) and not exact else None
+    exact, resident = config.views == "exact", _resident(images, config, device)
     if resident is None:
         made = _from_workers(images, recipe, config, steps, device)
     else:
@@ -111,6 +127,15 @@ def batches(
             box = None if resident is None else boxes(view, u, *part.shape[1:3])
             views.append(fast_views(view, part, u, view.side(config.image_size), mean, std, box))
         yield views, indices
+
+
+def _resident(images: ImageSet, config, device: torch.device) -> Tensor | None:
+    """Decoded images on the device, if views are best made of whole ones there: of larger ones workers cut crops."""
+    pixels = images.pixels
+    if config.views == "exact" or not isinstance(pixels, Tensor):
+        return None
+    most = min(2 * config.image_size, _WHOLE_ON_CPU if device.type == "cpu" else 2**30)
+    return pixels.to(device) if max(pixels.shape[1:3]) <= most else None
 
 
 def _normalized(views: Tensor, mean: Tensor, std: Tensor) -> Tensor:

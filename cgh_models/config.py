@@ -75,7 +75,7 @@ class TrainConfig:
     batch norms move twice a step."""
     compile: bool = _says("nothing but rounding", False)
     """Run the networks through torch.compile: minutes of compiling for faster steps on a GPU; left out on a CPU."""
-    memory_gib: float = _says("nothing but rounding", 2.0)
+    memory_gib: float = _says("nothing but rounding, and how large fast views have photographs decoded", 2.0)
     """A set whose decoded pixels fit in this many GiB is decoded once and kept; 2 hold CIFAR and Tiny ImageNet."""
     log_every: int = _says("nothing", 0)
     """Steps between log lines; 0: 10, or 1 on the CPU where looking costs nothing."""
@@ -99,7 +99,8 @@ class TrainConfig:
         if self.batch_size % self.accumulate:
             raise InputError(f"accumulate={self.accumulate}: has to divide the batch size, {self.batch_size}")
         check_range(self, 0, 2**62, "workers", "log_every", "seed", "memory_gib", "warmup_epochs")
-        check_range(self, -1, 2**62, "eval_every")
+        if self.eval_every != -1:
+            check_range(self, 0, 2**62, "eval_every")
         check_range(self, 0, 1e6, "base_lr", "weight_decay", "clip_norm")
         check_range(self, 0, 1, "momentum")
         check_range(self, 0.01, 1, "crop_pct")

@@ -50,6 +50,9 @@ def run(out: str | Path, seed: int = 0, random: bool = False) -> tuple[float, fl
     print(f"1. {len(train)} photographs in {images}; untrained {ARCH}: kNN {untrained:.1f} %")
     if packaged:
         print(f"   {start_from(method, PACKAGED)}")
+        print("   They know these photographs: expect no gain of more training; `cgh demo --random` shows learning.")
+    elif not random:
+        print(f"   {PACKAGED} is not packaged here: starting untrained")
     before = knn_accuracy(method.student.backbone, train, val) if packaged else untrained
     pretrain(method, train, config, out / "run")
     after = knn_accuracy(method.student.backbone, train, val)

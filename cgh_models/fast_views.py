@@ -5,7 +5,7 @@ matrix for its rows and one for its columns; brightness, contrast, saturation, h
 
 Differs from the exact mode: values are clamped once, at the end, and are not rounded; the hue turns about the grey axis
 of RGB, not in HSV; the blur is a Gaussian whose weights stop at the edge, where Pillow passes boxes over edge pixels
-that are repeated.
+that are repeated. Crops that workers cut are rounded once; large JPEG files are decoded at a fraction of their size.
 """
 
 import numpy as np

@@ -223,7 +223,7 @@ class Monitor:
         self.batch_size = min(256, config.batch_size // config.accumulate)  # what fits into memory in training, too
         self.pair: tuple[str, ImageSet, np.ndarray, ImageSet, np.ndarray] | None = None
         shuffled = order(0, 0, len(images))
-        if config.eval_data:
+        if config.eval_data and config.eval_every >= 0:
             train, val = load_splits(config.eval_data, config.follow_links)
             memory, queries = order(0, 0, len(train))[:MEMORY], order(0, 0, len(val))[:QUERIES]
             self.pair = ("knn", train, memory, val, queries)

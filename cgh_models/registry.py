@@ -266,7 +266,8 @@ def start_from(method: Any, weights: str | os.PathLike[str]) -> str:
             if not odd:
                 method.load_state_dict(theirs)
                 return f"started from {path}: backbone, heads, teacher and queues"
-            why = f"heads: left out, {len(odd)} of their tensors have other shapes, {odd[0]} the first"
+            more = f" (and {len(odd) - 1} more)" if len(odd) > 1 else ""
+            why = f"heads: left out, the shape of {odd[0]}{more} is another"
     # A folder is read again through timm, which resamples position embeddings to the new image size.
     donor = source.student.backbone if is_run(path) else create_model(weights, **backbone.model_args(network))
     for branch in (method.student, *([method.teacher] if hasattr(method, "teacher") else [])):

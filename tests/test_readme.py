@@ -82,6 +82,9 @@ def test_fast_views_are_the_default_because_runs_with_both_modes_agree():
     found = {Path(r["weights"]).name: r["value"] for r in kept if r["metric"] == "knn" and r["k"] == 20}
     modes = {mode: [found[f"{mode}_{seed}"] for seed in range(3)] for mode in ("fast", "exact")}
     means, errors = zip(*((mean(values), stdev(values) / 3**0.5) for values in modes.values()), strict=True)
+    for run in found:
+        last = json.loads((folder / f"views_{run}.metrics.jsonl").read_text().splitlines()[-1])
+        assert last["step"] == 780 and last["knn"] > 30
     assert len(kept) == 6 and abs(means[0] - means[1]) <= 2 * math.hypot(*errors)
     assert TrainConfig().views == "fast"
     lines = [

@@ -40,6 +40,7 @@ def test_one_line_per_step_with_named_losses_and_measurements(image_root, tmp_pa
 def test_a_monitor_that_is_off_looks_at_nothing(image_root, tmp_path, monkeypatch):
     config = dataclasses.replace(QUICK, eval_data=str(image_root), eval_every=-1.0)
     monkeypatch.setattr("cgh_models.journal.embeddings", None)
+    monkeypatch.setattr("cgh_models.journal.load_splits", None)
     pretrain(build(config=config), image_root / "train", config, tmp_path / "run")
     rows = lines(tmp_path / "run")
     assert [row["step"] for row in rows] == list(range(13)) and all("effective_rank" not in row for row in rows)
