@@ -140,20 +140,6 @@ def test_workers_do_not_change_the_views(image_root):
         assert all(torch.equal(a, b) for a, b in zip(views, views_again, strict=True))
 
 
-def test_large_images_of_one_size_are_cut_by_workers_in_memory_too(tmp_path):
-    """Whole ones would have to go through matrices as large as they are."""
-    (tmp_path / "a").mkdir()
-    for number in range(6):
-        pixels = np.random.default_rng(number).integers(0, 256, (80, 90, 3), np.uint8)
-        Image.fromarray(pixels).save(tmp_path / "a" / f"{number}.png")
-    kept, streamed = load(tmp_path), load(tmp_path)
-    kept.keep_pixels(1.0)
-    assert isinstance(kept.pixels, torch.Tensor)
-    config = TrainConfig(image_size=32, batch_size=6, workers=0)
-    for (views, _), (views_again, _) in zip(collect(kept, config), collect(streamed, config), strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(views, views_again, strict=True))
-
-
 def test_views_that_do_not_fit_in_memory_are_a_sentence(image_root, monkeypatch):
     def full(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
@@ -164,12 +150,14 @@ def test_views_that_do_not_fit_in_memory_are_a_sentence(image_root, monkeypatch)
         collect(load(image_root / "train"), config)
 
 
-def test_images_of_many_sizes_are_kept_and_give_the_same_views_as_streamed(tmp_path):
-    for number, size in enumerate((20, 32, 45, 64)):
-        make_images(tmp_path / f"c{number}", 3, classes=1, size=size)
+@pytest.mark.parametrize("sizes, held", [((20, 32, 45, 64), list), ((80,), torch.Tensor)], ids=["many", "one, large"])
+def test_images_of_these_sizes_are_kept_and_give_the_same_views_as_streamed(tmp_path, sizes, held):
+    """Large ones are cut by workers, in memory too: whole, they would go through matrices as large as they are."""
+    for number, size in enumerate(sizes):
+        make_images(tmp_path / f"c{number}", 12 // len(sizes), classes=1, size=size)
     kept, streamed = load(tmp_path), load(tmp_path)
     kept.keep_pixels(1)
-    assert isinstance(kept.pixels, list)
+    assert isinstance(kept.pixels, held)
     config = TrainConfig(image_size=32, batch_size=6, workers=0)
     for (views, _), (views_again, _) in zip(collect(kept, config), collect(streamed, config), strict=True):
         assert all(torch.equal(a, b) for a, b in zip(views, views_again, strict=True))
