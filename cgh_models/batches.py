@@ -134,7 +134,9 @@ def _resident(images: ImageSet, config, device: torch.device) -> Tensor | None:
     pixels = images.pixels
     if config.views == "exact" or not isinstance(pixels, Tensor):
         return None
-    most = min(2 * config.image_size, _WHOLE_ON_CPU if device.type == "cpu" else 2**30)
+    most = 2 * config.image_size
+    if device.type == "cpu":
+        most = min(most, _WHOLE_ON_CPU)
     return pixels.to(device) if max(pixels.shape[1:3]) <= most else None
 
 

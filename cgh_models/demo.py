@@ -21,8 +21,9 @@ ARCH, METHOD, RECIPE = "resnet18_cifar_w16", "cgh", "cifar"
 PACKAGED = f"{ARCH}.cgh_cifar10"
 # So few steps leave a relational target little worth copying: InfoNCE fades out over the whole run, not over a tenth.
 SETTINGS = ("queue_length=1024", "warmup=1.0")
-UNTRAINED = {"epochs": 32, "batch_size": 128, "base_lr": 0.12, "eval_every": 16.0}
-TRAINED = {"epochs": 8, "batch_size": 128, "base_lr": 0.02, "warmup_epochs": 1.0, "eval_every": 4.0}  # heads are new
+BATCH_SIZE = 128
+UNTRAINED = {"epochs": 32, "base_lr": 0.12, "eval_every": 16.0}
+TRAINED = {"epochs": 8, "base_lr": 0.02, "warmup_epochs": 1.0, "eval_every": 4.0}  # heads are new
 
 
 def run(out: str | Path, seed: int = 0, random: bool = False) -> tuple[float, float]:
@@ -43,7 +44,8 @@ def run(out: str | Path, seed: int = 0, random: bool = False) -> tuple[float, fl
         zipfile.ZipFile(sample).extractall(images)
     train, val = load_splits(images)
     packaged = not random and hub.where(manifest.row(PACKAGED), manifest.BACKBONE) == "packaged"
-    config = dataclasses.replace(train_config(RECIPE, METHOD), **(TRAINED if packaged else UNTRAINED), seed=seed)
+    settings = TRAINED if packaged else UNTRAINED
+    config = dataclasses.replace(train_config(RECIPE, METHOD), batch_size=BATCH_SIZE, seed=seed, **settings)
     torch.manual_seed(seed)
     method = build_method(METHOD, ARCH, preprocessing(config), method_config(METHODS[METHOD], RECIPE, config, SETTINGS))
     untrained = knn_accuracy(method.student.backbone, train, val)

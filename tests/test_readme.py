@@ -81,17 +81,16 @@ def test_fast_views_are_the_default_because_runs_with_both_modes_agree():
     kept = [json.loads(line) for line in (folder / "views.jsonl").open()]
     found = {Path(r["weights"]).name: r["value"] for r in kept if r["metric"] == "knn" and r["k"] == 20}
     modes = {mode: [found[f"{mode}_{seed}"] for seed in range(3)] for mode in ("fast", "exact")}
-    means, errors = zip(*((mean(values), stdev(values) / 3**0.5) for values in modes.values()), strict=True)
+    rows = {mode: (*values, mean(values), stdev(values) / 3**0.5) for mode, values in modes.items()}
+    difference = rows["fast"][3] - rows["exact"][3]
+    error = math.hypot(rows["fast"][4], rows["exact"][4])
     for run in found:
         last = json.loads((folder / f"views_{run}.metrics.jsonl").read_text().splitlines()[-1])
         assert last["step"] == 780 and last["knn"] > 30
-    assert len(kept) == 6 and abs(means[0] - means[1]) <= 2 * math.hypot(*errors)
+    assert len(kept) == 6 and abs(difference) <= 2 * error
     assert TrainConfig().views == "fast"
-    lines = [
-        f"| {mode} | " + " | ".join(f"{value:.2f}" for value in (*values, mean(values), stdev(values) / 3**0.5)) + " |"
-        for mode, values in modes.items()
-    ]
-    lines.append(f"| difference | | | | {means[0] - means[1]:.2f} | {math.hypot(*errors):.2f} |")
+    lines = [f"| {mode} | " + " | ".join(f"{value:.2f}" for value in row) + " |" for mode, row in rows.items()]
+    lines.append(f"| difference | | | | {difference:.2f} | {error:.2f} |")
     table = (folder / "README.md").read_text().split("<!-- views -->\n")[1].split("\n<!-- /views -->")[0]
     assert table.splitlines()[2:] == lines
 
