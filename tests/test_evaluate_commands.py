@@ -65,6 +65,10 @@ def test_the_json_says_all_that_the_number_depends_on(image_root, here):
     assert chosen["lr"] == chosen["choice"]["chosen"] and chosen["nesterov"] is True and chosen["epochs"] == 6
     assert (chosen["protocol"], chosen["recipe"], chosen["train"]) == ("sgd", "cifar", 64)
     assert (chosen["momentum"], chosen["weight_decay"], chosen["train_batch_size"]) == (0.9, 0.0, 64)
+    fast = here(
+        "evaluate", "linear", *SMALL, "--data", image_root, "--protocol=sgd", "--lr=0.3", "--epochs=1", "--fast"
+    )
+    assert "fast" not in chosen and fast["fast"] is True
     few = here("evaluate", "finetune", *SMALL, "--data", image_root, "--labels", "10%", "--lr", 0.5, "--epochs", 1)
     assert (few["labels"], few["labelled"], few["train_batch_size"], few["lr"]) == ("10%", 4, 4, 0.5)
     assert (few["head_lr"], few["weight_decay"], len(few["names_sha256"])) == (0.02, 0.0, 64)

@@ -215,6 +215,17 @@ def test_one_forward_a_batch_serves_every_learning_rate_of_the_choice(splits, mo
     assert batches == [20, *[16] * 6, 6, *[16] * 40]
 
 
+def test_a_fast_run_makes_all_embeddings_with_the_copy_and_lands_beside_the_exact_one(splits, model):
+    config = dataclasses.replace(QUICK, epochs=30)
+    exact = sgd(model, *splits, config, workers=0)
+    seen = []
+    model.register_forward_hook(lambda module, inputs, output: seen.append((module is model, len(inputs[0]))))
+    fast = sgd(model, *splits, config, workers=0, fast=True)
+    assert abs(fast["value"] - exact["value"]) <= 10  # two of 20 images
+    own, copies = ([count for mine, count in seen if mine is which and count > 2] for which in (True, False))
+    assert not own and sorted(set(copies)) == [16, 20] and copies.count(16) == 4 * 30
+
+
 def test_a_given_rate_is_taken_and_one_that_diverges_is_one_sentence(splits, model):
     assert sgd(model, *splits, dataclasses.replace(QUICK, lr=0.25), workers=0)["lr"] == 0.25
     next(model.parameters()).data.mul_(1e30)  # embeddings of that size: the first step leaves float32

@@ -39,7 +39,8 @@ sys.meta_path[:0] = [Missing()] if bare else []
 from pathlib import Path
 from benchmarks.zoo import __main__ as zoo, measuring
 from cgh_models import hub, manifest
-row = zoo.Wanted("resnet18_cifar_w16", "cgh", "cgh_tried", "cifar10", epochs=2, least=1, packaged=True, heads=True)
+row = zoo.Wanted("resnet18_cifar_w16", "cgh", "cgh_tried", "cifar10", epochs=2, least=1, notes=("A trial.",),
+                 packaged=True, heads=True)
 zoo.ROWS = (row, zoo.Wanted("resnet18_cifar_w16", "cgh", "b", "cifar10", 9, 9, like=row.name, shipped=False))
 measuring.HERE = measuring.REPO = Path.cwd()
 measuring.NUMBERS, manifest.MANIFEST = Path("numbers.json"), Path("package/weights_manifest.json")
@@ -136,6 +137,7 @@ def test_a_row_is_trained_on_a_bare_machine_and_measured_and_added_on_another(tm
     assert knn["command"] == f"cgh evaluate knn {name} --data cifar10"
     assert random["command"] == f"cgh evaluate knn {name} --random --data cifar10"
     assert (row["data"]["name"], row["license"]) == ("CIFAR-10 (JPEG)", "apache-2.0")
+    assert row["notes"][0].startswith("Trained on photographs of 32 px") and row["notes"][1] == "A trial."
     log = [json.loads(line) for line in (tmp_path / row["training"]["log"]).read_text().splitlines()]
     assert log[-1]["step"] == row["steps"] == 4 and sum("knn_train" in line for line in log) >= 2
     package = tmp_path / "package" / "weights" / name

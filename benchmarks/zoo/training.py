@@ -84,9 +84,9 @@ def train(row: Wanted, place: Place, minutes: float, goal: int) -> Path:
 
 
 def _complete(row: Wanted, folder: Path) -> None:
-    """What export cannot know: limits of the images, and heads that are not wanted."""
+    """What export cannot know: limits of the images and of the row, and heads that are not wanted."""
     told = manifest.read_row(folder)
-    told["notes"] = [DATA[row.data][2], *told["notes"]]
+    told["notes"] = [DATA[row.data][2], *row.notes, *told["notes"]]
     if not row.heads:
         del told["files"][manifest.HEADS]
         (folder / manifest.HEADS).unlink()

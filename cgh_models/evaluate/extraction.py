@@ -1,12 +1,12 @@
 """Embeddings of an image set, in its order, made or read from a cache."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..batches import eval_batches, eval_transform
 from ..data import ImageSet, load
@@ -69,11 +69,21 @@ def embeddings(
     """The rows of `extract`, batch after batch; ``replace`` takes other images for bad ones, as training does."""
     check(batch_size, workers)
     with borrowed(model, place := pick_device(device)):
-        run = inference_copy(model, pick_precision("auto", place)) if fast else model
-        kind = next(run.parameters()).dtype
+        run = forward(model, place, fast)
         for batch in eval_batches(images, indices, eval_transform(model), batch_size, workers, replace):
-            with torch.inference_mode():
-                yield run(batch.to(place, kind, memory_format=torch.channels_last)).float().cpu().numpy()
+            yield run(batch).cpu().numpy()
+
+
+def forward(model: nn.Module, device: torch.device, fast: bool) -> Callable[[Tensor], Tensor]:
+    """What makes embeddings (N, D) float32 of images (N, 3, H, W) with a model in evaluation mode on ``device``."""
+    run = inference_copy(model, pick_precision("auto", device)) if fast else model
+    kind = next(run.parameters()).dtype
+
+    @torch.inference_mode()
+    def embed(images: Tensor) -> Tensor:
+        return run(images.to(device, kind, memory_format=torch.channels_last)).float()
+
+    return embed
 
 
 def check(batch_size: int = 256, workers: int = 2) -> None:

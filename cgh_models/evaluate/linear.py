@@ -15,7 +15,7 @@ from ..errors import InputError
 from ..evaluate_config import LinearConfig
 from ..optim import learning_rate
 from .classifier import accuracy, decode, labelled_views, new_layer, steps
-from .extraction import borrowed, extract, pick_device
+from .extraction import borrowed, extract, forward, pick_device
 from .splits import held_out, subset
 
 # Learning rates to choose from, half a decade apart: those of the papers' small-image code (0.2, 1, 30) lie among them.
@@ -34,7 +34,7 @@ def sgd(
 
     Args:
         say: gets a line of progress now and then.
-        extraction: batch_size, workers, device and cache_dir of `extract`.
+        extraction: batch_size, workers, device, fast (of augmented images, too) and cache_dir of `extract`.
 
     Raises:
         InputError: unusable images, or a rate at which the layer is not finite.
@@ -43,7 +43,7 @@ def sgd(
     Differs from the authors' code: the last epoch is reported, not the best one on val.
     """
     assert train.labels is not None and val.labels is not None
-    place = {"device": extraction.get("device", "auto"), "workers": extraction.get("workers", 2)}
+    how = {name: extraction[name] for name in ("device", "workers", "fast") if name in extraction}
     size, _, _ = steps(train, config.epochs, config.train_batch_size)
     queries = extract(model, val, **extraction)
     decode(train)
@@ -52,14 +52,14 @@ def sgd(
         rest, held = held_out(train.labels, seed)
         short = dataclasses.replace(config, epochs=-(-config.epochs // CHOICE))
         say(f"choosing the learning rate on {len(held)} held-out training images, {short.epochs} epochs")
-        layers = _layers(model, subset(train, rest), RATES, short, seed, say, **place)
+        layers = _layers(model, subset(train, rest), RATES, short, seed, say, **how)
         rows = extract(model, train, indices=held, **extraction)
         found = [accuracy(layer.weight, layer.bias, rows, train.labels[held]) for layer in layers]
         rate = RATES[found.index(max(found))]
         choice = {"grid": list(RATES), "held_out_images": len(held), "epochs": short.epochs,
                   "held_out_accuracy": [round(value, 3) for value in found], "chosen": rate}  # fmt: skip
         say(f"chosen: learning rate {rate:g}, {max(found):.2f} % of the held-out images")
-    (layer,) = _layers(model, train, (rate,), config, seed, say, **place)
+    (layer,) = _layers(model, train, (rate,), config, seed, say, **how)
     if not all(p.isfinite().all() for p in layer.parameters()):
         raise InputError(f"learning rate {rate:g}: the linear layer is not finite; give a lower --lr, or 0 to choose")
     value = accuracy(layer.weight, layer.bias, queries, val.labels)
@@ -69,7 +69,7 @@ def sgd(
 
 def _layers(
     model: nn.Module, images: ImageSet, rates: tuple[float, ...], config: LinearConfig, seed: int,
-    say: Callable[[str], None], *, device: str | torch.device, workers: int,
+    say: Callable[[str], None], *, device: str | torch.device = "auto", workers: int = 2, fast: bool = False,
 ) -> list[nn.Linear]:  # fmt: skip
     """A trained layer per learning rate. All start alike and see the same embeddings: one forward serves them all."""
     size, per_epoch, total = steps(images, config.epochs, config.train_batch_size)
@@ -78,10 +78,10 @@ def _layers(
         layers = [new_layer(width, len(images.classes), seed).to(place) for _ in rates]
         groups = [{"params": list(layer.parameters())} for layer in layers]
         optimizer = torch.optim.SGD(groups, lr=0.0, momentum=config.momentum, nesterov=config.nesterov)
+        embed = forward(model, place, fast)
         views = labelled_views(images, model, size, total, seed=seed, workers=workers, device=place)
         for done, (view, labels) in enumerate(views):
-            with torch.no_grad():
-                rows = model(view).float()  # (N, D)
+            rows = embed(view).clone()  # (N, D); a copy, since autograd takes no tensors of inference mode
             losses = torch.stack([F.cross_entropy(layer(rows), labels) for layer in layers])
             losses.sum().backward()
             for group, rate in zip(optimizer.param_groups, rates, strict=True):

@@ -30,8 +30,7 @@ def knn(
 ) -> Measured:
     """`knn_accuracy`, and how it was found."""
     value = knn_accuracy(model, train, val, k=k, temperature=temperature, **extraction)
-    parameters = {"k": k, "temperature": temperature, "memory": len(train)}
-    parameters |= {"fast": True} if extraction.get("fast") else {}
+    parameters = {"k": k, "temperature": temperature, "memory": len(train), **_fast(extraction)}
     return _measured("knn", parameters, value, val)
 
 
@@ -45,7 +44,7 @@ def linear(
     else:
         found = probe(protocol, model, train, val, seed=seed, say=say, **extraction)
     value = found.pop("value")
-    return _measured(protocol, {"protocol": protocol, **found, "train": len(train)}, value, val)
+    return _measured(protocol, {"protocol": protocol, **found, "train": len(train), **_fast(extraction)}, value, val)
 
 
 def again(metric: str, published: Measured, model: nn.Module, train: ImageSet, val: ImageSet, **how: Any) -> float:
@@ -65,12 +64,16 @@ def again(metric: str, published: Measured, model: nn.Module, train: ImageSet, v
             f"{len(train)} images in train/ and {len(val)} in val/, expected {counts[0]} and {counts[1]} of "
             f"{printable(published['data'])}; give --data those"
         )
+    how["fast"] = numbers.get("fast", False)
     if metric == "knn":
-        fast = numbers.get("fast", False)
-        return knn(model, train, val, k=numbers["k"], temperature=numbers["temperature"], fast=fast, **how)["value"]
+        return knn(model, train, val, k=numbers["k"], temperature=numbers["temperature"], **how)["value"]
     config = LinearConfig(**{name: numbers[name] for name in settings})
     found = linear("sgd", model, train, val, config, numbers["recipe"], seed=numbers["seed"], say=say, **how)
     return found["value"]
+
+
+def _fast(extraction: dict[str, Any]) -> dict[str, bool]:
+    return {"fast": True} if extraction.get("fast") else {}
 
 
 def _measured(protocol: str, parameters: dict[str, Any], value: float, val: ImageSet) -> Measured:
