@@ -1,11 +1,12 @@
 """Images that are no files of their own, read by timm's readers: in tar archives, in datasets of the Hub."""
 
 import contextlib
+import copy
 import hashlib
 import importlib.util
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ class Archive:
         root: the folder that names are relative to, for messages.
         names: of the images, sorted.
         labels: class of each image.
-        classes: their names.
+        classes: their names, in the reader's order; empty where it knows of none.
         digest: sha256 of names and sizes, or of the dataset's own fingerprint.
     """
 
@@ -34,7 +35,15 @@ class Archive:
         self.reader, self.root, self.digest = reader, root, digest
         self.places = sorted(range(len(names)), key=names.__getitem__)  # in the reader's order
         self.names, self.labels = [names[place] for place in self.places], [labels[place] for place in self.places]
-        self.classes = [str(name) for name in getattr(reader, "class_name_to_idx", None) or reader.class_to_idx]
+        self.classes = [str(name) for name in getattr(reader, "class_name_to_idx", None) or reader.class_to_idx or ()]
+
+    def take(self, indices: Iterable[int]) -> "Archive":
+        """These images alone, in this order."""
+        taken = copy.copy(self)
+        taken.places, taken.names, taken.labels = (
+            [values[index] for index in indices] for values in (self.places, self.names, self.labels)
+        )
+        return taken
 
     def image(self, index: int, least: float = 0) -> Image.Image:
         """As `images.read_image`. Raises `BadImage`."""
@@ -120,10 +129,15 @@ def _from_hub(text: str) -> Archive:
     name, _, split = text.removeprefix("hfds/").partition(":")
     try:
         reader: Any = create_reader(f"hfds/{name}", split=split or "train")
+        if reader.class_to_idx:
+            labels = [int(label) for label in reader.iter_targets()]
+        else:  # timm's reader wants some label with every image
+            reader = create_reader(f"hfds/{name}", split=split or "train", target_key=reader.image_key)
+            labels = [0] * len(reader)
     except Exception as error:  # datasets raises what its dozen back ends raise
         reason = printable(" ".join(str(error).split()))[:160]
         what = f"{printable(text)}: cannot be read as a dataset of images ({reason})"
         raise InputError(f"{what}; give hfds/NAME or hfds/NAME:SPLIT") from error
     names = [f"{index:08d}" for index in range(len(reader))]
     fingerprint = hashlib.sha256(f"{reader.dataset._fingerprint}\t{len(names)}".encode()).hexdigest()
-    return Archive(reader, Path(text), names, [int(label) for label in reader.iter_targets()], fingerprint)
+    return Archive(reader, Path(text), names, labels, fingerprint)

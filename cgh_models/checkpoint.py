@@ -21,7 +21,7 @@ from .tensors import misfit, read_tensors, write_tensors
 KEEP = 2
 _INDEX = "checkpoints.json"
 _NAMES = r"checkpoint-\d{8,}\.safetensors|checkpoints\.json|config\.json|metrics\.jsonl"
-_OURS = re.compile(rf"checkpoint-\d{{8,}}\.safetensors|\.({_NAMES})\.\d+\.tmp")
+_OURS = re.compile(rf"checkpoint-\d{{8,}}\.safetensors|\.({_NAMES})\.[0-9a-f]+\.tmp")
 _RUN_KEYS = {"cgh_models", "versions", "command", "method", "method_config", "arch", "train", "data"}
 
 
@@ -119,8 +119,8 @@ def read_run(run_dir: Path) -> dict[str, Any]:
     """
     path = run_dir / "config.json"
     run = read_json(path, "the config.json of a run folder")
-    if run.keys() != _RUN_KEYS:
-        odd = ", ".join(sorted(map(printable, run.keys() ^ _RUN_KEYS)))
+    if odd := (run.keys() ^ _RUN_KEYS) - {"init"}:  # what it started from, where it did
+        odd = ", ".join(sorted(map(printable, odd)))
         raise InputError(
             f"{printable(path)}: unknown or missing keys ({odd[:120]}); expected one written by cgh pretrain"
         )

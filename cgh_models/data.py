@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from .archives import Archive, open_archive
-from .errors import InputError, printable
+from .errors import InputError, printable, say
 from .images import EXTENSIONS, BadImage, read_image, simplejpeg
 from .views import uniform
 
@@ -28,11 +28,11 @@ class ImageSet:
     """The frozen index of a set, and its pixels where they fit in memory.
 
     Attributes:
-        source: the folder or list it was made from.
+        source: what `load` finds it by again: a path from the root, or hfds/NAME.
         root: folder the names are relative to.
         names: sorted relative paths.
         labels: (N,) class of each image, or None where the set has no class folders.
-        classes: class folder names, sorted.
+        classes: their names: of class folders sorted, of an archive as timm's reader numbers them.
         digest: sha256 of names and sizes.
         skipped: files left out, counted by extension (or "link").
         archive: what reads the images where they are no files of their own.
@@ -41,7 +41,7 @@ class ImageSet:
         bad_file: where each of them is named once.
     """
 
-    source: Path
+    source: str
     root: Path
     names: list[str]
     labels: np.ndarray | None
@@ -87,8 +87,11 @@ class ImageSet:
         new = {index: reason for index, reason in met if index not in self.bad}
         self.bad.update(new)
         if self.bad_file and new:
-            with open(self.bad_file, "a", encoding="utf-8") as file:
-                file.writelines(f"{printable(self.names[index])}\t{reason}\n" for index, reason in new.items())
+            try:
+                with open(self.bad_file, "a", encoding="utf-8") as file:
+                    file.writelines(f"{printable(self.names[index])}\t{reason}\n" for index, reason in new.items())
+            except OSError as error:
+                say(f"warning: {self.bad_file}: bad files cannot be named in it ({error.strerror}); make room")
         if len(self.bad) > MAX_BAD * len(self):
             index, reason = next(iter(self.bad.items()))
             what = f"{len(self.bad)} of {len(self)} images cannot be read, more than 1 %"
@@ -125,6 +128,11 @@ class ImageSet:
         for place in reversed(range(len(pixels))):  # one by one: never both copies of the set at once
             self.pixels[place] = pixels.pop()
 
+    def say_skipped(self) -> None:
+        """What was left out, to stderr."""
+        if self.skipped:
+            say(f"{self.root}: left out " + ", ".join(f"{n} x {kind}" for kind, n in self.skipped.most_common(5)))
+
     def decoder_hint(self) -> str:
         """What would read these files sooner, if it is not installed."""
         if simplejpeg or not any(name.lower().endswith((".jpg", ".jpeg")) for name in self.names):
@@ -146,10 +154,9 @@ def load(data: str | Path, follow_links: bool = False) -> ImageSet:
     if archive := open_archive(data):
         classes = archive.classes
         labels = np.array(archive.labels) if len(classes) > 1 else None
-        return ImageSet(
-            Path(data), archive.root, archive.names, labels, classes if labels is not None else [], archive.digest,
-            archive=archive,
-        )  # fmt: skip
+        source = str(Path(data).resolve() if Path(data).exists() else data)
+        classes = classes if labels is not None else []
+        return ImageSet(source, archive.root, archive.names, labels, classes, archive.digest, archive=archive)
     path = Path(data)
     if path.is_dir():
         entries, skipped = _walk(path, follow_links)
@@ -175,7 +182,7 @@ def load(data: str | Path, follow_links: bool = False) -> ImageSet:
         )
     else:
         labels = np.searchsorted(classes, tops)
-    return ImageSet(path, root, entries, labels, classes, digest, skipped)
+    return ImageSet(str(path.resolve()), root, entries, labels, classes, digest, skipped)
 
 
 def _read_list(path: Path) -> list[str]:
@@ -214,23 +221,30 @@ def load_splits(root: str | Path, follow_links: bool = False) -> tuple[ImageSet,
                 f"{printable(root)}: has no {split}/ folder; expected train/ and val/, class folders in both"
             )
         sets.append(load(folder, follow_links))
+        sets[-1].say_skipped()
         if sets[-1].labels is None:
-            stray = next(name for name in sets[-1].names if "/" not in name)
-            raise InputError(f"{printable(folder / stray)}: lies in no class folder; expected {folder}/<class>/<image>")
+            stray = next((name for name in sets[-1].names if "/" not in name), "")
+            found = "lies in no class folder" if stray else "has no two classes"
+            raise InputError(f"{printable(folder / stray)}: {found}; expected {folder}/<class>/<image>")
     train, val = sets
     if strange := sorted(set(val.classes) - set(train.classes)):
         raise InputError(
             f"{printable(root)}: val/ has the class {strange[0]!r} that train/ has not ({len(strange)} such)"
         )
-    val.labels = np.searchsorted(train.classes, val.classes)[val.labels]
+    place = {name: number for number, name in enumerate(train.classes)}
+    val.labels = np.array([place[name] for name in val.classes])[val.labels]
     return train, val
+
+
+def _unreadable(error: OSError) -> None:
+    raise InputError(f"{printable(error.filename)}: cannot be read ({error.strerror}); mend or remove it") from error
 
 
 def _walk(root: Path, follow_links: bool) -> tuple[list[str], Counter]:
     names: list[str] = []
     skipped: Counter = Counter()
     home = root.resolve()
-    for folder, folders, files in os.walk(root, followlinks=follow_links):
+    for folder, folders, files in os.walk(root, followlinks=follow_links, onerror=_unreadable):
         for link in [name for name in folders if not follow_links and Path(folder, name).is_symlink()]:
             skipped["linked folder (--follow-links reads it)"] += 1
             folders.remove(link)

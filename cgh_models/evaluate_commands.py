@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shlex
 import sys
 from dataclasses import dataclass, field
@@ -29,6 +30,8 @@ class Measuring:
     """Of untrained weights, held-out images, labelled shares, order, views and new layers."""
     record: bool = False
     """Write the number into the description and the card of the weights folder that was measured."""
+    follow_links: bool = False
+    """Read linked folders, and links that lead out of the folder, too."""
     data_name: str = ""
     """What the record calls the images; left out, their folder's name."""
     batch_size: int = 256
@@ -160,6 +163,8 @@ class Reproduce:
     """Folder with train/ and val/ of the images that the number was measured on."""
     metric: Literal["knn", "linear"] = "knn"
     """knn: within 0.1 percent points; linear (protocol sgd, at the rate that was chosen): within 0.5."""
+    follow_links: bool = False
+    """Read linked folders, and links that lead out of the folder, too."""
     batch_size: int = 256
     """Images a forward where nothing is trained on them; changes speed and memory only."""
     workers: int = 2
@@ -178,7 +183,7 @@ def reproduce(args: Reproduce) -> None:
     if not (published := row["metrics"][args.metric]):
         there = ", ".join(name for name, metric in row["metrics"].items() if metric) or "none"
         raise InputError(f"{args.weights}: no {args.metric} was published of it (there are: {there})")
-    train, val = load_splits(args.data)
+    train, val = load_splits(args.data, args.follow_links)
     model, how = create_model(args.weights), {"batch_size": args.batch_size, "workers": args.workers}
     got = measured.again(args.metric, published, model, train, val, device=args.device, say=say, **how)
     value, tolerance = published["value"], measured.TOLERANCE[args.metric]
@@ -186,10 +191,13 @@ def reproduce(args: Reproduce) -> None:
     found = {"metric": args.metric, "published": value, "got": got, "tolerance": tolerance, "agrees": agrees}
     print(json.dumps(found | {"weights": args.weights, "data": args.data}))
     if not agrees:
-        raise NotReproduced(
-            f"{args.weights}: published {args.metric} {value:.2f} %, got {got:.2f} %, more than {tolerance} apart; "
-            f"`cgh verify {args.weights}` says whether the file is the published one"
-        )
+        hint = f"`cgh verify {args.weights}` says whether the file is the published one"
+        if published["data"] == row["data"]["name"] and train.digest != row["data"]["digest"]:
+            hint = (
+                f"{args.data}/train has other names or sizes than the images of {row['data']['name']} it was trained on"
+            )
+        numbers = f"published {args.metric} {value:.2f} %, got {got:.2f} %, more than {tolerance} apart"
+        raise NotReproduced(f"{args.weights}: {numbers}; {hint}")
 
 
 def _open(args: Any) -> tuple[Any, Any, Any]:
@@ -201,9 +209,14 @@ def _open(args: Any) -> tuple[Any, Any, Any]:
 
     how = args.measuring
     torch.manual_seed(how.seed)
-    train, val = load_splits(args.data)
-    if how.record and (how.random or not is_weights(Path(args.weights))):
-        raise InputError(f"--record: {args.weights} is no weights folder; `cgh export` makes one")
+    train, val = load_splits(args.data, how.follow_links)
+    if how.record:
+        folder = Path(args.weights)
+        if how.random or not is_weights(folder):
+            raise InputError(f"--record: {args.weights} is no weights folder; `cgh export` makes one")
+        manifest.read_row(folder)
+        if not os.access(folder, os.W_OK):
+            raise InputError(f"--record: {args.weights} cannot be written; copy the folder to where you may write")
     return create_model(args.weights, pretrained=not how.random), train, val
 
 
@@ -215,14 +228,14 @@ def _extraction(args: Any) -> dict[str, Any]:
 
 
 def _finish(args: Any, metric: str, measured: dict[str, Any], more: dict[str, Any]) -> None:
-    """Records the number if that is asked for, and prints it."""
+    """Prints the number, and then records it if that is asked for."""
+    found = {"metric": metric, "value": measured["value"], **measured["parameters"], **more}
+    print(json.dumps(found | {"weights": args.weights, "data": args.data}), flush=True)
     if args.measuring.record:
         from .export import record
 
         name = args.measuring.data_name or Path(args.data).resolve().name
         record(Path(args.weights), metric, {"data": name, **measured, "command": shlex.join(["cgh", *sys.argv[1:]])})
-    found = {"metric": metric, "value": measured["value"], **measured["parameters"], **more}
-    print(json.dumps(found | {"weights": args.weights, "data": args.data}))
 
 
 def _named(words: list[str], flag: str, default: str, known: tuple[str, ...]) -> str:

@@ -15,9 +15,9 @@ from .architectures import default_cfgs
 from .backbone import architecture, embed, model_args
 from .card import CURVE, card
 from .config import TrainConfig, from_dict, to_dict
-from .errors import InputError, IntegrityError
+from .errors import InputError, IntegrityError, say
 from .integrity import fingerprint
-from .registry import is_run, load_method, load_run, preprocessing
+from .registry import is_run, load_method, new_method_of_run, preprocessing
 from .report import curve, read_log
 from .tags import timm_config
 from .tensors import write_tensors
@@ -55,8 +55,9 @@ def export(
         raise InputError(f"{run_dir}: not a run folder; expected the --out of a `cgh pretrain`")
     if tag and not re.fullmatch(r"[a-z0-9_]+", tag):
         raise InputError(f"--tag {tag!r}: expected lower-case letters, digits and _, e.g. cgh_mydata")
-    run, step = checkpoint.read_run(run_dir), checkpoint.newest(run_dir, lambda text: None)[0]
-    method = load_run(run_dir).eval()
+    method, run = new_method_of_run(run_dir)
+    step, file = checkpoint.newest(run_dir, say)
+    checkpoint.load_method_state(file, method.eval())
     files.make_folder(out)
     draft = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
@@ -95,7 +96,7 @@ def write_description(folder: Path, row: manifest.Row) -> None:
 def record(folder: Path, name: str, metric: dict[str, Any]) -> None:
     """Puts a measured number into the description and the card of a weights folder."""
     row = manifest.read_row(folder)
-    row["metrics"][name] = metric
+    row["metrics"][name] = metric | {"command": _without_folders(metric["command"])}
     write_description(folder, row)
 
 
@@ -132,7 +133,7 @@ def _row(
         "steps": step,
         "seed": train.seed,
         "code": {"version": run["cgh_models"], "commit": run["versions"].get("commit")},
-        "command": run["command"],
+        "command": _without_folders(run["command"]),
         "files": {f: {"bytes": (out / f).stat().st_size, "sha256": files.sha256(out / f), "urls": None}
                   for f in (manifest.BACKBONE, manifest.HEADS)},
         "hub": None,
@@ -141,8 +142,18 @@ def _row(
         "paper_ids": [method.paper],
         "metrics": {"knn": None, "linear": None},
         "fingerprint": fingerprint(model, shown["input_size"]),
-        "notes": [method.note] if hasattr(method, "note") else [],
+        "notes": [*([method.note] if hasattr(method, "note") else []), *_init(run)],
     }  # fmt: skip
+
+
+def _init(run: dict[str, Any]) -> list[str]:
+    """What it did not start from scratch from."""
+    return [f"Its training {_without_folders(run['init'])}."] if "init" in run else []
+
+
+def _without_folders(command: str) -> str:
+    """The text without the folders of the machine it was typed on: of paths from the root, the last part stays."""
+    return re.sub(r"(?<![^\s='\"])[/~][^\s'\":;]*/([^\s/'\":;]+)", r"\1", command)
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -5,6 +5,7 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +23,7 @@ def atomic(path: Path, needed: int = 0) -> Iterator[Path]:
     Raises:
         DiskError: no room or no permission, naming needed and free bytes; the old file is untouched.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{secrets.token_hex(2)}.tmp")
     try:
         yield temporary
         with open(temporary, "rb+") as file:
@@ -39,7 +40,8 @@ def atomic(path: Path, needed: int = 0) -> Iterator[Path]:
             f"{printable(path)}: cannot be written ({error.strerror}); choose a folder you may write to"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a read-only file system says so even of a file that is not there
+            temporary.unlink(missing_ok=True)
 
 
 def _umask() -> int:
@@ -54,6 +56,9 @@ def sync_folder(folder: Path) -> None:
         handle = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(handle)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some mounts sync no folders
+                raise
         finally:
             os.close(handle)
 
@@ -83,10 +88,12 @@ def read_json(path: Path, kind: str) -> dict[str, Any]:
     """
     if not path.is_file():
         raise InputError(f"{printable(path)}: not found; expected {kind}")
-    if path.stat().st_size > _MAX_JSON:
-        raise IntegrityError(f"{printable(path)}: larger than {_MAX_JSON} bytes; expected {kind}")
     try:
+        if path.stat().st_size > _MAX_JSON:
+            raise IntegrityError(f"{printable(path)}: larger than {_MAX_JSON} bytes; expected {kind}")
         value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_not_json)
+    except OSError as error:
+        raise InputError(f"{printable(path)}: cannot be read ({error.strerror}); check its permissions") from error
     except (ValueError, RecursionError) as error:
         raise IntegrityError(f"{printable(path)}: not valid JSON ({error}); expected {kind}") from error
     if not isinstance(value, dict):

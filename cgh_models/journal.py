@@ -1,6 +1,7 @@
 """What a run leaves to read: metrics.jsonl, the progress bar, TensorBoard, and measurements of the backbone."""
 
 import contextlib
+import errno
 import json
 import os
 import sys
@@ -154,7 +155,8 @@ class Journal:
         self._unwritten += (json.dumps(row) + "\n").encode()
         size = os.fstat(self._file.fileno()).st_size
         try:
-            self._file.write(self._unwritten)
+            if self._file.write(self._unwritten) < len(self._unwritten):  # a nearly full disk takes a part
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self._unwritten = b""
         except OSError as error:  # kept, and tried again with the next line
             self._file.truncate(size)
@@ -171,10 +173,12 @@ class Journal:
             for number, batch in enumerate(batches)
             for index in batch
         ]
-        path.write_text("".join(lines), encoding="utf-8")
-        raise InputError(
-            f"step {step}: loss or gradient is not finite (files since then: {path}); nothing of it was kept; {_ADVICE}"
-        )
+        try:
+            path.write_text("".join(lines), encoding="utf-8")
+            named = f"files since then: {path}"
+        except OSError as error:
+            named = f"its files could not be named: {error.strerror}"
+        raise InputError(f"step {step}: loss or gradient is not finite ({named}); nothing of it was kept; {_ADVICE}")
 
     def _tensorboard(self) -> Any:
         try:
@@ -193,7 +197,7 @@ def _to_host(rows: list[dict[str, Any]]) -> list[dict[str, float]]:
 
 
 def _cut(path: Path, done: int) -> None:
-    """Drops lines of steps after the checkpoint that a run resumes from, and a half-written last line."""
+    """Drops lines of steps after the checkpoint that a run resumes from, and half-written ones."""
     if not path.exists():
         return
     kept = []
@@ -202,7 +206,7 @@ def _cut(path: Path, done: int) -> None:
             if json.loads(line)["step"] > done:
                 break
         except ValueError:
-            break
+            continue
         kept.append(line)
     with files.atomic(path) as temporary:
         temporary.write_text("".join(kept), encoding="utf-8")

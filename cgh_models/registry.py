@@ -248,7 +248,8 @@ def start_from(method: Any, weights: str | os.PathLike[str]) -> str:
     """Copies weights into a new method, in place: all of it if method and shapes agree, else the backbone.
 
     Returns:
-        a sentence that says what was taken and what was left out.
+        a sentence that says what was taken and what was left out; the method keeps it as ``started_from``, and what is
+        trained and exported tells it.
 
     Raises:
         InputError: the backbone does not fit.
@@ -263,9 +264,11 @@ def start_from(method: Any, weights: str | os.PathLike[str]) -> str:
         else:
             theirs, ours = source.state_dict(), method.state_dict()
             odd = [k for k in ours if k not in theirs or theirs[k].shape != ours[k].shape]
+            odd += [k for k in theirs if k not in ours]  # of a deeper network
             if not odd:
                 method.load_state_dict(theirs)
-                return f"started from {path}: backbone, heads, teacher and queues"
+                method.started_from = f"started from {path}: backbone, heads, teacher and queues"
+                return method.started_from
             more = f" (and {len(odd) - 1} more)" if len(odd) > 1 else ""
             why = f"heads: left out, the shape of {odd[0]}{more} is another"
     # A folder is read again through timm, which resamples position embeddings to the new image size.
@@ -275,7 +278,8 @@ def start_from(method: Any, weights: str | os.PathLike[str]) -> str:
             _load_strictly(branch.backbone, donor.state_dict(), path)
         except IntegrityError as error:
             raise InputError(str(error)) from error
-    return f"started from {path}: backbone; {why}"
+    method.started_from = f"started from {path}: backbone; {why}"
+    return method.started_from
 
 
 def _has_heads(name: str, path: Path) -> bool:

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .backbone import architecture
+from .backbone import architecture, norm_momentum
 from .errors import InputError, say
 from .feature_queue import FeatureQueue
 
@@ -25,7 +25,7 @@ def train_step(
 
     With ``parts`` > 1 the batch passes in that many parts, whose gradients are added.
 
-    A loss or gradient that is not finite leaves the student, the optimizer and the queues as they were. (LARS, which
+    A loss or gradient that is not finite leaves weights, the optimizer and the queues as they were. (LARS, which
     has no fused kernel, takes a step without a gradient instead.)
 
     Returns:
@@ -60,7 +60,8 @@ def add_gradients(
         images = [view.contiguous(memory_format=torch.channels_last) for view in part]
         with torch.autocast(device_type, precision, enabled=precision != torch.float32):
             losses = method(images, progress)
-        (losses["loss"] if parts == 1 else losses["loss"] / parts).backward()
+        with norm_momentum(method.student, lambda _: 0.0):  # of gradient checkpointing, a forward for the second time
+            (losses["loss"] if parts == 1 else losses["loss"] / parts).backward()
         for name, loss in losses.items():
             share = loss.detach() if parts == 1 else loss.detach() / parts
             totals[name] = totals[name] + share if name in totals else share

@@ -5,6 +5,7 @@ pretrain(method, "photos/", TrainConfig(image_size=32, epochs=200), "runs/photos
 """
 
 import contextlib
+import errno
 import os
 import platform
 import shlex
@@ -31,6 +32,8 @@ from .journal import Journal, Monitor
 from .optim import create_optimizer, learning_rate
 from .step import half_fits, out_of_memory, prepare, train_step
 from .views import RECIPES
+
+LOCK = ".cgh-lock"
 
 
 def pretrain(
@@ -128,7 +131,8 @@ def _interrupted(run_dir: Path, signal_name: str, done: int, total: int) -> Inte
 
 def describe(method: Any, images: ImageSet, config: TrainConfig) -> dict[str, Any]:
     """What a run is: the content of its config.json."""
-    return {
+    init = {"init": method.started_from} if hasattr(method, "started_from") else {}
+    return init | {
         "cgh_models": __version__,
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "timm": version("timm")}
         | {"commit": _commit()},
@@ -137,7 +141,7 @@ def describe(method: Any, images: ImageSet, config: TrainConfig) -> dict[str, An
         "method_config": to_dict(method.config),
         "arch": architecture(method.student.backbone),
         "train": to_dict(config),
-        "data": {"path": str(images.source.resolve()), "count": len(images), "digest": images.digest},
+        "data": {"path": images.source, "count": len(images), "digest": images.digest},
     }
 
 
@@ -160,8 +164,8 @@ def _commit() -> str | None:
 def open_images(data: str | Path | ImageSet, config: TrainConfig) -> ImageSet:
     """The index of the training images, checked against the config. Raises InputError."""
     images = data if isinstance(data, ImageSet) else load(data, config.follow_links)
-    if images.skipped and images is not data:
-        say(f"{images.root}: left out " + ", ".join(f"{n} x {kind}" for kind, n in images.skipped.most_common(5)))
+    if images is not data:
+        images.say_skipped()
     if config.batch_size > len(images):
         raise InputError(
             f"batch size {config.batch_size}: larger than the set of {len(images)} images in {printable(images.root)}; "
@@ -180,7 +184,7 @@ def _enter(run_dir: Path, description: dict[str, Any], resume: bool) -> None:
             checkpoint.sweep(run_dir)
             (run_dir / "metrics.jsonl").unlink(missing_ok=True)
         else:
-            files.make_folder(run_dir, spare=frozenset({"lock"}))
+            files.make_folder(run_dir, spare=frozenset({LOCK}))
         files.write_json(run_dir / "config.json", description)
         return
     safe, refused = explain_changes(checkpoint.read_run(run_dir), description)
@@ -198,8 +202,9 @@ def _enter(run_dir: Path, description: dict[str, Any], resume: bool) -> None:
 def _claim(run_dir: Path) -> Iterator[None]:
     """Holds the run folder: a second trainer on it is refused, naming the first."""
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        file = open(run_dir / "lock", "a+", encoding="utf-8")  # noqa: SIM115 - held for the whole run
+        if not (run_dir / "config.json").exists():
+            files.make_folder(run_dir, spare=frozenset({LOCK}))  # before anything is written into what is not a run's
+        file = open(run_dir / LOCK, "a+", encoding="utf-8")  # noqa: SIM115 - held for the whole run
     except OSError as error:
         raise InputError(f"{run_dir}: cannot be used as a run folder ({error.strerror}); give another --out") from error
     with file:
@@ -211,9 +216,13 @@ def _claim(run_dir: Path) -> Iterator[None]:
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # workers do not inherit this kind
             except OSError as error:
-                file.seek(0)
-                owner = printable(file.read().strip()) or "another process"
-                raise InputError(f"{run_dir}: {owner} is training here; wait for it, or give another --out") from error
+                if error.errno not in (errno.EACCES, errno.EAGAIN):
+                    say(f"{run_dir}: no file locks there ({error.strerror}): do not start two trainers on it")
+                else:
+                    file.seek(0)
+                    owner = printable(file.read().strip()) or "another process"
+                    what = f"{run_dir}: {owner} is training here"
+                    raise InputError(f"{what}; wait for it, or give another --out") from error
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()

@@ -12,9 +12,9 @@ import cgh_models
 PACKAGE = Path(cgh_models.__file__).parent
 # Modules of one floor never import each other, except on floor 0, where they may import what stands to their left.
 FLOORS = [
-    ["errors", "files", "tensors", "manifest", "card", "report", "download", "autoload", "architectures", "backbone",
-     "heads", "teacher", "feature_queue", "losses", "views", "fast_views", "images", "archives", "config", "recipes",
-     "evaluate_config", "method"],
+    ["errors", "files", "tensors", "manifest", "card", "report", "download", "remote", "autoload", "architectures",
+     "backbone", "heads", "teacher", "feature_queue", "losses", "views", "fast_views", "images", "archives", "config",
+     "recipes", "evaluate_config", "method"],
     ["methods.byol", "methods.cgh", "methods.lewel", "methods.mnclglf", "methods.moco_v2", "methods.nnclr",
      "methods.ressl", "optim", "step", "data", "checkpoint", "hub", "authors", "evaluate.collapse"],
     ["methods", "batches", "tags", "evaluate.cache", "evaluate.inference", "evaluate.splits"],
@@ -30,7 +30,7 @@ FLOORS = [
 DOORS = {
     "timm": {"archives", "architectures", "backbone", "optim", "batches", "tags", "registry", "integrity",
              "compatibility", "export", "convert"},
-    "huggingface_hub": {"hub", "publish", "card"},
+    "huggingface_hub": {"hub", "remote", "publish", "card"},
     "requests": {"download"},
     "fastjsonschema": {"manifest"},
     "PIL": {"views", "images", "archives", "data", "batches", "report"},

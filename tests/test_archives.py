@@ -9,16 +9,18 @@ import tarfile
 import numpy as np
 import pytest
 import torch
-from conftest import make_images
+from conftest import cgh, make_images
 from PIL import Image
 from small_runs import QUICK, build, final
 from timm.data.readers import img_extensions
 
 from cgh_models.batches import batches
+from cgh_models.checkpoint import read_run
 from cgh_models.config import TrainConfig
-from cgh_models.data import load
+from cgh_models.data import load, load_splits
 from cgh_models.errors import InputError
 from cgh_models.evaluate import extract
+from cgh_models.evaluate.splits import subset
 from cgh_models.images import BadImage
 from cgh_models.train import pretrain
 from cgh_models.views import RECIPES
@@ -188,5 +190,68 @@ def test_a_dataset_of_the_hub_is_read_through_timm(image_root, tmp_path, monkeyp
     mine = sorted(np.array(images.image(i)).tobytes() for i in range(64))
     assert mine == sorted(np.array(folder.image(i)).tobytes() for i in range(64))
     assert load(f"hfds/{tmp_path}/set:train").digest == images.digest
+    pretrain(build("ressl"), f"hfds/{tmp_path}/set:train", QUICK, tmp_path / "run")
+    assert read_run(tmp_path / "run")["data"]["path"] == f"hfds/{tmp_path}/set:train"  # what resume opens
+    assert cgh("resume", "run", cwd=tmp_path).returncode == 0
     with pytest.raises(InputError, match=r"set:nothing: cannot be read as a dataset of images \(.*\); give hfds/NAME"):
         load(f"hfds/{tmp_path}/set:nothing")
+
+
+def test_a_dataset_of_the_hub_without_classes_is_a_set_without_labels(tmp_path, monkeypatch):
+    pytest.importorskip("datasets", reason="the datasets extra is not installed")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    make_images(tmp_path / "flat", 4, classes=1)
+    (tmp_path / "set").mkdir()
+    (tmp_path / "flat" / "class0").rename(tmp_path / "set" / "train")
+    images = load(f"hfds/{tmp_path}/set")
+    assert len(images) == 4 and images.labels is None and images.classes == []
+    assert images.image(3).size == (32, 32)
+
+
+# --- classes and parts of archives
+
+
+@pytest.fixture
+def numbered(tmp_path):
+    """train/ and val/ of classes 1, 2, 10, as folders and as archives, one a class; timm numbers those by value."""
+    for split, count in (("train", 24), ("val", 12)):
+        make_images(tmp_path / "folders" / split, count, classes=3)
+        (tmp_path / "tars" / split).mkdir(parents=True)
+        for before, after in (("class0", "1"), ("class1", "2"), ("class2", "10")):
+            (tmp_path / "folders" / split / before).rename(tmp_path / "folders" / split / after)
+            pack(tmp_path / "folders" / split / after, tmp_path / "tars" / split / f"{after}.tar")
+    return tmp_path
+
+
+def by_name(images):
+    """Pixels and class name of each image."""
+    return {
+        name.replace(".tar", ""): (np.array(images.image(i)).tobytes(), images.classes[images.labels[i]])
+        for i, name in enumerate(images.names)
+    }
+
+
+def test_val_of_an_archive_has_the_classes_of_its_train(numbered):
+    for kind in ("folders", "tars"):
+        train, val = load_splits(numbered / kind)
+        names = [name.partition("/")[0].removesuffix(".tar") for name in val.names]
+        assert [train.classes[label] for label in val.labels] == names, kind
+    assert train.classes == ["1", "2", "10"]
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_part_of_an_archive_is_those_images_with_their_classes(numbered, kept):
+    (whole, _), (expected, _) = load_splits(numbered / "tars"), load_splits(numbered / "folders")
+    if kept:
+        whole.keep_pixels(1.0)
+    part = by_name(subset(whole, np.array([23, 2, 9])))
+    assert len(part) == 3 and part.items() <= by_name(expected).items()
+
+
+def test_splits_without_classes_are_one_sentence(numbered):
+    for split in ("train", "val"):
+        shutil.rmtree(numbered / "tars" / split)
+        (numbered / "tars" / split).mkdir()
+        pack(numbered / "folders" / split / "1", numbered / "tars" / split / "all.tar")
+    with pytest.raises(InputError, match="train: has no two classes; expected .*/<class>/<image>"):
+        load_splits(numbered / "tars")

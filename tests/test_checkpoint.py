@@ -1,9 +1,11 @@
 """Checkpoints: damage is found, nothing is lost to a kill, no pickle anywhere."""
 
+import errno
 import json
 import os
 import random
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -13,8 +15,8 @@ import pytest
 import torch
 
 import cgh_models
-from cgh_models import checkpoint
-from cgh_models.errors import InputError, IntegrityError
+from cgh_models import checkpoint, files
+from cgh_models.errors import DiskError, InputError, IntegrityError
 from cgh_models.tensors import read_tensors
 
 
@@ -121,7 +123,7 @@ def test_files_have_the_mode_of_any_other_file(run):
 WRITER = """
 import sys, torch
 from pathlib import Path
-from cgh_models import checkpoint
+from cgh_models import checkpoint, files
 module = torch.nn.Linear(400, 300)
 optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
 print("ready", flush=True)
@@ -169,3 +171,26 @@ def test_numbers_in_a_damaged_config_are_refused_by_name(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"cgh_models": "1", "extra": 1}))
     with pytest.raises(InputError, match="unknown or missing keys"):
         checkpoint.read_run(tmp_path)
+
+
+def test_a_read_only_file_system_is_one_sentence(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "unlink", refuse)  # it answers so even for files that are not there
+    monkeypatch.setattr(Path, "write_text", refuse)
+    with pytest.raises(DiskError, match=r"a.json: cannot be written \(Read-only file system\)"):
+        files.write_json(tmp_path / "a.json", {})
+
+
+def test_a_mount_that_syncs_no_folders_is_written_to(tmp_path, monkeypatch):
+    real = os.fsync
+
+    def fsync(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    files.write_json(tmp_path / "a.json", {"b": 1})
+    assert files.read_json(tmp_path / "a.json", "a file") == {"b": 1}

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import timm
 import torch
 from conftest import make_images
 from timm.data import create_transform, resolve_model_data_config
@@ -116,3 +117,12 @@ def test_a_device_that_is_not_there_is_one_sentence():
     for name in ("cuda:99", "gpu", "meta"):
         with pytest.raises(InputError, match=f"--device {name}: cannot be used .*; try --device cpu"):
             pick_device(name)
+
+
+def test_a_model_that_makes_no_embeddings_is_one_sentence(image_root):
+    for settings, message in (
+        ({"num_classes": 10}, "ends in a classifier of 10 classes; build it with num_classes=0"),
+        ({"features_only": True}, "a FeatureListNet makes no embeddings; build the model without features_only"),
+    ):
+        with pytest.raises(InputError, match=message):
+            extract(timm.create_model("test_resnet", **settings), image_root / "val", workers=0)

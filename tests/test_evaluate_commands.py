@@ -7,11 +7,13 @@ import sys
 
 import pytest
 import torch
-from conftest import PACKAGED, cgh
+from conftest import PACKAGED, cgh, make_images
 from test_export import train_run
 
 from cgh_models import manifest
 from cgh_models.__main__ import main
+from cgh_models.data import load_splits
+from cgh_models.errors import DiskError
 from cgh_models.export import export
 
 ENV = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
@@ -138,14 +140,19 @@ MISTAKES = [
     ("linear {model} --protocol lbfgs --cache file", "file: cannot keep embeddings"),
     ("linear {model} --protocol lbfgs --device meta", "--device meta: cannot be used"),
     ("linear {model} --protocol sgd --record", "--record: test_resnet is no weights folder"),
+    ("knn bare --data {root} --record", "bare/weights.json: not found; expected"),
 ]
 
 
 @pytest.mark.parametrize("words, message", MISTAKES, ids=[m[0][:60] for m in MISTAKES])
 def test_a_mistake_is_one_line_and_no_number(words, message, image_root, here, tmp_path, capsys):
     (tmp_path / "file").write_text("")
+    (tmp_path / "bare").mkdir()
+    for name in ("model.safetensors", "config.json"):
+        (tmp_path / "bare" / name).write_text("{}")
+    model = f"test_resnet --random --workers 0 --data {image_root}"
     with pytest.raises(SystemExit) as stopped:  # anything else would be a traceback
-        here("evaluate", *words.format(model=f"test_resnet --random --workers 0 --data {image_root}").split())
+        here("evaluate", *words.format(model=model, root=image_root).split())
     said = capsys.readouterr()
     (error,) = [line for line in said.err.splitlines() if line.startswith("error: ")]
     assert stopped.value.code == (5 if "cannot be written" in message else 2) and said.out == ""
@@ -172,6 +179,48 @@ def test_a_recorded_number_is_reproduced_and_an_altered_one_is_not(metric, flags
     code, found, said = reproduce(folder, "--data", image_root, "--metric", metric, cwd=tmp_path)
     assert code == 1 and not found["agrees"] and found["got"] == recorded["value"]
     assert said[-1].startswith(f"error: {folder}: published {metric} {abs(recorded['value'] - 2):.2f} %, got ")
+
+
+def test_other_images_are_named_as_the_reason_and_not_the_weights(weights, image_root, here, tmp_path):
+    folder = shutil.copytree(weights, tmp_path / "mine")
+    name = manifest.read_row(folder)["data"]["name"]
+    here("evaluate", "knn", folder, "--data", image_root, "--workers", 0, "--record", "--data-name", name)
+    other = make_images(tmp_path / "other" / "train", 64, seed=5).parent
+    make_images(other / "val", 20, seed=6)
+    row = manifest.read_row(folder)
+    row["metrics"]["knn"]["value"] = 1.0
+    (folder / manifest.ROW_FILE).write_text(json.dumps(row))
+    said = reproduce(folder, "--data", image_root, cwd=tmp_path)[2][-1]
+    assert "`cgh verify" in said
+    said = reproduce(folder, "--data", other, cwd=tmp_path)[2][-1]
+    assert f"{other}/train has other names or sizes than the images of {name} it was trained on" in said
+
+
+def test_a_number_that_cannot_be_recorded_is_printed_first(weights, image_root, here, tmp_path, capsys, monkeypatch):
+    folder = shutil.copytree(weights, tmp_path / "mine")
+
+    def full(*_):
+        raise DiskError("no room")
+
+    monkeypatch.setattr("cgh_models.export.record", full)
+    with pytest.raises(SystemExit):
+        here("evaluate", "knn", folder, "--data", image_root, "--workers", 0, "--record")
+    said = capsys.readouterr()
+    assert json.loads(said.out)["metric"] == "knn" and "error: no room" in said.err
+
+
+def test_linked_classes_are_said_or_followed(image_root, here, tmp_path, capsys):
+    for split in ("train", "val"):
+        (tmp_path / "set" / split).mkdir(parents=True)
+        for folder in (image_root / split).iterdir():
+            (tmp_path / "set" / split / folder.name).symlink_to(folder)
+        shutil.copytree(image_root / split / "class0", tmp_path / "set" / split / "own")
+    capsys.readouterr()
+    assert len(load_splits(tmp_path / "set")[1]) == 5
+    assert "val: left out 4 x linked folder (--follow-links reads it)" in capsys.readouterr().err
+    model = ["test_resnet", "--random", "--workers", 0, "--data", tmp_path / "set", "--k", 1]
+    assert here("evaluate", "knn", *model)["queries"] == 5
+    assert here("evaluate", "knn", *model, "--follow-links")["queries"] == 25
 
 
 def test_what_cannot_be_reproduced_is_one_sentence(weights, image_root, tmp_path):

@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from small_runs import QUICK, small
 
-from cgh_models import backbone, files, tensors
+from cgh_models import backbone, checkpoint, files, manifest, tensors
 from cgh_models.errors import InputError, IntegrityError
 from cgh_models.export import export, record
 from cgh_models.methods import METHODS
@@ -235,6 +235,43 @@ def test_init_says_what_it_leaves_out(run, weights, settings, said):
 def test_init_with_another_architecture_is_refused(weights):
     with pytest.raises(InputError, match="does not fit the model: .* give weights of the same architecture"):
         start_from(new(arch="resnet18_cifar_w16"), weights)
+
+
+def test_init_with_a_deeper_network_is_refused(image_root, tmp_path):
+    """All that the smaller one has is in it, in the same shapes."""
+    train_run(tmp_path / "deep", image_root, arch="resnet34")
+    with pytest.raises(InputError, match="does not fit the model: .* give weights of the same architecture"):
+        start_from(new(arch="resnet18"), tmp_path / "deep")
+
+
+def test_what_a_run_started_from_is_told_and_no_folder_of_the_machine(run, image_root, tmp_path, monkeypatch):
+    config = dataclasses.replace(QUICK, image_size=64, epochs=1)
+    method = build_method("cgh", "test_resnet", preprocessing(config), small("cgh"))
+    start_from(method, run)
+    monkeypatch.setattr(sys, "argv", ["cgh", "pretrain", "--data", f"{image_root}/train", f"--out={tmp_path}/run"])
+    pretrain(method, image_root / "train", config, tmp_path / "run")
+    export(tmp_path / "run", tmp_path / "w")
+    row = manifest.read_row(tmp_path / "w")
+    assert row["command"] == "cgh pretrain --data train --out=run"
+    assert "Its training started from run: backbone, heads, teacher and queues." in row["notes"]
+    metric = {
+        "data": "d",
+        "protocol": "p",
+        "parameters": {},
+        "value": 1.0,
+        "n": 1,
+        "command": "cgh x --data /home/me/d",
+    }
+    record(tmp_path / "w", "knn", metric)
+    assert str(tmp_path) not in (tmp_path / "w" / "README.md").read_text() + json.dumps(row)
+    assert "/home/me" not in (tmp_path / "w" / "README.md").read_text()
+
+
+def test_an_export_beside_a_trainer_describes_what_it_wrote(run, tmp_path, monkeypatch):
+    asked, real = [], checkpoint.newest
+    monkeypatch.setattr(checkpoint, "newest", lambda *given: asked.append(1) or real(*given))
+    export(run, tmp_path / "w")
+    assert len(asked) == 1  # a newer one in between would be described and not written
 
 
 def test_export_does_not_overwrite(run, tmp_path):

@@ -16,10 +16,13 @@ import pytest
 from conftest import cgh
 from loopback_hub import TOKEN
 
-from cgh_models import autoload, manifest
+from cgh_models import autoload
 from cgh_models.config import TrainConfig
 
 REPO = Path(__file__).resolve().parents[1]
+sys.path.append(str(REPO))
+from benchmarks.zoo import tables  # noqa: E402
+
 README = (REPO / "README.md").read_text("utf-8")
 SHELL, PYTHON = (re.findall(rf"```{language}\n(.*?)```", README, re.S) for language in ("sh", "python"))
 SETUP = [line for block in SHELL for line in block.splitlines() if line.startswith("python3 -m venv")]
@@ -103,24 +106,7 @@ def test_the_measured_numbers_are_those_of_the_kept_results():
         if run != NAMES["random backbone"]:
             log = [json.loads(line) for line in (folder / f"{run}.metrics.jsonl").read_text().splitlines()]
             assert log[-1]["step"] == 12 * (50_000 // 256) and log[-1]["knn"] > 0
-    name = "resnet18_cifar_w16.cgh_cifar10"
-    kept = [json.loads(line) for line in (folder / "knn.jsonl").read_text().splitlines()]
-    assert {r["value"] for r in kept if r["weights"] == name} == {manifest.row(name)["metrics"]["knn"]["value"]}
-
-
-def weights_table() -> str:
-    """What the README says about published weights, from the manifest."""
-    heads = ("name", "trained on", "parameters", "kNN", "untrained", "on other images", "linear")
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for name in manifest.names():
-        row = manifest.row(name)
-        metrics = map(row["metrics"].get, ("knn", "knn_random", "knn_transfer", "linear"))
-        numbers = [f"{m['value']:.2f} % on {m['data']}" if m else "-" for m in metrics]
-        epochs = "epochs not stated" if row["epochs"] is None else f"{row['epochs']:.0f} epochs"
-        data = f"{manifest.trained_on(row)}, {epochs}"
-        lines.append(f"| `{name}` | {data} | {row['parameters'] / 1e6:.1f} M | {' | '.join(numbers)} |")
-    return "\n".join(lines)
 
 
 def test_the_table_of_weights_is_the_manifest():
-    assert README.split("<!-- weights -->\n")[1].split("\n<!-- /weights -->")[0] == weights_table()
+    assert README.split("<!-- weights -->\n")[1].split("\n<!-- /weights -->")[0] == tables.weights()

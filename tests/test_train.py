@@ -1,6 +1,7 @@
 """The loop: exact resume, finite or stopped, one trainer a folder, what is left behind."""
 
 import dataclasses
+import errno
 import json
 import os
 import subprocess
@@ -11,13 +12,13 @@ import torch
 from conftest import make_images
 from small_runs import QUICK, build, final, lines, small
 
-from cgh_models import checkpoint, tensors
+from cgh_models import checkpoint, journal, tensors
 from cgh_models.backbone import create
 from cgh_models.data import load
 from cgh_models.errors import DiskError, InputError
 from cgh_models.optim import create_optimizer
 from cgh_models.step import train_step
-from cgh_models.train import pretrain
+from cgh_models.train import LOCK, pretrain
 
 
 def test_one_line_per_step_with_named_losses_and_measurements(image_root, tmp_path):
@@ -128,7 +129,7 @@ sys.stdin.read()
 @pytest.mark.skipif(os.name != "posix", reason="file locks")
 def test_a_second_trainer_on_a_run_folder_is_refused_naming_the_first(image_root, tmp_path):
     pretrain(build(), image_root / "train", QUICK, tmp_path / "run")
-    command = [sys.executable, "-c", HOLDER, str(tmp_path / "run" / "lock")]
+    command = [sys.executable, "-c", HOLDER, str(tmp_path / "run" / LOCK)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
         assert first.stdout.readline() == "held\n"
         with pytest.raises(InputError, match="process 42 on elsewhere is training here"):
@@ -137,13 +138,14 @@ def test_a_second_trainer_on_a_run_folder_is_refused_naming_the_first(image_root
 
 def test_files_that_are_not_a_runs_are_never_touched(image_root, tmp_path):
     """Whatever they are called: a folder with something else in it is refused."""
-    for name in ("checkpoint-best.safetensors", "metrics.jsonl", "notes.txt", "config.json"):
+    for name in ("checkpoint-best.safetensors", "metrics.jsonl", "notes.txt", "config.json", "lock"):
         folder = tmp_path / name.split(".")[0]
         folder.mkdir()
         (folder / name).write_text("{}")
         with pytest.raises(InputError, match="not an empty folder|unknown or missing keys"):
             pretrain(build(), image_root / "train", QUICK, folder)
         assert (folder / name).read_text() == "{}"
+        assert [file.name for file in folder.iterdir() if file.name != LOCK] == [name]
 
 
 @pytest.mark.parametrize("gib, workers", [(1, 0), (0, 2)])
@@ -182,8 +184,10 @@ def test_a_full_disk_for_the_log_loses_no_line(image_root, tmp_path, monkeypatch
         def write(self, data):
             if len(failed) < 3 and b'"step": 4' in data:
                 failed.append(1)
-                self.file.write(data[:5])
-                raise OSError(28, "No space left on device")
+                written = self.file.write(data[:5])
+                if len(failed) < 3:  # the kernel says either this or how little it took
+                    raise OSError(28, "No space left on device")
+                return written
             return self.file.write(data)
 
     def write(self, row):
@@ -240,3 +244,32 @@ def test_images_may_be_given_as_a_set(image_root, tmp_path):
     images = load(image_root / "train")
     pretrain(build(), images, QUICK, tmp_path / "run")
     assert images.pixels is not None
+
+
+def test_a_half_line_in_the_log_costs_no_other_line(image_root, tmp_path):
+    pretrain(build(), image_root / "train", dataclasses.replace(QUICK, epochs=2), tmp_path / "run")
+    log = tmp_path / "run" / "metrics.jsonl"
+    written = log.read_text().splitlines(keepends=True)
+    log.write_text("".join([*written[:3], written[3][:9] + "\n", *written[3:]]))
+    journal._cut(log, 6)
+    assert [row["step"] for row in lines(tmp_path / "run")] == list(range(7))
+
+
+def test_a_folder_without_file_locks_is_said_and_used(image_root, tmp_path, monkeypatch, capsys):
+    fcntl = pytest.importorskip("fcntl", reason="file locks")
+
+    def none(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "lockf", none)
+    pretrain(build(), image_root / "train", dataclasses.replace(QUICK, epochs=1), tmp_path / "run")
+    assert "no file locks there (No locks available): do not start two trainers on it" in capsys.readouterr().err
+
+
+def test_bad_files_that_cannot_be_named_do_not_end_a_run(tmp_path, capsys):
+    make_images(tmp_path / "set", 120)
+    (tmp_path / "set" / "class1" / "00077.png").write_bytes(b"no image")
+    images = load(tmp_path / "set")
+    images.bad_file = tmp_path / "gone" / "bad_files.txt"
+    images.note_bad([(images.names.index("class1/00077.png"), "not readable")])
+    assert len(images.bad) == 1 and "bad files cannot be named in it (No such file" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """The zoo: its commands are what its driver does, and a row is made from end to end."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -16,6 +17,7 @@ import timm
 
 from cgh_models import manifest
 from cgh_models.__main__ import _parse
+from cgh_models.errors import InputError
 from cgh_models.export import card_of
 from cgh_models.integrity import verify
 from cgh_models.methods import METHODS
@@ -23,27 +25,29 @@ from cgh_models.recipes import method_config
 
 REPO = Path(__file__).resolve().parents[1]
 sys.path.append(str(REPO))
+from benchmarks.zoo import measuring, tables, training  # noqa: E402
 from benchmarks.zoo.__main__ import wanted  # noqa: E402
-from benchmarks.zoo.measuring import known  # noqa: E402
 from benchmarks.zoo.rows import ROWS  # noqa: E402
+from benchmarks.zoo.tables import known  # noqa: E402
 
 # A machine without network has none of these.
 DRIVER = """
 import sys
 class Missing:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {"tyro", "fastjsonschema", "wrapt", "simplejpeg", "datasets", "tensorboard"}:
+        if name.partition(".")[0] in {"tyro", "fastjsonschema", "wrapt", "simplejpeg", "datasets", "tensorboard",
+                                      "requests", "urllib3"}:
             raise ModuleNotFoundError(name, name=name)
 bare = sys.argv.pop(1) == "bare"
 sys.meta_path[:0] = [Missing()] if bare else []
 from pathlib import Path
-from benchmarks.zoo import __main__ as zoo, measuring
+from benchmarks.zoo import __main__ as zoo, tables
 from cgh_models import hub, manifest
 row = zoo.Wanted("resnet18_cifar_w16", "cgh", "cgh_tried", "cifar10", epochs=2, least=1, notes=("A trial.",),
                  packaged=True, heads=True)
 zoo.ROWS = (row, zoo.Wanted("resnet18_cifar_w16", "cgh", "b", "cifar10", 9, 9, like=row.name, shipped=False))
-measuring.HERE = measuring.REPO = Path.cwd()
-measuring.NUMBERS, manifest.MANIFEST = Path("numbers.json"), Path("package/weights_manifest.json")
+tables.ROWS, tables.HERE, tables.REPO = zoo.ROWS, Path.cwd(), Path.cwd()
+tables.NUMBERS, manifest.MANIFEST = Path("numbers.json"), Path("package/weights_manifest.json")
 manifest.PACKAGE, hub._PACKAGED, hub._CHECKOUT = Path.cwd() / "package", Path("package/weights"), Path("weights")
 zoo.main()
 """
@@ -59,9 +63,69 @@ def test_the_command_of_a_row_is_what_the_driver_trains(row):
     assert method_config(METHODS[args.method], args.recipe, args.train, args.set) == method
 
 
-def test_names_are_unique_and_what_is_published_is_wanted():
+def test_the_notes_hold_the_table_of_all_rows():
+    notes = (REPO / "benchmarks" / "zoo" / "NOTES.md").read_text("utf-8")
+    assert notes.split("<!-- rows -->\n")[1].split("\n<!-- /rows -->")[0] == tables.queue()
+
+
+def test_names_are_unique_and_what_is_published_is_what_is_wanted():
     assert len({row.name for row in ROWS}) == len(ROWS)
-    assert known().keys() <= {row.name for row in ROWS} and wanted().name not in known()
+    for name, row in known().items():
+        if row["epochs"] < wanted(name).least:
+            continue
+        assert row["command"] == wanted(name).command(round(row["epochs"])) and row["seed"] == wanted(name).seed
+
+
+def test_what_is_shipped_is_small_and_what_would_make_it_large_is_refused(monkeypatch):
+    files = [path for root in (REPO, manifest.PACKAGE) for path in (root / "weights").rglob("*.safetensors")]
+    assert files and max(path.stat().st_size for path in files) <= 95e6
+    assert sum(path.stat().st_size for path in files) <= 170e6
+    name, row = next(iter(known().items()))
+    measuring._fits(row)  # it does not count twice
+    row = row | {"files": {"model.safetensors": row["files"]["model.safetensors"] | {"bytes": 96_000_000}}}
+    with pytest.raises(InputError, match=f"{name}: model.safetensors 96 MB, with all other weights 96 MB; expected at"):
+        measuring._fits(row)
+    monkeypatch.setattr(measuring, "ALL", 5)
+    with pytest.raises(InputError, match="heads.safetensors 4 MB, with all other weights .* 5 in all: leave its heads"):
+        measuring._fits(row | {"name": "b", "files": {"heads.safetensors": {"bytes": 4_000_000}}})
+
+
+def test_rows_of_several_seeds_are_one_line_with_mean_and_deviation(tmp_path, monkeypatch):
+    (tmp_path / "numbers.json").write_text('{"schema": 1, "weights": []}')
+    monkeypatch.setattr(tables, "NUMBERS", tmp_path / "numbers.json")
+    row = next(iter(known().values()))
+    for seed, value in enumerate((61.0, 62.0, 63.0)):
+        settings = row["train_config"] | {"epochs": 9, "seed": seed}
+        metrics = {"knn": row["metrics"]["knn"] | {"value": value}, "linear": None}
+        more = {"name": f"{row['architecture']}.b{seed}", "seed": seed, "train_config": settings, "metrics": metrics}
+        manifest.add(tables.NUMBERS, row | more)
+    line = tables.weights().splitlines()[-1]
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[0] == f"{row['architecture']}.b0 (numbers only)"
+    assert cells[3:6] == ["3", "62.00 ± 1.00", ""] and cells[-2] == ""
+    assert len(tables.weights().splitlines()) == 2 + len(known()) - 2
+
+
+def test_a_folder_that_is_something_else_is_left_alone(tmp_path):
+    row, place = ROWS[0], training.Place(tmp_path / "data", tmp_path)
+    (tmp_path / row.name).mkdir()
+    (tmp_path / row.name / "mine.txt").write_text("mine")
+    with pytest.raises(InputError, match="is no row that was trained here; move it away, or change --out"):
+        training.train(row, place, 1, 0)
+    assert (tmp_path / row.name / "mine.txt").read_text() == "mine"
+    (tmp_path / row.name / "took.json").write_text("{}")
+    (tmp_path / row.name / "weights.json").write_text(
+        json.dumps(manifest.row(row.name) | {"epochs": 9.0, "command": row.command(9)})
+    )
+    assert training.train(row, place, 1, 0) == tmp_path / row.name  # that is done
+    with pytest.raises(InputError, match=r"was made by `cgh pretrain .*`; move it away"):
+        training.train(dataclasses.replace(row, base_lr=0.5), place, 1, 0)
+
+
+def test_images_that_are_missing_are_said_before_anything_is_trained(tmp_path):
+    (tmp_path / "cifar10" / "train").mkdir(parents=True)
+    with pytest.raises(InputError, match="cifar10"):
+        training.train(ROWS[0], training.Place(tmp_path, tmp_path), 1, 0)
 
 
 def test_a_kept_log_is_the_one_its_row_names():
@@ -94,6 +158,8 @@ def test_a_row_is_trained_on_a_bare_machine_and_measured_and_added_on_another(tm
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text('{"schema": 1, "weights": []}')
     (tmp_path / "logs").mkdir()
+    for file, mark in (("README.md", "weights"), ("NOTES.md", "rows")):
+        (tmp_path / file).write_text(f"Before.\n<!-- {mark} -->\nold\n<!-- /{mark} -->\nAfter.\n")
     name = "resnet18_cifar_w16.cgh_tried"
 
     def zoo(machine, *words):
@@ -147,6 +213,8 @@ def test_a_row_is_trained_on_a_bare_machine_and_measured_and_added_on_another(tm
     assert (tmp_path / "weights" / name / "pretrain.safetensors").is_file()
     done = zoo("full")
     assert f"| {name} | cifar10 | 2 |" in done.stdout, done.stderr[-800:]
+    assert (tmp_path / "NOTES.md").read_text() == f"Before.\n<!-- rows -->\n{done.stdout}<!-- /rows -->\nAfter.\n"
+    assert f"| `{name}` | CIFAR-10 (JPEG), 600 images, 2 epochs |" in (tmp_path / "README.md").read_text()
     more = ["--minutes", "0.01", *places]
     said = zoo("full", "next", *more).stderr  # the next is compared with this one: as many epochs
     assert "resnet18_cifar_w16.b: 0 epochs in 0.01 minutes, expected 2; give --minutes" in said

@@ -18,10 +18,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from cgh_models.errors import ERRORS, InputError
+from cgh_models.errors import ERRORS, InputError, Interrupted
 
-from .measuring import add, finish, known, measure
+from .measuring import add, finish, measure
 from .rows import ROWS, Wanted
+from .tables import known, queue
 from .training import Place, train
 
 
@@ -29,23 +30,11 @@ def wanted(name: str = "") -> Wanted:
     """The row of this name, or the first that is missing. Raises InputError."""
     done = known()
     found = next((row for row in ROWS if (row.name == name if name else row.name not in done)), None)
+    if found is None and not name:
+        raise InputError("next: every row of rows.py is there; `train NAME` trains one again")
     if found is None:
-        raise InputError(f"{name or 'next'}: no such row is wanted; rows.py has {', '.join(r.name for r in ROWS)}")
+        raise InputError(f"{name}: no such row is wanted; rows.py has {', '.join(row.name for row in ROWS)}")
     return found
-
-
-def show() -> None:
-    """The table: what is there, what it took, what is next."""
-    done = known()
-    print("| row | data | epochs | hardware | hours | commit | kNN % | linear % |\n|---|---|---|---|---|---|---|---|")
-    for row in ROWS:
-        if not (there := done.get(row.name)):
-            print(f"| {row.name} | {row.data} | {row.epochs} wanted | | | | | |")
-            continue
-        took, commit = there["training"], there["code"]["commit"][:7]
-        numbers = [f"{m['value']:.2f}" if m else "" for m in map(there["metrics"].get, ("knn", "linear"))]
-        made = f"{there['epochs']:.0f} | {took['hardware']} | {took['hours']:.2g} | {commit}"
-        print(f"| {row.name} | {row.data} | {made} | {' | '.join(numbers)} |")
 
 
 def _goal(row: Wanted) -> int:
@@ -62,7 +51,7 @@ def main() -> None:
     args = _arguments()
     try:
         if not args.command:
-            return show()
+            return print(queue())
         if args.command == "add":
             return add(args.folder, packaged=args.packaged, heads=args.heads)
         row = wanted(args.name)
@@ -76,7 +65,7 @@ def main() -> None:
         if args.command == "next":
             finish(row, args.out / row.name, args.commit)
     except ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"{'saved' if isinstance(error, Interrupted) else 'error'}: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
 
 

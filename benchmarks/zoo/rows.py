@@ -19,7 +19,8 @@ DATA = {
     ),
     "tiny-imagenet-200": (
         "Tiny ImageNet",
-        "Images of ImageNet, whose terms allow non-commercial research and education; use the weights for no more.",
+        "Images of ImageNet, whose terms allow non-commercial research and education; the licence below is that of the "
+        "weights, not of the images.",
         "Trained on photographs of 64 px that were enlarged: expect less of it on large ones.",
     ),
 }
@@ -32,7 +33,7 @@ class Wanted:
     Attributes:
         data: folder with train/ and val/ under the data folder.
         epochs: as many as the row is to have; with less time it gets fewer.
-        least: with fewer it is not worth its place, and waits.
+        least: with fewer it is not worth its place, and is not trained.
         image_size, base_lr: 0: the recipe's.
         settings: KEY=VALUE of the method's own.
         notes: what its card says beside the limits of the images.
@@ -119,7 +120,7 @@ ROWS = (
     _tiny("resnet50", "cgh"),
     _tiny("resnet18", "cgh", packaged=True, heads=True),
     *(_tiny("resnet18", method, like="resnet18.cgh") for method in ("ressl", "lewel", "mnclglf")),
-    *(_numbers(method) for method in ("moco_v2", "byol", "nnclr", "mnclglf", "lewel")),
+    *(_numbers(method) for method in ("moco_v2", "byol", "nnclr", "mnclglf", "lewel", "lewel_m")),
     *(
         _numbers(method, seed=seed, tag=f"{method}_cifar10_seed{seed}")
         for seed in (1, 2)

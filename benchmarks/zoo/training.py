@@ -18,8 +18,8 @@ import torch
 
 from cgh_models import checkpoint, manifest
 from cgh_models.config import TrainConfig
-from cgh_models.data import ImageSet, load
-from cgh_models.errors import InputError, say
+from cgh_models.data import ImageSet, load_splits
+from cgh_models.errors import InputError, Interrupted, say
 from cgh_models.evaluate.splits import subset
 from cgh_models.export import export, write_description
 from cgh_models.registry import build_method, is_run, preprocessing
@@ -57,12 +57,12 @@ def train(row: Wanted, place: Place, minutes: float, goal: int) -> Path:
         goal: epochs it is to have, and may not have fewer of; 0: the row's, as many as fit into the minutes.
 
     Raises:
-        InputError: no such images, or too few minutes.
+        InputError: no such images, too few minutes, or OUT/NAME is something else.
     """
     run, folder = place.out / "runs" / row.name, place.out / row.name
-    if (folder / TOOK).is_file():
-        return folder
-    images = load(place.data / row.data / "train")
+    if folder.exists():
+        return _finished(row, folder)
+    images, _ = load_splits(place.data / row.data)  # what it is measured on has to be there, too
     if is_run(run):
         epochs = checkpoint.read_run(run)["train"]["epochs"]
     else:
@@ -70,16 +70,27 @@ def train(row: Wanted, place: Place, minutes: float, goal: int) -> Path:
     config, method_config = row.configs(epochs, place.device, place.workers)
     with _called(row.command(epochs)):
         _run(row, images, config, method_config, run)
-    shutil.rmtree(folder, ignore_errors=True)  # an export that was cut short before its log was written
+    made = run.with_name(f"{row.name}.export")
+    shutil.rmtree(made, ignore_errors=True)  # one that was cut short
     name, terms, _ = DATA[row.data]
-    export(run, folder, dtype="float16", tag=row.tag, license="apache-2.0", data_name=name, data_license=terms)
-    _complete(row, folder)
+    export(run, made, dtype="float16", tag=row.tag, license="apache-2.0", data_name=name, data_license=terms)
+    _complete(row, made)
     log = read_log(run / "metrics.jsonl")
     every = max(1, len(log) // LINES)
     kept = [line for n, line in enumerate(log, 1) if n % every == 0 or n == len(log) or "feature_std" in line]
-    (folder / LOG).write_text("".join(f"{json.dumps(line)}\n" for line in kept))
+    (made / LOG).write_text("".join(f"{json.dumps(line)}\n" for line in kept))
     took = {"hardware": hardware(place.device), "hours": float(f"{hours(log, config.batch_size):.3g}")}
-    (folder / TOOK).write_text(json.dumps(took))
+    (made / TOOK).write_text(json.dumps(took))
+    made.rename(folder)
+    return folder
+
+
+def _finished(row: Wanted, folder: Path) -> Path:
+    """The folder, if it is what the row asks for."""
+    told = manifest.read_row(folder) if (folder / TOOK).is_file() else None
+    if told is None or told["command"] != row.command(round(told["epochs"])):
+        made = f"was made by `{told['command']}`" if told else "is no row that was trained here"
+        raise InputError(f"{folder}: {made}; move it away, or change --out, to train {row.name}")
     return folder
 
 
@@ -110,7 +121,10 @@ def speed(row: Wanted, images: ImageSet, place: Place) -> float:
     count = min((TRIAL + 4 * place.workers) * config.batch_size, len(images))
     with tempfile.TemporaryDirectory() as scratch:
         run = Path(scratch)
-        _run(row, subset(images, range(count)), dataclasses.replace(config, log_every=2), method_config, run)
+        try:
+            _run(row, subset(images, range(count)), dataclasses.replace(config, log_every=2), method_config, run)
+        except Interrupted as stop:
+            raise InputError(f"{row.name}: stopped while its speed was measured; nothing was trained yet") from stop
         log = read_log(run / "metrics.jsonl")
     steps = count // config.batch_size
     late = [line for line in log if line["step"] > steps // 3 and "images_per_second" in line]

@@ -33,13 +33,13 @@ def extract(
     Args:
         data: a folder, a list of paths, or an ImageSet.
         indices: take only these images, in this order.
-        fast: run a copy of the model with folded batch norms, in bfloat16 where the processor has it: embeddings of
-            cosine 0.9999 and more to those of float32.
+        fast: run a copy of the model with folded batch norms, in bfloat16 where the processor has it; what of it moves
+            embeddings of noise to a cosine below 0.9999 is left out.
         cache_dir: a folder to keep them in and read them from, by network, preprocessing, and names, sizes and times
             of change of the files; None: no cache.
 
     Raises:
-        InputError: nothing to read there, or a bad image.
+        InputError: nothing to read there, a bad image, or a model that makes no embeddings.
     """
     images = data if isinstance(data, ImageSet) else load(data)
     indices = np.arange(len(images)) if indices is None else indices
@@ -68,10 +68,18 @@ def embeddings(
 ) -> Iterator[np.ndarray]:
     """The rows of `extract`, batch after batch; ``replace`` takes other images for bad ones, as training does."""
     check(batch_size, workers)
+    _check_headless(model)
     with borrowed(model, place := pick_device(device)):
         run = forward(model, place, fast)
         for batch in eval_batches(images, indices, eval_transform(model), batch_size, workers, replace):
             yield run(batch).cpu().numpy()
+
+
+def _check_headless(model: nn.Module) -> None:
+    if classes := getattr(model, "num_classes", 0):
+        raise InputError(f"this model ends in a classifier of {classes} classes; build it with num_classes=0")
+    if not hasattr(model, "forward_head"):
+        raise InputError(f"a {type(model).__name__} makes no embeddings; build the model without features_only")
 
 
 def forward(model: nn.Module, device: torch.device, fast: bool) -> Callable[[Tensor], Tensor]:

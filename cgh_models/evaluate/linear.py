@@ -58,7 +58,8 @@ def sgd(
         rate = RATES[found.index(max(found))]
         choice = {"grid": list(RATES), "held_out_images": len(held), "epochs": short.epochs,
                   "held_out_accuracy": [round(value, 3) for value in found], "chosen": rate}  # fmt: skip
-        say(f"chosen: learning rate {rate:g}, {max(found):.2f} % of the held-out images")
+        edge = ", at the edge of what was tried" if rate in (RATES[0], RATES[-1]) else ""
+        say(f"chosen: learning rate {rate:g}{edge}, {max(found):.2f} % of the held-out images")
     (layer,) = _layers(model, train, (rate,), config, seed, say, **how)
     if not all(p.isfinite().all() for p in layer.parameters()):
         raise InputError(f"learning rate {rate:g}: the linear layer is not finite; give a lower --lr, or 0 to choose")

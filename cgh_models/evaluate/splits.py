@@ -124,5 +124,5 @@ def subset(images: ImageSet, indices: np.ndarray) -> ImageSet:
     assert images.labels is not None
     return dataclasses.replace(
         images, names=[images.names[index] for index in indices], labels=images.labels[indices], digest=digest,
-        pixels=pixels, bad={}, bad_file=None,
+        archive=images.archive and images.archive.take(indices), pixels=pixels, bad={}, bad_file=None,
     )  # fmt: skip

@@ -103,6 +103,12 @@ def alignment_maps(model: "LEWEL | LEWELM", images: Tensor) -> Tensor:
     return weights.permute(0, 2, 3, 1).unflatten(3, size)
 
 
+def _check(config: Any) -> None:
+    check_config(config)
+    if not 0 <= config.global_weight <= 1:  # a share: the aligned loss has the rest
+        raise InputError(f"global_weight={config.global_weight}: at least 0 and at most 1 is needed")
+
+
 class LEWEL(nn.Module):
     """LEWEL_B: L = sum over both directions of w l(q(z_u), z'_v) + (1 - w) l(q_a(A_u), A'_v), l = mean of 2 - 2 cos.
 
@@ -129,7 +135,7 @@ class LEWEL(nn.Module):
         blur: bool = True  # in the views
 
         def __post_init__(self):
-            check_config(self)
+            _check(self)
 
     def __init__(self, backbone: nn.Module, config: Config | None = None):
         super().__init__()
@@ -204,7 +210,7 @@ class LEWELM(nn.Module):
         negatives: Literal["queue", "batch"] = "queue"  # of A_k: a queue all k share, or the batch's other A'_k
 
         def __post_init__(self):
-            check_config(self)
+            _check(self)
 
     def __init__(self, backbone: nn.Module, config: Config | None = None):
         super().__init__()

@@ -218,3 +218,9 @@ def test_heads_that_do_not_divide_a_width_are_refused_with_a_value_that_divides_
     sentence = str(refusal.value)
     assert sentence.startswith(f"heads={heads}: has to divide") and ARCH in sentence and "\n" not in sentence
     build(LEWEL, heads=int(sentence.rpartition("heads=")[2]), projection_width=projection)
+
+
+@pytest.mark.parametrize("method", [LEWEL, LEWELM])
+def test_the_two_losses_share_one(method):
+    with pytest.raises(InputError, match="global_weight=2.*: at least 0 and at most 1"):
+        method.Config(global_weight=2.0)
