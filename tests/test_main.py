@@ -141,7 +141,7 @@ MISTAKES = [
     ),
     (
         "pretrain --data {images}/train --out text/a.txt --arch test_resnet --batch-size 9",
-        "text/a.txt: cannot be used as a run folder",
+        "text/a.txt: exists and is not an empty folder; give another --out",
     ),
     ("pretrain --data {images}/train", "--out"),
     ("pretrain --data a --out b --batchsize 3", "--batch-size"),

@@ -125,7 +125,7 @@ def test_a_run_that_was_killed_before_it_saved_starts_over(image_root, tmp_path)
         path.unlink()
     (tmp_path / "run" / ".checkpoint-00000000.safetensors.7.tmp").write_bytes(b"half")
     pretrain(build(), image_root / "train", QUICK, tmp_path / "run")
-    assert lines(tmp_path / "run") == expected and not list((tmp_path / "run").glob(".*"))
+    assert lines(tmp_path / "run") == expected and not list((tmp_path / "run").glob(".checkpoint*"))
 
 
 def test_a_run_on_a_list_resumes_from_another_folder(image_root, tmp_path, monkeypatch):
