@@ -19,7 +19,7 @@ def _create_model(weights, **kwargs):
     import cgh_models
 
     here, used = _Path(__file__).resolve().parent, _Path(cgh_models.__file__).resolve().parents[1]
-    source = (here / "cgh_models" / "__init__.py").read_text("utf-8")
+    source = (here / "cgh_models" / "version.py").read_text("utf-8")
     version = _re.findall(r'^__version__ = "(.+)"', source, _re.M)[0]
     if used != here and cgh_models.__version__ != version:
         warnings.warn(
@@ -27,7 +27,7 @@ def _create_model(weights, **kwargs):
             f"{version} of this hub folder; uninstall it, or import nothing of it before torch.hub.load",
             stacklevel=3,
         )
-    from cgh_models.registry import create_model
+    from cgh_models.hub.registry import create_model
 
     return create_model(weights, **kwargs)
 

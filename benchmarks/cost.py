@@ -9,8 +9,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from cgh_models.backbone import skeleton
+from cgh_models.data.views import RECIPES
 from cgh_models.methods import METHODS
-from cgh_models.views import RECIPES
 
 BATCH = 8
 

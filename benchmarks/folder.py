@@ -16,9 +16,9 @@ from PIL import Image
 from side_by_side import milliseconds, table
 from views import MEAN, STD, moco_v2, photographs
 
-from cgh_models import images as reading
-from cgh_models.fast_views import crop, fast_views
-from cgh_models.views import COLUMNS, STRONG, boxes, uniform
+from cgh_models.data import decode as reading
+from cgh_models.data.batched_views import crop, fast_views
+from cgh_models.data.views import COLUMNS, STRONG, boxes, uniform
 
 COUNT, SIDE = 32, 224
 

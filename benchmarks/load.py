@@ -14,8 +14,9 @@ import timm
 import torch
 from side_by_side import milliseconds, table
 
-from cgh_models import hub, manifest, registry
 from cgh_models.files import sha256
+from cgh_models.hub import fetch as hub
+from cgh_models.hub import manifest, registry
 from cgh_models.tensors import write_tensors
 
 ROUNDS = 9

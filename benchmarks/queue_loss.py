@@ -9,7 +9,7 @@ from counters import LiveBytes
 from published import losses
 from side_by_side import milliseconds, table
 
-from cgh_models.losses import relation_losses
+from cgh_models.methods.losses import relation_losses
 
 
 def published(student, hyper, taught, taught_hyper, rows):

@@ -14,11 +14,11 @@ from torch import Tensor
 from cgh_models.backbone import create, skeleton
 from cgh_models.config import TrainConfig
 from cgh_models.evaluate import pick_precision
-from cgh_models.losses import _chunk, relation_losses
 from cgh_models.methods import CGH
-from cgh_models.optim import create_optimizer
-from cgh_models.step import train_step
-from cgh_models.teacher import make_teacher, move_teacher
+from cgh_models.methods.losses import _chunk, relation_losses
+from cgh_models.methods.momentum_teacher import make_teacher, move_teacher
+from cgh_models.train.optim import create_optimizer
+from cgh_models.train.step import train_step
 
 CPU = torch.device("cpu")
 

@@ -16,8 +16,8 @@ from side_by_side import milliseconds, table
 from torch import Tensor
 from torchvision import transforms as T
 
-from cgh_models.fast_views import fast_views
-from cgh_models.views import COLUMNS, STRONG, boxes, exact_view, uniform
+from cgh_models.data.batched_views import fast_views
+from cgh_models.data.views import COLUMNS, STRONG, boxes, exact_view, uniform
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 COUNT = 256

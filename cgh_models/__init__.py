@@ -6,44 +6,46 @@ already is, and the names below are loaded on first use.
 
 import sys
 
+from .public_names import public_names
+from .version import __version__
+
 TYPE_CHECKING = False  # typing's own would cost an import at every start of an interpreter with `cgh autoload on`
 if TYPE_CHECKING:
-    from .evaluate import extract
-    from .integrity import verify
-    from .registry import create_model, list_models, list_pretrained, load_method, weights_info
-    from .train import pretrain
-
-__version__ = "0.1.0"
+    from .evaluate.extraction import extract
+    from .hub.integrity import verify
+    from .hub.registry import create_model, list_models, list_pretrained, load_method, weights_info
+    from .train.loop import pretrain
 
 __all__ = [
     "__version__", "create_model", "extract", "list_models", "list_pretrained", "load_method", "pretrain", "verify",
     "weights_info",
 ]  # fmt: skip
 
-_HOMES = {
-    "create_model": "registry", "extract": "evaluate", "list_models": "registry", "list_pretrained": "registry",
-    "load_method": "registry", "pretrain": "train", "verify": "integrity", "weights_info": "registry",
-}  # fmt: skip
+__getattr__, __dir__ = public_names(
+    __name__,
+    {
+        "create_model": "hub.registry",
+        "extract": "evaluate.extraction",
+        "list_models": "hub.registry",
+        "list_pretrained": "hub.registry",
+        "load_method": "hub.registry",
+        "pretrain": "train.loop",
+        "verify": "hub.integrity",
+        "weights_info": "hub.registry",
+    },
+)
 
-
-def __getattr__(name: str):
-    if name not in _HOMES:
-        raise AttributeError(f"module 'cgh_models' has no attribute {name!r}; it offers {', '.join(__all__)}")
-    from importlib import import_module
-
-    return getattr(import_module(f"cgh_models.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+# After each of these is executed, what it lacked for the others is there: registering is tried again.
+_OCCASIONS = {"timm.models", "cgh_models.small_resnets", "cgh_models.hub.tags"}
 
 
 def _register() -> None:
-    """Never raises: `import timm` must not fail because of us."""
+    """Makes timm know our architectures and weights. Never raises: `import timm` must not fail because of us."""
     try:
-        from . import architectures, tags  # noqa: F401 - importing the first registers its architectures
+        from . import small_resnets  # noqa: F401 - importing it registers its architectures
+        from .hub import tags
 
-        if hasattr(tags, "register"):  # else it is being imported itself, and calls back at its end
+        if hasattr(tags, "register"):  # else it is being imported right now
             tags.register()
     except Exception as error:
         import warnings
@@ -55,12 +57,12 @@ def _register() -> None:
         )
 
 
-class _WhenTimmIsImported:
-    """A finder that finds nothing itself: it has `_register` called once `timm.models` has been executed."""
+class _RegisterAfterImport:
+    """A finder that finds nothing itself: it has `_register` called after each of `_OCCASIONS` has been executed."""
 
     @classmethod
     def find_spec(cls, name, path=None, target=None):
-        if name != "timm.models":
+        if name not in _OCCASIONS:
             return None
         others = [finder for finder in sys.meta_path if finder is not cls and hasattr(finder, "find_spec")]
         spec = next(filter(None, (finder.find_spec(name, path, target) for finder in others)), None)
@@ -69,15 +71,13 @@ class _WhenTimmIsImported:
 
             def execute_and_register(module):
                 execute(module)
-                if cls in sys.meta_path:
-                    sys.meta_path.remove(cls)
+                if "timm.models" in sys.modules:
                     _register()
 
             spec.loader.exec_module = execute_and_register
         return spec
 
 
+sys.meta_path.insert(0, _RegisterAfterImport)
 if "timm.models" in sys.modules:
     _register()
-else:
-    sys.meta_path.insert(0, _WhenTimmIsImported)

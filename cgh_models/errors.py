@@ -47,6 +47,11 @@ class Interrupted(Exception):  # noqa: N818 - not a failure: the state is saved
 ERRORS = (NotReproduced, InputError, NetworkError, IntegrityError, DiskError, Interrupted)
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether a device, or the CPU, had no memory left."""
+    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+
+
 def printable(text: object) -> str:
     """Text whose control characters are escaped, so that a file name cannot drive a terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))

@@ -16,7 +16,7 @@ from torch import nn
 from cgh_models import backbone, extract, pretrain
 from cgh_models.config import TrainConfig
 from cgh_models.evaluate import spread
-from cgh_models.heads import mlp
+from cgh_models.methods.heads import mlp
 
 
 class SimSiam(nn.Module):

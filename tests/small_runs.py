@@ -7,10 +7,11 @@ import signal
 
 import torch
 
-from cgh_models import checkpoint, tensors
+from cgh_models import tensors
 from cgh_models.backbone import create
 from cgh_models.config import TrainConfig
 from cgh_models.methods import METHODS
+from cgh_models.train import checkpoint
 
 SMALL = {"projection_width": 8, "hidden_width": 16, "queue_length": 40, "predictor_width": 16}
 # 64 images: 12 steps
@@ -42,7 +43,7 @@ def final(run):
 
 def stop_at(monkeypatch, step):
     """Sends this process SIGTERM while step ``step`` is taken."""
-    import cgh_models.train as train
+    import cgh_models.train.loop as train
 
     real, taken = train.train_step, []
 

@@ -8,8 +8,8 @@ from cgh_models.config import TrainConfig, explain_changes, from_dict, to_dict
 from cgh_models.errors import InputError
 from cgh_models.methods import METHODS
 from cgh_models.methods.cgh import CGH
-from cgh_models.optim import learning_rate
 from cgh_models.recipes import RECIPES, method_config, train_config
+from cgh_models.train.optim import learning_rate
 
 
 def test_the_defaults_are_the_papers_imagenet_values():

@@ -7,15 +7,15 @@ import torch
 from conftest import benchmark
 from torch.utils.flop_counter import FlopCounterMode
 
-from cgh_models import teacher
 from cgh_models.backbone import create, skeleton
 from cgh_models.config import TrainConfig
-from cgh_models.fast_views import fast_views
-from cgh_models.losses import info_nce, relation_losses
+from cgh_models.data.batched_views import fast_views
+from cgh_models.data.views import COLUMNS, RECIPES, boxes, uniform
 from cgh_models.methods import METHODS
-from cgh_models.optim import create_optimizer
-from cgh_models.step import train_step
-from cgh_models.views import COLUMNS, RECIPES, boxes, uniform
+from cgh_models.methods import momentum_teacher as teacher
+from cgh_models.methods.losses import info_nce, relation_losses
+from cgh_models.train.optim import create_optimizer
+from cgh_models.train.step import train_step
 
 
 @pytest.mark.parametrize("batch, limit_mib", [(32, 4), (256, 32)])

@@ -10,7 +10,8 @@ import torch
 from conftest import HUB, PACKAGED
 from test_export import run, weights  # noqa: F401 - fixtures
 
-from cgh_models import create_model, manifest
+from cgh_models import create_model
+from cgh_models.hub import manifest
 
 REPO = Path(__file__).resolve().parents[1]
 OPTIONS = {"skip_validation": True, "trust_repo": True}
@@ -97,7 +98,7 @@ torch.hub.load({str(folder)!r}, {PACKAGED.replace(".", "_")!r}, source="local")
 
 @pytest.mark.skipif(not ENTRIES, reason="no row yet")
 def test_an_other_version_already_imported_is_said(folder):
-    code = folder / "cgh_models" / "__init__.py"
+    code = folder / "cgh_models" / "version.py"
     code.write_text(code.read_text().replace('__version__ = "', '__version__ = "9.'))
     with pytest.warns(UserWarning, match=r"cgh_models .* is already imported and is used, not the 9\."):
         torch.hub.load("owner/repo:main", ENTRIES[0], **OPTIONS)

@@ -16,8 +16,8 @@ import pytest
 from conftest import cgh
 from loopback_hub import TOKEN
 
-from cgh_models import autoload
 from cgh_models.config import TrainConfig
+from cgh_models.hub import autoload
 
 REPO = Path(__file__).resolve().parents[1]
 sys.path.append(str(REPO))

@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 import timm
 
-from cgh_models import manifest
-from cgh_models.__main__ import _parse
+from cgh_models.cli.main import _parse
 from cgh_models.errors import InputError
-from cgh_models.export import card_of
-from cgh_models.integrity import verify
+from cgh_models.hub import manifest
+from cgh_models.hub.export import card_of
+from cgh_models.hub.integrity import verify
 from cgh_models.methods import METHODS
 from cgh_models.recipes import method_config
 

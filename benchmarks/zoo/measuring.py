@@ -9,17 +9,17 @@ from typing import Any
 
 import torch
 
-from cgh_models import manifest
-from cgh_models.card import CURVE
-from cgh_models.data import load_splits
+from cgh_models.data.image_set import load_splits
 from cgh_models.errors import InputError, say
 from cgh_models.evaluate import measured
 from cgh_models.evaluate.extraction import pick_device
-from cgh_models.evaluate_config import LINEAR
-from cgh_models.export import record, write_description
+from cgh_models.evaluate.protocols import LINEAR
 from cgh_models.files import sha256
-from cgh_models.integrity import verify
-from cgh_models.registry import create_model
+from cgh_models.hub import manifest
+from cgh_models.hub.card import CURVE
+from cgh_models.hub.export import record, write_description
+from cgh_models.hub.integrity import verify
+from cgh_models.hub.registry import create_model
 
 from . import tables
 from .rows import DATA, Wanted

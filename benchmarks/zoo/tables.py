@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from statistics import mean, stdev
 
-from cgh_models import manifest
+from cgh_models.hub import manifest
 
 from .rows import ROWS
 

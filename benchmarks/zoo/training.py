@@ -16,15 +16,16 @@ from typing import Any
 
 import torch
 
-from cgh_models import checkpoint, manifest
 from cgh_models.config import TrainConfig
-from cgh_models.data import ImageSet, load_splits
+from cgh_models.data.image_set import ImageSet, load_splits
 from cgh_models.errors import InputError, Interrupted, say
 from cgh_models.evaluate.splits import subset
-from cgh_models.export import export, write_description
-from cgh_models.registry import build_method, is_run, preprocessing
-from cgh_models.report import read_log
-from cgh_models.train import pretrain
+from cgh_models.hub import manifest
+from cgh_models.hub.export import export, write_description
+from cgh_models.hub.registry import build_method, is_run, preprocessing
+from cgh_models.hub.training_curve import read_log
+from cgh_models.train import checkpoint
+from cgh_models.train.loop import pretrain
 
 from .rows import DATA, Wanted
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from .. import files
-from ..data import ImageSet
+from ..data.image_set import ImageSet
 from ..errors import DiskError, InputError, IntegrityError, printable
 from ..tensors import read_tensors, write_tensors
 

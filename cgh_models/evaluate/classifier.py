@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..batches import batches
 from ..config import TrainConfig
-from ..data import ImageSet
+from ..data.image_set import ImageSet
+from ..data.loader import batches
 from ..errors import InputError, printable
-from ..views import View
+from ..view_recipes import View
 
 CROP = View(scale=(0.08, 1.0))  # a random crop and a flip: linear evaluation in CGH, ReSSL and nearly every other paper
 

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..batches import eval_batches, eval_transform
-from ..data import ImageSet, load
+from ..data.image_set import ImageSet, load
+from ..data.loader import eval_batches, eval_transform
 from ..errors import InputError
 from . import cache
 from .inference import inference_copy

@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..backbone import widths
-from ..data import ImageSet
+from ..data.image_set import ImageSet
 from ..errors import InputError
-from ..evaluate_config import FinetuneConfig
 from .classifier import accuracy, decode, labelled_views, new_layer, steps
 from .extraction import borrowed, check, extract, pick_device
+from .protocols import FinetuneConfig
 
 _LOWER = (3 / 7, 6 / 7)  # shares of the run after which the rates fall to a tenth: epochs 30 and 60 of 70 in CGH's code
 

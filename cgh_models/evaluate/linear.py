@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..backbone import widths
-from ..data import ImageSet
+from ..data.image_set import ImageSet
 from ..errors import InputError
-from ..evaluate_config import LinearConfig
-from ..optim import learning_rate
+from ..schedule import learning_rate
 from .classifier import accuracy, decode, labelled_views, new_layer, steps
 from .extraction import borrowed, extract, forward, pick_device
+from .protocols import LinearConfig
 from .splits import held_out, subset
 
 # Learning rates to choose from, half a decade apart: those of the papers' small-image code (0.2, 1, 30) lie among them.

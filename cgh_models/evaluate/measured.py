@@ -6,12 +6,12 @@ from typing import Any
 
 from torch import nn
 
-from ..data import ImageSet
+from ..data.image_set import ImageSet
 from ..errors import InputError, printable
-from ..evaluate_config import LinearConfig
 from .linear import sgd
 from .neighbours import knn_accuracy
 from .probes import probe
+from .protocols import LinearConfig
 
 PROTOCOLS = {
     "knn": "kNN top-1 of val/ against train/, votes weighted by exp(cosine / temperature)",

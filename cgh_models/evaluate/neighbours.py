@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data import ImageSet
+from ..data.image_set import ImageSet
 from ..errors import InputError
 from .extraction import extract, pick_precision
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data import ImageSet
+from ..data.image_set import ImageSet
 from ..errors import InputError
 from .classifier import accuracy, steps
 from .extraction import extract, pick_device

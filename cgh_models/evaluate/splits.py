@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from ..data import ImageSet
+from ..data.image_set import ImageSet
+from ..data.views import uniform
 from ..errors import InputError, printable
 from ..files import atomic
-from ..views import uniform
 
 HELD_OUT = 5_000  # images, or a tenth of a set of fewer than ten times as many
 _HELD_OUT_STREAM, _LABELS_STREAM = 1002, 1003  # keep these random numbers apart from those of order and views

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..heads import Branch, mlp
-from ..losses import cosine_loss
-from ..method import Losses, check_config
-from ..teacher import cosine_momentum, make_teacher, move_teacher
+from ..schedule import cosine_momentum
+from .heads import Branch, mlp
+from .losses import cosine_loss
+from .method import Losses, check_config
+from .momentum_teacher import make_teacher, move_teacher
 
 
 class BYOL(nn.Module):

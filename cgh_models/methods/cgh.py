@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..backbone import check_sizes, embed, input_size, widths
-from ..feature_queue import FeatureQueue
-from ..heads import mlp
-from ..losses import info_nce, relation_losses
-from ..method import Losses, check_config
-from ..teacher import make_teacher, move_teacher, teach
-from ..views import SMALL
+from ..view_recipes import SMALL
+from .feature_queue import FeatureQueue
+from .heads import mlp
+from .losses import info_nce, relation_losses
+from .method import Losses, check_config
+from .momentum_teacher import make_teacher, move_teacher, teach
 
 
 class Hypercolumn(nn.Module):

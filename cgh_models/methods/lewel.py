@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from ..backbone import architecture, embed_with_pixels, input_size, widths
 from ..errors import InputError
-from ..feature_queue import FeatureQueue
-from ..heads import mlp
-from ..losses import batch_info_nce, cosine_loss, info_nce
-from ..method import Losses, check_config
-from ..teacher import cosine_momentum, make_teacher, move_teacher
+from ..schedule import cosine_momentum
+from .feature_queue import FeatureQueue
+from .heads import mlp
+from .losses import batch_info_nce, cosine_loss, info_nce
+from .method import Losses, check_config
+from .momentum_teacher import make_teacher, move_teacher
 
 
 class AlignedBranch(nn.Module):

@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..backbone import check_sizes, fixed_size, input_size, norm_momentum
-from ..feature_queue import FeatureQueue
-from ..heads import Branch, mlp
-from ..losses import batch_info_nce, nearest, nt_xent
-from ..method import Losses, check_config
-from ..teacher import make_teacher, move_teacher
+from .feature_queue import FeatureQueue
+from .heads import Branch, mlp
+from .losses import batch_info_nce, nearest, nt_xent
+from .method import Losses, check_config
+from .momentum_teacher import make_teacher, move_teacher
 
 PAIRS = tuple(combinations(range(4), 2))  # of a view's 2 x 2 tiles: six
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..feature_queue import FeatureQueue
-from ..heads import Branch, mlp
-from ..losses import info_nce
-from ..method import Losses, check_config
-from ..teacher import make_teacher, move_teacher, teach
+from .feature_queue import FeatureQueue
+from .heads import Branch, mlp
+from .losses import info_nce
+from .method import Losses, check_config
+from .momentum_teacher import make_teacher, move_teacher, teach
 
 
 class MoCoV2(nn.Module):

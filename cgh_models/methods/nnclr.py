@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..feature_queue import FeatureQueue
-from ..heads import Branch, mlp
-from ..losses import batch_info_nce, nearest
-from ..method import Losses, check_config
+from .feature_queue import FeatureQueue
+from .heads import Branch, mlp
+from .losses import batch_info_nce, nearest
+from .method import Losses, check_config
 
 
 class NNCLR(nn.Module):

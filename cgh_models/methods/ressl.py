@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from ..backbone import check_sizes, input_size
-from ..feature_queue import FeatureQueue
-from ..heads import Branch, mlp
-from ..losses import relation_losses
-from ..method import Losses, check_config
-from ..teacher import make_teacher, move_teacher, teach
-from ..views import SMALL
+from ..view_recipes import SMALL
+from .feature_queue import FeatureQueue
+from .heads import Branch, mlp
+from .losses import relation_losses
+from .method import Losses, check_config
+from .momentum_teacher import make_teacher, move_teacher, teach
 
 
 class ReSSL(nn.Module):

@@ -7,7 +7,7 @@ from golden import array, normed_head, scatter, state
 
 from cgh_models.backbone import create
 from cgh_models.methods.byol import BYOL
-from cgh_models.teacher import cosine_momentum
+from cgh_models.methods.momentum_teacher import cosine_momentum
 
 
 def build(**settings):

@@ -6,7 +6,7 @@ import torch
 
 from cgh_models.backbone import create, embed
 from cgh_models.methods.cgh import CGH, Hypercolumn
-from cgh_models.teacher import teach
+from cgh_models.methods.momentum_teacher import teach
 
 SMALL = dict(projection_width=8, hidden_width=16, queue_length=40, warmup=0.5)
 

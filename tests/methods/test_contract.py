@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from cgh_models.backbone import create
+from cgh_models.data.views import RECIPES
 from cgh_models.errors import InputError
-from cgh_models.losses import MIN_TEMPERATURE
-from cgh_models.method import Method
 from cgh_models.methods import METHODS
-from cgh_models.views import RECIPES
+from cgh_models.methods.losses import MIN_TEMPERATURE
+from cgh_models.methods.method import Method
 
 SWIN = {"embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 2, 4), "window_size": 2}
 FAMILIES = {  # small members of eight families, made so by timm's own arguments, and ours

@@ -9,7 +9,7 @@ from golden import array, normed_head, scatter, state, unit
 from cgh_models.backbone import create
 from cgh_models.errors import InputError
 from cgh_models.methods.lewel import LEWEL, LEWELM, AlignedBranch, alignment_maps
-from cgh_models.teacher import cosine_momentum
+from cgh_models.methods.momentum_teacher import cosine_momentum
 
 ARCH = "resnet18_cifar_w16"  # an embedding of 128, maps of 4 x 4
 

@@ -8,9 +8,9 @@ from golden import array, plain_head, scatter, state, unit
 from test_cgh import numpy_branch
 
 from cgh_models.backbone import create
+from cgh_models.data.views import RECIPES
 from cgh_models.errors import InputError
 from cgh_models.methods import METHODS
-from cgh_models.views import RECIPES
 
 each = pytest.mark.parametrize("name", ["cgh", "ressl"])
 

@@ -1,0 +1,1 @@
+"""The command line `cgh`: one file for each group of commands, without logic of its own."""

@@ -1,0 +1,14 @@
+"""A training run: one visible loop, and what it leaves in its run folder.
+
+`loop` is the run from top to bottom; `step` is one optimizer step; `optim` chooses what is decayed; `checkpoint` is the
+private, resumable state; `metric_log` and `monitor` are what a reader sees of it.
+"""
+
+from ..public_names import public_names
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .loop import pretrain
+
+__all__ = ["pretrain"]
+__getattr__, __dir__ = public_names(__name__, {"pretrain": "loop"})

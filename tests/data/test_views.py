@@ -1,0 +1,287 @@
+"""View recipes: torchvision's distributions and pixels in the exact mode, close to them in the fast one."""
+
+import dataclasses
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from conftest import benchmark
+from PIL import Image, ImageFilter
+from torch import Tensor
+from torchvision import transforms as T
+from torchvision.transforms import functional as TF
+
+from cgh_models.config import TrainConfig
+from cgh_models.data import views
+from cgh_models.data.batched_views import _gaussian, colour_matrices, crop, fast_views
+from cgh_models.data.image_set import load
+from cgh_models.data.loader import batches
+from cgh_models.data.views import COLUMNS, FIRST, RECIPES, SECOND, STRONG, WEAK, View, boxes, draw, exact_view, uniform
+
+photographs = benchmark("views").photographs
+ZERO, ONE = torch.zeros(3), torch.ones(3)
+CPU = torch.device("cpu")
+
+
+def fast(view: View, images: Tensor, u: np.ndarray, size: int = 32) -> Tensor:
+    """Not normalized: (N, 3, size, size) in [0, 1]."""
+    return fast_views(view, images, u, size, ZERO, ONE, boxes(view, u, *images.shape[1:3]))
+
+
+def exact(view: View, images: Tensor, u: np.ndarray, size: int = 32) -> Tensor:
+    """The same from the exact mode."""
+    made = [exact_view(view, Image.fromarray(p.numpy()), u[i : i + 1], size) for i, p in enumerate(images)]
+    return torch.from_numpy(np.stack([np.array(image) for image in made])).permute(0, 3, 1, 2) / 255
+
+
+def numbers(count: int, seed: int = 0) -> np.ndarray:
+    return uniform(seed, 0, np.arange(count), COLUMNS)
+
+
+def pictures(count: int, size: int = 32) -> torch.Tensor:
+    """Smooth colours with sharp edges, uint8 (N, H, W, 3)."""
+    rng = np.random.default_rng(0)
+    low = rng.integers(0, 256, (count, 6, 6, 3), np.uint8)
+    return torch.from_numpy(np.stack([np.array(Image.fromarray(p).resize((size, size), 3)) for p in low]))
+
+
+def test_random_numbers_are_uniform_and_independent_of_the_batch():
+    u = numbers(4000)
+    assert u.min() >= 0 and u.max() < 1
+    np.testing.assert_allclose(u.mean(0), 0.5, atol=5 / (12 * 4000) ** 0.5)
+    np.testing.assert_allclose(u.var(0), 1 / 12, rtol=0.1)
+    correlation = np.corrcoef(np.concatenate([u, uniform(0, 1, np.arange(4000), 3)], 1).T)
+    assert np.abs(correlation - np.eye(len(correlation))).max() < 0.08
+    np.testing.assert_array_equal(u[[7, 3]], uniform(0, 0, np.array([7, 3]), COLUMNS))
+    for other in (uniform(1, 0, np.arange(50), 4), uniform(0, 0, np.arange(50), 4, 1)):
+        assert (other != u[:50, :4]).all()
+
+
+@pytest.mark.parametrize("height, width", [(32, 32), (60, 200)])
+def test_crop_boxes_have_torchvisions_distribution(height, width):
+    count = 6000
+    ours = boxes(WEAK, numbers(count), height, width)
+    torch.manual_seed(0)
+    image = torch.empty(3, height, width)
+    theirs = np.array([T.RandomResizedCrop.get_params(image, [0.2, 1.0], [3 / 4, 4 / 3]) for _ in range(count)])
+    spread = np.sqrt(ours.var(0) / count + theirs.var(0) / count)
+    assert (np.abs(ours.mean(0) - theirs.mean(0)) < 4.5 * spread + 1e-9).all()
+    np.testing.assert_allclose(ours.std(0), theirs.std(0), rtol=0.06)
+    for ours_side, their_side in zip(ours.T, theirs.T, strict=True):  # the whole distribution, not only two moments
+        grid = np.unique(np.concatenate([ours_side, their_side]))
+        gap = np.abs(
+            np.searchsorted(np.sort(ours_side), grid, "right") - np.searchsorted(np.sort(their_side), grid, "right")
+        )
+        assert gap.max() / count < 0.04
+    assert (ours[:, :2] >= 0).all() and (ours[:, :2] + ours[:, 2:] <= [height, width]).all()
+
+
+def test_an_image_no_box_fits_gets_a_centred_one():
+    box = boxes(View(scale=(1.0, 1.0)), numbers(5), 10, 1000)
+    assert (box == [0, (1000 - 13) // 2, 10, 13]).all()
+
+
+@pytest.mark.parametrize(
+    "view", [WEAK, STRONG, FIRST, SECOND, views.SMALL[2]], ids=["weak", "strong", "first", "second", "small"]
+)
+def test_exact_views_are_torchvisions_to_the_bit(view):
+    """torchvision's own transforms, told what was drawn instead of drawing themselves."""
+    pixels, u, size = pictures(60), numbers(60), view.side(32)
+    ours, box, drawn = exact(view, pixels, u, size), boxes(view, u, 32, 32), draw(view, u)
+    for i, picture in enumerate(pixels):
+        theirs = T.Compose([
+            T.RandomResizedCrop(size),
+            T.RandomApply([T.ColorJitter(*view.jitter)], float(drawn.jittered[i])),
+            T.RandomGrayscale(float(drawn.grey[i])),
+            T.Lambda(lambda x, s=float(drawn.sigma[i]): x.filter(ImageFilter.GaussianBlur(s)) if s else x),  # MoCo's
+            T.RandomSolarize(128, float(drawn.solarize[i])),
+            T.RandomHorizontalFlip(float(drawn.flip[i])),
+            T.ToTensor(),
+        ])  # fmt: skip
+        factors = (torch.from_numpy(drawn.order[i]), *drawn.factors[i])
+        with (
+            mock.patch.object(T.RandomResizedCrop, "get_params", lambda *_, b=box[i]: tuple(map(int, b))),
+            mock.patch.object(T.ColorJitter, "get_params", lambda *_, f=factors: f),
+        ):
+            assert torch.equal(theirs(Image.fromarray(picture.numpy())), ours[i])
+
+
+@pytest.mark.parametrize("size", [32, 24, 48])
+def test_fast_crops_are_within_one_step_of_pillows(size):
+    pixels, u = pictures(64), numbers(64)
+    for view in (View(flip=0), View(flip=1), View(flip=0.5, scale=(0.05, 0.3))):
+        wanted, flip = exact(view, pixels, u, size), draw(view, u).flip
+        assert (fast(view, pixels, u, size) - wanted).abs().max() <= 1.0001 / 255
+        crops = [crop(pixels[i], box, size) for i, box in enumerate(boxes(view, u, 32, 32))]
+        crops = torch.stack([part.flip(2) if flip[i] else part for i, part in enumerate(crops)])
+        assert (crops / 255 - wanted).abs().max() <= 1.0001 / 255
+
+
+@pytest.mark.parametrize("name, jitter, mean, most", [
+    ("brightness", (0.4, 0, 0, 0), 0.004, 0.05),
+    ("contrast", (0, 0.4, 0, 0), 0.004, 0.05),
+    ("saturation", (0, 0, 0.4, 0), 0.004, 0.05),
+    ("hue", (0, 0, 0, 0.1), 0.013, 0.3),  # a turn of another space: in the right direction, not more
+])  # fmt: skip
+def test_fast_colours_are_near_torchvisions(name, jitter, mean, most):
+    pixels, u = photographs(256), numbers(256)
+    view, plain = View(jitter=jitter, jitter_p=1), View()
+    off = (fast(view, pixels, u) - exact(view, pixels, u)).abs()
+    moved = (exact(view, pixels, u) - exact(plain, pixels, u)).abs().mean()
+    assert off.mean() < mean and off.amax() < most and off.mean() < (1 if name == "hue" else 0.5) * moved
+
+
+@pytest.mark.parametrize("view", [WEAK, STRONG, FIRST, SECOND], ids=["weak", "strong", "first", "second"])
+def test_fast_views_have_the_channel_statistics_of_exact_ones(view):
+    pixels = photographs(1000)
+    u = numbers(1000)
+    a, b = fast(view, pixels, u), exact(view, pixels, u)
+    assert (a.mean((0, 2, 3)) - b.mean((0, 2, 3))).abs().max() < 0.008
+    assert (a.std((0, 2, 3)) / b.std((0, 2, 3)) - 1).abs().max() < 0.015
+    luma = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
+    assert ((a - b) * luma).sum(1).abs().mean() < 0.012
+
+
+def test_colour_matrices_are_the_operations_one_after_the_other():
+    rng, u = np.random.default_rng(0), numbers(40)
+    drawn = draw(dataclasses.replace(STRONG, jitter_p=0.7, grey_p=0.3), u)
+    luma = np.array([0.299, 0.587, 0.114])
+    of_pixel, of_mean = colour_matrices(drawn)
+    for i in range(40):
+        start = x = rng.uniform(0, 1, (200, 3))
+        f = drawn.factors[i]
+        turn = 2 * np.pi * f[3]
+        for operation in drawn.order[i] if drawn.jittered[i] else ():
+            if operation == 0:
+                x = f[0] * x
+            elif operation == 1:
+                x = f[1] * x + (1 - f[1]) * (x @ luma).mean()
+            elif operation == 2:
+                x = f[2] * x + (1 - f[2]) * (x @ luma)[:, None]
+            else:
+                axis = np.ones(3) / 3**0.5  # Rodrigues' formula
+                along = (x @ axis)[:, None] * axis
+                x = along + np.cos(turn) * (x - along) + np.sin(turn) * np.cross(axis, x)
+        if drawn.grey[i]:
+            x = np.repeat((x @ luma)[:, None], 3, 1)
+        np.testing.assert_allclose(start @ of_pixel[i].T + start.mean(0) @ of_mean[i].T, x, atol=1e-12)
+
+
+@pytest.mark.parametrize("sigma", [0.1, 0.7, 2.0])
+def test_the_fast_blur_is_torchvisions_away_from_the_edge_and_near_pillows(sigma):
+    x = photographs(16).permute(0, 3, 1, 2) / 255
+    weights = _gaussian(np.full(16, sigma), 32, x)
+    ours = weights[:, None] @ x @ weights[:, None].transpose(2, 3)
+    theirs = TF.gaussian_blur(x, [17, 17], [sigma, sigma])
+    torch.testing.assert_close(ours[:, :, 8:-8, 8:-8], theirs[:, :, 8:-8, 8:-8], atol=1e-3, rtol=0)
+    view, u = View(scale=(1, 1), ratio=(1, 1), flip=0, blur_p=1, sigma=(sigma, sigma)), numbers(16)
+    off = (fast(view, photographs(16), u) - exact(view, photographs(16), u)).abs()
+    assert off.mean() < 0.006 and (fast(view, photographs(16), u) - ours).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("make", [fast, exact], ids=["fast", "exact"])
+def test_a_view_is_the_same_in_any_batch(make):
+    pixels = pictures(16)
+    u = uniform(3, 5, np.arange(16), COLUMNS, 1)
+    torch.testing.assert_close(
+        make(STRONG, pixels[[9, 2]], u[[9, 2]]), make(STRONG, pixels, u)[[9, 2]], atol=1e-5, rtol=0
+    )
+
+
+@pytest.mark.parametrize("view", [WEAK, STRONG, SECOND], ids=["weak", "strong", "second"])
+def test_fast_views_of_crops_are_those_of_whole_images_but_for_rounding(view):
+    pixels, u = photographs(64), numbers(64)
+    crops = torch.stack([crop(p, b, 32) for p, b in zip(pixels, boxes(view, u, 32, 32), strict=True)])
+    made = fast_views(view, crops, u, 32, ZERO, ONE)
+    off = (made - fast(view, pixels, u)).abs()
+    assert off.mean() < 0.5 / 255 and (off > 4 / 255).float().mean() < (1e-3 if view is SECOND else 1e-9)
+
+
+@pytest.mark.parametrize("make, count", [(fast, 3000), (exact, 1500)], ids=["fast", "exact"])
+def test_the_strong_view_does_what_it_says_as_often_as_it_says(make, count):
+    pixels, u = pictures(1).expand(count, -1, -1, -1), numbers(count)
+    plain = make(View(flip=0), pixels, u)
+    for view, share in (
+        (View(), 0.5),
+        (View(flip=0, jitter_p=0.8), 0.8),
+        (View(flip=0, grey_p=0.2), 0.2),
+        (View(flip=0, blur_p=0.5, sigma=(1, 2)), 0.5),
+        (View(flip=0, solarize_p=0.3), 0.3),
+    ):
+        changed = (make(view, pixels, u) - plain).abs().amax((1, 2, 3)) > 1e-3
+        assert changed.float().mean().item() == pytest.approx(share, abs=0.05)
+
+
+def test_views_are_normalized_with_the_given_statistics():
+    crops, mean, std = pictures(4).permute(0, 3, 1, 2), torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.3, 0.4])
+    x = fast_views(View(flip=0), crops, numbers(4), 32, mean, std)
+    torch.testing.assert_close(x * std[:, None, None] + mean[:, None, None], crops / 255)
+
+
+def test_the_recipe_of_cgh_and_ressl_is_a_weak_and_a_strong_view():
+    weak, strong = RECIPES["weak_strong"]
+    assert (weak.jitter_p, weak.grey_p, weak.blur_p, weak.scale) == (0, 0, 0, (0.2, 1.0))
+    assert (strong.jitter_p, strong.jitter, strong.grey_p, strong.blur_p) == (0.8, (0.4, 0.4, 0.4, 0.1), 0.2, 0.5)
+
+
+def test_the_column_of_solarize_changed_no_other_random_number():
+    assert COLUMNS == 36 and views._SOLARIZE == 35
+    for stream in (0, 1, 1000):
+        before, now = (uniform(3, 2, np.arange(50), columns, stream) for columns in (35, 36))
+        np.testing.assert_array_equal(now[:, :35], before)
+    pixels, u = pictures(16), numbers(16)
+    other = u.copy()
+    other[:, 35] = 1 - u[:, 35]
+    for view in (WEAK, STRONG, *views.SMALL):
+        for make in (fast, exact):
+            assert torch.equal(make(view, pixels, u), make(view, pixels, other))
+
+
+def test_fast_solarize_is_torchvisions_from_128_on():
+    every = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).expand(1, 3, 16, 16)
+    for crops in (every, pictures(8).permute(0, 3, 1, 2)):
+        ours = fast_views(View(flip=0, solarize_p=1), crops, numbers(len(crops)), crops.shape[2], ZERO, ONE)
+        torch.testing.assert_close(ours, TF.solarize(crops, 128) / 255)
+    first = fast_views(View(flip=0, solarize_p=1), every, numbers(1), 16, ZERO, ONE).flatten()
+    assert first[127] == 127 / 255 and first[128] == pytest.approx(127 / 255)
+
+
+def test_the_recipes_of_byol_and_lewel_blur_one_view_always_and_solarize_the_other_sometimes():
+    first, second = RECIPES["asymmetric"]
+    assert (first.blur_p, first.solarize_p, second.blur_p, second.solarize_p) == (1.0, 0.0, 0.1, 0.2)
+    for view in (first, second):
+        assert (view.jitter, view.jitter_p, view.grey_p) == ((0.4, 0.4, 0.2, 0.1), 0.8, 0.2)
+        assert (view.sigma, view.flip, view.scale, view.size) == ((0.1, 2.0), 0.5, (0.2, 1.0), 1.0)
+    assert [view.blur_p for view in RECIPES["asymmetric_sharp"]] == [0, 0]
+    assert [view.solarize_p for view in RECIPES["asymmetric_sharp"]] == [0.0, 0.2]
+
+
+@pytest.mark.parametrize("size, sides", [(224, [192, 160, 128, 96]), (64, [55, 46, 37, 27]), (32, [27, 23, 18, 14])])
+def test_the_small_views_of_multi_crop_are_the_authors_shares_of_the_image(size, sides):
+    weak, strong, *small = RECIPES["multi_crop"]
+    assert (weak, strong) == (WEAK, STRONG)
+    assert [view.side(size) for view in (weak, strong, *small)] == [size, size, *sides]
+    assert [view.scale for view in small] == [(0.172, 0.86), (0.143, 0.715), (0.114, 0.571), (0.086, 0.429)]
+
+
+@pytest.mark.parametrize("mode", ["fast", "exact"])
+@pytest.mark.parametrize("in_memory", [True, False], ids=["in memory", "from workers"])
+def test_batches_hold_the_views_of_their_images(image_root, in_memory, mode):
+    images = load(image_root / "train")
+    if in_memory:
+        images.keep_pixels(1)
+    config = TrainConfig(batch_size=16, image_size=32, mean=(0, 0, 0), std=(1, 1, 1), workers=1, views=mode)
+    recipe = (*RECIPES["multi_crop"], SECOND)
+    made = list(batches(images, recipe, config, 0, 2, CPU))
+    assert len(made) == 2
+    for views_, indices in made:
+        pixels = torch.from_numpy(np.stack([np.array(images.image(i)) for i in indices]))
+        assert [v.shape[2] for v in views_] == [32, 32, 27, 23, 18, 14, 32]
+        for number, (view, x) in enumerate(zip(recipe, views_, strict=True)):
+            u = uniform(0, 0, indices, COLUMNS, number)
+            wanted = (fast if mode == "fast" else exact)(view, pixels, u, view.side(32))
+            if mode == "exact" or in_memory:
+                torch.testing.assert_close(x, wanted)
+            else:  # crops were rounded; at solarize's threshold that turns a value
+                assert ((x - wanted).abs() > 4 / 255).float().mean() < (1e-2 if view is SECOND else 1e-9)

@@ -1,0 +1,298 @@
+"""From a run to weights and back: timm's keys, equal bytes, equal losses, --init, damage."""
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import timm
+import torch
+from huggingface_hub import ModelCard
+from safetensors.torch import load_file, save_file
+from small_runs import QUICK, small
+
+from cgh_models import backbone, files, tensors
+from cgh_models.errors import InputError, IntegrityError
+from cgh_models.hub import manifest
+from cgh_models.hub.export import export, record
+from cgh_models.hub.registry import build_method, create_model, load_method, load_run, preprocessing, start_from
+from cgh_models.methods import METHODS
+from cgh_models.train import checkpoint
+from cgh_models.train.loop import pretrain
+
+
+def train_run(out, data, arch="test_resnet", name="cgh", **settings):
+    config = dataclasses.replace(QUICK, image_size=64, epochs=1)
+    torch.manual_seed(0)
+    method = build_method(name, arch, preprocessing(config), small(name, **settings))
+    pretrain(method, data / "train", config, out)
+    return method
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, image_root):
+    out = tmp_path_factory.mktemp("export") / "run"
+    train_run(out, image_root)
+    return out
+
+
+@pytest.fixture(scope="module")
+def weights(run):
+    export(run, run.parent / "weights")
+    return run.parent / "weights"
+
+
+def test_the_backbone_has_timms_keys_and_nothing_else(weights):
+    assert sorted(load_file(weights / "model.safetensors")) == sorted(
+        timm.create_model("test_resnet", num_classes=0).state_dict()
+    )
+    heads = load_file(weights / "pretrain.safetensors")
+    assert not [k for k in heads if k.startswith("student.backbone.")]
+    assert {k.split(".")[0] for k in heads} == {"student", "teacher", "queue"}
+
+
+def test_plain_timm_loads_it_without_this_package(weights, run):
+    code = f"""
+import json, sys, timm, torch
+model = timm.create_model('local-dir:{weights}', pretrained=True).eval()
+grey = timm.create_model('local-dir:{weights}', pretrained=True, num_classes=5, in_chans=1)
+pyramid = timm.create_model('local-dir:{weights}', pretrained=True, features_only=True)
+assert 'cgh_models' not in sys.modules
+x = torch.linspace(-2, 2, 3 * 64 * 64).view(1, 3, 64, 64)
+size = timm.data.resolve_model_data_config(model)['input_size']
+print(json.dumps([size, model(x)[0].tolist(), grey(x[:, :1]).shape[1], len(pyramid(x))]))
+"""
+    run_it = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=run.parent)
+    size, features, classes, maps = json.loads(run_it.stdout)
+    x = torch.linspace(-2, 2, 3 * 64 * 64).view(1, 3, 64, 64)
+    expected = load_run(run).student.backbone.eval()(x)[0].tolist()
+    assert features == expected and (size, classes, maps) == ([3, 64, 64], 5, 5)
+
+
+def test_the_config_has_our_provenance_and_preprocessing_and_nothing_of_the_architectures_own(weights):
+    cfg = json.loads((weights / "config.json").read_text())["pretrained_cfg"]
+    stock = timm.get_pretrained_cfg("test_resnet")
+    assert stock.tag == "r160_in1k" and stock.origin_url is None  # what must not leak
+    assert cfg["tag"] == "cgh" and cfg["paper_ids"] == ["arXiv:2308.13392"] and cfg["license"] is None
+    assert cfg["input_size"] == [3, 64, 64] and cfg["mean"] == [0.485, 0.456, 0.406] and cfg["num_classes"] == 0
+    model = timm.create_model(f"local-dir:{weights}", pretrained=True)
+    assert cfg["pool_size"] == [2, 2]  # of 64 px, not of the architecture's own 160
+    assert model.pretrained_cfg["tag"] == "cgh" and not model.pretrained_cfg.get("test_input_size")
+
+
+def test_equal_runs_export_equal_bytes(run, weights, tmp_path):
+    export(run, tmp_path / "again")
+    for path in weights.iterdir():
+        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes(), path.name
+
+
+def test_the_method_restored_from_an_export_has_the_same_loss_to_the_bit(run, weights):
+    torch.manual_seed(1)
+    views = list(torch.randn(2, 6, 3, 64, 64))
+    trained, restored = load_run(run), load_method(weights)
+    for progress in (0.01, 0.7):
+        ours, theirs = trained(views, progress), restored(views, progress)
+        assert all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+def test_float16_halves_the_files_and_loads_as_float32(run, weights, tmp_path):
+    export(run, tmp_path / "half", dtype="float16")
+    for name in ("model.safetensors", "pretrain.safetensors"):
+        assert (tmp_path / "half" / name).stat().st_size < 0.6 * (weights / name).stat().st_size
+    model = timm.create_model(f"local-dir:{tmp_path / 'half'}", pretrained=True)
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+    for key, value in model.state_dict().items():
+        whole = load_file(weights / "model.safetensors")[key]
+        assert torch.equal(value, whole.half().to(whole.dtype) if whole.is_floating_point() else whole)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "cgh"])
+def test_every_method_exports_with_its_heads_and_goes_on_from_there(image_root, tmp_path, name):
+    trained = train_run(tmp_path / "run", image_root, name=name)
+    export(tmp_path / "run", tmp_path / "weights")
+    row = json.loads((tmp_path / "weights" / "weights.json").read_text())
+    assert row["method"] == name and row["paper_ids"] == [METHODS[name].paper]
+    card = (tmp_path / "weights" / "README.md").read_text()
+    assert METHODS[name].paper in card and ("our reconstruction" in card) == (name == "lewel_m")
+    torch.manual_seed(5)
+    fresh = build_method(name, "test_resnet", {"input_size": (3, 64, 64)}, small(name))
+    assert "backbone, heads, teacher and queues" in start_from(fresh, tmp_path / "weights")
+    assert all(torch.equal(value, trained.state_dict()[key].cpu()) for key, value in fresh.state_dict().items())
+
+
+@pytest.mark.parametrize("arch", ["test_vit", "test_convnext", "resnet18_cifar_w16"])
+def test_other_families_export_too(image_root, tmp_path, arch):
+    train_run(tmp_path / "run", image_root, arch, "ressl")
+    export(tmp_path / "run", tmp_path / "weights")
+    model = timm.create_model(f"local-dir:{tmp_path / 'weights'}", pretrained=True)
+    assert model(torch.randn(1, 3, 64, 64)).shape == (1, model.head_hidden_size)
+
+
+def test_the_card_holds_the_numbers_of_the_row_and_no_other(weights, tmp_path):
+    shutil.copytree(weights, tmp_path / "w")
+    card = (tmp_path / "w" / "README.md").read_text()
+    assert "Nothing yet: `cgh evaluate knn" in card and "64 images" in card and "1 epochs, 4 steps" in card
+    metric = {"data": "Some Set", "protocol": "p", "parameters": {"k": 3}, "value": 61.25, "n": 20, "command": "cgh x"}
+    record(tmp_path / "w", "knn", metric)
+    card = (tmp_path / "w" / "README.md").read_text()
+    assert card.index("**Data:**") < card.index('| knn | Some Set | 61.25 % | 20 | p | `{"k": 3}` |')
+    told = ModelCard.load(tmp_path / "w" / "README.md").data
+    assert [(r.metric_value, r.dataset_name) for r in told.eval_results] == [(61.25, "Some Set")]
+    assert json.loads((tmp_path / "w" / "weights.json").read_text())["metrics"] == {"knn": metric, "linear": None}
+
+
+def test_a_failed_export_leaves_nothing_behind(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("cgh_models.hub.export.card", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        export(run, tmp_path / "w")
+    assert [p.name for p in tmp_path.iterdir()] == ["w"] and not list((tmp_path / "w").iterdir())
+
+
+def test_a_vit_starts_from_weights_of_another_image_size(image_root, tmp_path):
+    train_run(tmp_path / "run", image_root, "test_vit")
+    export(tmp_path / "run", tmp_path / "weights")
+    torch.manual_seed(0)
+    settings = small("cgh")
+    larger = build_method("cgh", "test_vit", {"input_size": (3, 96, 96)}, settings)
+    assert "backbone; heads: left out" in start_from(larger, tmp_path / "weights")
+    assert larger.student.backbone(torch.randn(1, 3, 96, 96)).shape == (1, 64)
+
+
+def test_weights_and_runs_are_loaded_by_one_name(weights, run):
+    x = torch.randn(1, 3, 64, 64)
+    a, b = create_model(weights).eval(), create_model(run).eval()
+    assert torch.equal(a(x), b(x))
+    assert create_model(weights, num_classes=3)(x).shape == (1, 3)
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("resnet18_cifarr", "did you mean resnet18_cifar"),
+        ("resnet18_cifar", "no weights of this name .* --random takes untrained"),
+        ("resnet18.nobody", "no weights of this name"),
+        (".", "holds no weights .* and no run"),
+    ],
+)
+def test_a_name_without_weights_is_one_sentence(name, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=message):
+        create_model(name)
+
+
+def test_a_damaged_file_is_named(weights, tmp_path):
+    shutil.copytree(weights, tmp_path / "w")
+    whole = (tmp_path / "w" / "model.safetensors").read_bytes()
+    for body in (b"", b"<html>not found</html>", whole[: len(whole) // 2]):
+        (tmp_path / "w" / "model.safetensors").write_bytes(body)
+        with pytest.raises(IntegrityError, match=r"model.safetensors: not a readable safetensors file"):
+            create_model(tmp_path / "w")
+
+
+def test_heads_that_do_not_fit_the_backbone_are_refused(weights, tmp_path):
+    shutil.copytree(weights, tmp_path / "w")
+    heads = load_file(weights / "pretrain.safetensors")
+    heads.pop("queue.rows")
+    save_file(heads, tmp_path / "w" / "pretrain.safetensors")
+    row = json.loads((tmp_path / "w" / "weights.json").read_text())
+    row["files"]["pretrain.safetensors"]["sha256"] = files.sha256(tmp_path / "w" / "pretrain.safetensors")
+    (tmp_path / "w" / "weights.json").write_text(json.dumps(row))
+    with pytest.raises(IntegrityError, match=r"1 of \d+ tensors are missing, .* queue.rows"):
+        load_method(tmp_path / "w")
+
+
+def new(name="cgh", arch="test_resnet", **settings):
+    torch.manual_seed(7)
+    return build_method(name, arch, {"input_size": (3, 64, 64)}, small(name, **settings))
+
+
+@pytest.mark.parametrize("source", ["weights", "run"])
+def test_init_takes_the_heads_when_they_fit(request, source, run):
+    method, trained = new(), load_run(run)
+    assert "backbone, heads, teacher and queues" in start_from(method, request.getfixturevalue(source))
+    assert all(
+        torch.equal(a, b) for a, b in zip(method.state_dict().values(), trained.state_dict().values(), strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        ({"name": "ressl"}, "heads: left out, they are cgh's and not ressl's"),
+        ({"hidden_width": 17}, r"heads: left out, the shape of student.projector.0.weight \(and \d+ more\) is another"),
+    ],
+)
+def test_init_says_what_it_leaves_out(run, weights, settings, said):
+    import re
+
+    method, trained = new(**settings), load_run(run)
+    assert re.search(said, start_from(method, weights))
+    for branch in (method.student, method.teacher):
+        for key, value in branch.backbone.state_dict().items():
+            assert torch.equal(value, trained.student.backbone.state_dict()[key])
+
+
+def test_init_with_another_architecture_is_refused(weights):
+    with pytest.raises(InputError, match="does not fit the model: .* give weights of the same architecture"):
+        start_from(new(arch="resnet18_cifar_w16"), weights)
+
+
+def test_init_with_a_deeper_network_is_refused(image_root, tmp_path):
+    """All that the smaller one has is in it, in the same shapes."""
+    train_run(tmp_path / "deep", image_root, arch="resnet34")
+    with pytest.raises(InputError, match="does not fit the model: .* give weights of the same architecture"):
+        start_from(new(arch="resnet18"), tmp_path / "deep")
+
+
+def test_what_a_run_started_from_is_told_and_no_folder_of_the_machine(run, image_root, tmp_path, monkeypatch):
+    config = dataclasses.replace(QUICK, image_size=64, epochs=1)
+    method = build_method("cgh", "test_resnet", preprocessing(config), small("cgh"))
+    start_from(method, run)
+    monkeypatch.setattr(sys, "argv", ["cgh", "pretrain", "--data", f"{image_root}/train", f"--out={tmp_path}/run"])
+    pretrain(method, image_root / "train", config, tmp_path / "run")
+    export(tmp_path / "run", tmp_path / "w")
+    row = manifest.read_row(tmp_path / "w")
+    assert row["command"] == "cgh pretrain --data train --out=run"
+    assert "Its training started from run: backbone, heads, teacher and queues." in row["notes"]
+    metric = {
+        "data": "d",
+        "protocol": "p",
+        "parameters": {},
+        "value": 1.0,
+        "n": 1,
+        "command": "cgh x --data /home/me/d",
+    }
+    record(tmp_path / "w", "knn", metric)
+    assert str(tmp_path) not in (tmp_path / "w" / "README.md").read_text() + json.dumps(row)
+    assert "/home/me" not in (tmp_path / "w" / "README.md").read_text()
+
+
+def test_an_export_beside_a_trainer_describes_what_it_wrote(run, tmp_path, monkeypatch):
+    asked, real = [], checkpoint.newest
+    monkeypatch.setattr(checkpoint, "newest", lambda *given: asked.append(1) or real(*given))
+    export(run, tmp_path / "w")
+    assert len(asked) == 1  # a newer one in between would be described and not written
+
+
+def test_export_does_not_overwrite(run, tmp_path):
+    (tmp_path / "mine.txt").write_text("precious")
+    with pytest.raises(InputError, match="exists and is not an empty folder"):
+        export(run, tmp_path)
+    with pytest.raises(InputError, match="not a run folder"):
+        export(tmp_path, tmp_path / "out")
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_an_export_that_reads_back_differently_is_an_error(run, tmp_path, monkeypatch):
+    def altered(path, given):
+        tensors.write_tensors(path, {k: v + 0.01 if v.is_floating_point() else v for k, v in given.items()})
+
+    monkeypatch.setattr("cgh_models.hub.export.write_tensors", altered)
+    with pytest.raises(IntegrityError, match="do not use it"):
+        export(run, tmp_path / "w")
+
+
+def test_the_backbone_is_timms_own_class(run):
+    assert type(load_run(run).student.backbone) is type(backbone.create("test_resnet"))

@@ -1,0 +1,277 @@
+"""The loop: exact resume, finite or stopped, one trainer a folder, what is left behind."""
+
+import dataclasses
+import errno
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import make_images
+from small_runs import QUICK, build, final, lines, small
+
+from cgh_models import tensors
+from cgh_models.backbone import create
+from cgh_models.data.image_set import load
+from cgh_models.errors import DiskError, InputError
+from cgh_models.train import checkpoint
+from cgh_models.train import metric_log as journal
+from cgh_models.train.loop import LOCK, pretrain
+from cgh_models.train.optim import create_optimizer
+from cgh_models.train.step import train_step
+
+
+def test_one_line_per_step_with_named_losses_and_measurements(image_root, tmp_path):
+    config = dataclasses.replace(QUICK, eval_data=str(image_root), eval_every=1.0)
+    pretrain(build(config=config), image_root / "train", config, tmp_path / "run")
+    rows = lines(tmp_path / "run")
+    assert [row["step"] for row in rows] == list(range(13))
+    assert rows[1]["lr"] == 0 and rows[1].keys() >= {
+        "loss",
+        "global_to_hyper",
+        "hyper_to_global",
+        "info_nce",
+        "grad_norm",
+        "epoch",
+    }
+    assert [row["step"] for row in rows if "knn" in row] == [0, 4, 8, 12]
+    assert all(0 <= row["knn"] <= 100 and row["effective_rank"] > 1 for row in rows if "knn" in row)
+
+
+def test_a_monitor_that_is_off_looks_at_nothing(image_root, tmp_path, monkeypatch):
+    config = dataclasses.replace(QUICK, eval_data=str(image_root), eval_every=-1.0)
+    monkeypatch.setattr("cgh_models.train.monitor.embeddings", None)
+    monkeypatch.setattr("cgh_models.train.monitor.load_splits", None)
+    pretrain(build(config=config), image_root / "train", config, tmp_path / "run")
+    rows = lines(tmp_path / "run")
+    assert [row["step"] for row in rows] == list(range(13)) and all("effective_rank" not in row for row in rows)
+
+
+def test_tensorboard_files_are_written_when_asked_for(image_root, tmp_path):
+    pytest.importorskip("tensorboard", reason="the tensorboard extra is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    pretrain(build(), image_root / "train", dataclasses.replace(QUICK, tensorboard=True), tmp_path / "run")
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    assert [e.step for e in events.Scalars("loss")] == list(range(1, 13))
+    logged = [row["loss"] for row in lines(tmp_path / "run")[1:]]
+    assert [e.value for e in events.Scalars("loss")] == pytest.approx(logged)
+
+
+def test_class_folders_without_eval_data_are_measured_among_themselves(image_root, tmp_path):
+    pretrain(build(), image_root / "train", QUICK, tmp_path / "run")
+    assert "knn_train" in lines(tmp_path / "run")[-1]
+
+
+class Exploding:
+    """A method whose loss is not finite at a chosen step; otherwise ReSSL."""
+
+    def __new__(cls, step: int):
+        method = build("ressl")
+        real, taken = method.forward, []
+
+        def forward(views, progress):
+            taken.append(1)
+            losses = real(views, progress)
+            return {"loss": losses["loss"] * (float("nan") if len(taken) == step else 1)}
+
+        method.forward = forward
+        return method
+
+
+def test_a_non_finite_loss_names_the_step_and_the_files_and_saves_nothing_of_it(image_root, tmp_path):
+    config = dataclasses.replace(QUICK, log_every=5, checkpoint_every=5, eval_every=9.0)
+    with pytest.raises(InputError, match=r"step 7: loss or gradient is not finite .* lower --base-lr"):
+        pretrain(Exploding(7), image_root / "train", config, tmp_path / "run")
+    named = (tmp_path / "run" / "nonfinite_batches.txt").read_text().splitlines()
+    assert len(named) == 4 * 16 and named[0].startswith("7\tclass") and named[-1].startswith("10\t")
+    assert [row["step"] for row in lines(tmp_path / "run")] == [0, 1, 2, 3, 4, 5, 6]
+    assert checkpoint.checkpoints(tmp_path / "run")[0]["step"] == 5
+    assert all(torch.isfinite(t.float()).all() for t in final(tmp_path / "run").values())
+
+
+def test_a_non_finite_step_changes_neither_student_nor_optimizer_nor_queue():
+    method = build("cgh").train()
+    optimizer = create_optimizer(method, QUICK)
+    views = list(torch.randn(2, 8, 3, 32, 32))
+    train_step(method, optimizer, views, 0.5, 0.1, "cpu", torch.float32)
+    student = [p.clone() for p in method.student.parameters()]
+    momentum = [s["momentum_buffer"].clone() for s in optimizer.state.values()]
+    queue = method.queue.rows.clone()
+    views[0][0, 0, 0, 0] = float("inf")
+    out = train_step(method, optimizer, views, 0.5, 0.1, "cpu", torch.float32)
+    assert out["finite"] == 0
+    assert all(torch.equal(a, b) for a, b in zip(student, method.student.parameters(), strict=True))
+    assert all(torch.equal(a, s["momentum_buffer"]) for a, s in zip(momentum, optimizer.state.values(), strict=True))
+    assert torch.equal(queue, method.queue.rows)
+    assert all(torch.isfinite(p).all() for p in method.teacher.parameters())
+
+
+def test_a_run_folder_in_use_or_already_used_is_refused(image_root, tmp_path):
+    pretrain(build(), image_root / "train", QUICK, tmp_path / "run")
+    with pytest.raises(InputError, match="holds a run; `cgh resume"):
+        pretrain(build(), image_root / "train", QUICK, tmp_path / "run")
+
+
+HOLDER = """
+import fcntl, sys
+held = open(sys.argv[1], "r+")
+held.write("process 42 on elsewhere")
+held.truncate()
+held.flush()
+fcntl.lockf(held, fcntl.LOCK_EX)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file locks")
+def test_a_second_trainer_on_a_run_folder_is_refused_naming_the_first(image_root, tmp_path):
+    pretrain(build(), image_root / "train", QUICK, tmp_path / "run")
+    command = [sys.executable, "-c", HOLDER, str(tmp_path / "run" / LOCK)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout.readline() == "held\n"
+        with pytest.raises(InputError, match="process 42 on elsewhere is training here"):
+            pretrain(build(), image_root / "train", QUICK, tmp_path / "run", resume=True)
+
+
+def test_files_that_are_not_a_runs_are_never_touched(image_root, tmp_path):
+    """Whatever they are called: a folder with something else in it is refused."""
+    for name in ("checkpoint-best.safetensors", "metrics.jsonl", "notes.txt", "config.json", "lock"):
+        folder = tmp_path / name.split(".")[0]
+        folder.mkdir()
+        (folder / name).write_text("{}")
+        with pytest.raises(InputError, match="not an empty folder|unknown or missing keys"):
+            pretrain(build(), image_root / "train", QUICK, folder)
+        assert (folder / name).read_text() == "{}"
+        assert [file.name for file in folder.iterdir() if file.name != LOCK] == [name]
+
+
+@pytest.mark.parametrize("gib, workers", [(1, 0), (0, 2)])
+def test_a_few_bad_files_do_not_stop_a_run(tmp_path, gib, workers):
+    make_images(tmp_path / "set", 120)
+    (tmp_path / "set" / "class1" / "00077.png").write_bytes(b"no image")
+    config = dataclasses.replace(QUICK, epochs=1, memory_gib=gib, workers=workers)
+    pretrain(build(), tmp_path / "set", config, tmp_path / "run")
+    assert (tmp_path / "run" / "bad_files.txt").read_text().startswith("class1/00077.png\tnot readable")
+    assert "knn_train" in lines(tmp_path / "run")[-1]
+
+
+def test_weights_that_are_not_finite_are_not_saved(image_root, tmp_path):
+    method = build()
+    with torch.no_grad():
+        method.teacher.projector[2].bias[0] = float("inf")
+    with pytest.raises(InputError, match="step 0: the weights are not finite and were not saved; start anew"):
+        pretrain(method, image_root / "train", QUICK, tmp_path / "run")
+    assert not checkpoint.checkpoints(tmp_path / "run")
+
+
+def test_a_full_disk_for_the_log_loses_no_line(image_root, tmp_path, monkeypatch, capsys):
+    from cgh_models.train.metric_log import Journal
+
+    real, failed = Journal._write, []
+
+    class Full:
+        """The log's file, with no room for three writes in the middle."""
+
+        def __init__(self, file):
+            self.file = file
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+        def write(self, data):
+            if len(failed) < 3 and b'"step": 4' in data:
+                failed.append(1)
+                written = self.file.write(data[:5])
+                if len(failed) < 3:  # the kernel says either this or how little it took
+                    raise OSError(28, "No space left on device")
+                return written
+            return self.file.write(data)
+
+    def write(self, row):
+        if not isinstance(self._file, Full):
+            self._file = Full(self._file)
+        real(self, row)
+
+    monkeypatch.setattr(Journal, "_write", write)
+    pretrain(build(), image_root / "train", QUICK, tmp_path / "run")
+    assert len(failed) == 3 and [row["step"] for row in lines(tmp_path / "run")] == list(range(13))
+    assert capsys.readouterr().err.count("metrics.jsonl: cannot be written (No space left on device)") == 1
+
+
+def test_a_batch_larger_than_the_set_is_refused_before_anything_starts(image_root, tmp_path):
+    config = dataclasses.replace(QUICK, batch_size=65)
+    with pytest.raises(
+        InputError, match="batch size 65: larger than the set of 64 images .* give --batch-size 64 or less"
+    ):
+        pretrain(build(), image_root / "train", config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_full_disk_keeps_the_old_checkpoint_and_training_goes_on(image_root, tmp_path, monkeypatch, capsys):
+    real = tensors.save_file
+
+    def full(state, path, metadata):
+        if "00000004" in str(path) or "00000008" in str(path):
+            path.write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        return real(state, path, metadata)
+
+    monkeypatch.setattr(tensors, "save_file", full)
+    pretrain(build(), image_root / "train", dataclasses.replace(QUICK, checkpoint_every=4), tmp_path / "run")
+    said = capsys.readouterr().err
+    assert "bytes are needed" in said and "are free: make room; training goes on" in said
+    assert [e["step"] for e in checkpoint.checkpoints(tmp_path / "run")] == [12, 0]
+    monkeypatch.setattr(tensors, "save_file", lambda *a: full(a[0], a[1].with_name("00000004"), a[2]))
+    with pytest.raises(DiskError):
+        pretrain(build(), image_root / "train", QUICK, tmp_path / "other")
+
+
+def test_a_users_own_method_needs_no_registration(image_root, tmp_path):
+    class Mine(type(build("ressl"))):
+        name = "mine"
+
+    torch.manual_seed(0)
+    pretrain(
+        Mine(create("resnet18_cifar_w16"), Mine.Config(**small("ressl"))), image_root / "train", QUICK, tmp_path / "run"
+    )
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["method"] == "mine"
+
+
+def test_images_may_be_given_as_a_set(image_root, tmp_path):
+    images = load(image_root / "train")
+    pretrain(build(), images, QUICK, tmp_path / "run")
+    assert images.pixels is not None
+
+
+def test_a_half_line_in_the_log_costs_no_other_line(image_root, tmp_path):
+    pretrain(build(), image_root / "train", dataclasses.replace(QUICK, epochs=2), tmp_path / "run")
+    log = tmp_path / "run" / "metrics.jsonl"
+    written = log.read_text().splitlines(keepends=True)
+    log.write_text("".join([*written[:3], written[3][:9] + "\n", *written[3:]]))
+    journal._cut(log, 6)
+    assert [row["step"] for row in lines(tmp_path / "run")] == list(range(7))
+
+
+def test_a_folder_without_file_locks_is_said_and_used(image_root, tmp_path, monkeypatch, capsys):
+    fcntl = pytest.importorskip("fcntl", reason="file locks")
+
+    def none(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "lockf", none)
+    pretrain(build(), image_root / "train", dataclasses.replace(QUICK, epochs=1), tmp_path / "run")
+    assert "no file locks there (No locks available): do not start two trainers on it" in capsys.readouterr().err
+
+
+def test_bad_files_that_cannot_be_named_do_not_end_a_run(tmp_path, capsys):
+    make_images(tmp_path / "set", 120)
+    (tmp_path / "set" / "class1" / "00077.png").write_bytes(b"no image")
+    images = load(tmp_path / "set")
+    images.bad_file = tmp_path / "gone" / "bad_files.txt"
+    images.note_bad([(images.names.index("class1/00077.png"), "not readable")])
+    assert len(images.bad) == 1 and "bad files cannot be named in it (No such file" in capsys.readouterr().err
