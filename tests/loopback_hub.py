@@ -1,4 +1,4 @@
-"""A Hugging Face Hub in memory, on loopback, for the real client: repositories, commits, LFS, faults to order.
+"""A Hugging Face Hub in memory, on loopback, for the real client, with faults to order.
 
 Clients find it by HF_ENDPOINT, set before huggingface_hub is imported, with HF_HUB_DISABLE_XET=1.
 """
@@ -10,16 +10,19 @@ import re
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 TOKEN = "hf_loopback"
 
 
 class LoopbackHub:
-    """``repos[id]`` holds private, gated, commits [(id, {path: bytes})] and tags; ``log`` the requests.
+    """A Hub: ``repos[id]`` has private, gated, tags, commits [(id, {path: bytes})].
 
-    ``faults`` change how weight files are answered: status (a list, one per request), truncate, alter, html, slow,
-    redirect (a URL), no_ranges, no_resume, drip, etag, commit.
+    ``log`` holds the requests.
+
+    ``faults`` change how weight files are answered: status (a list, one per request), truncate,
+    alter, html, slow (seconds per kB), redirect (a URL), etag, commit; ``create`` (a list) is how
+    the creation of a repository is answered.
     """
 
     def __init__(self):
@@ -32,15 +35,23 @@ class LoopbackHub:
 
     def add(self, repo: str, files: dict[str, bytes], gone: tuple = (), **flags) -> str:
         """A repository with one commit more; returns its id."""
-        known = self.repos.setdefault(repo, {"private": False, "gated": False, "commits": [], "tags": {}})
+        known = self.repos.setdefault(
+            repo, {"private": False, "gated": False, "commits": [], "tags": {}}
+        )
         known.update(flags)
         before = known["commits"][-1][1] if known["commits"] else {}
         commit = hashlib.sha1(f"{repo}{len(known['commits'])}".encode()).hexdigest()
-        known["commits"].append((commit, {k: v for k, v in (before | files).items() if k not in gone}))
+        known["commits"].append(
+            (commit, {k: v for k, v in (before | files).items() if k not in gone})
+        )
         return commit
 
     def gets(self, ending: str = "") -> list:
-        return [(path, headers) for method, path, headers in self.log if method == "GET" and path.endswith(ending)]
+        return [
+            (path, headers)
+            for method, path, headers in self.log
+            if method == "GET" and path.endswith(ending)
+        ]
 
     def close(self):
         self.server.shutdown()
@@ -74,7 +85,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_response(code)
         kind = "application/octet-stream" if isinstance(data, bytes) else "application/json"
         length = len(body) if length is None else length
-        for key, value in {"Content-Type": kind, "Content-Length": str(length), **(headers or {})}.items():
+        for key, value in {
+            "Content-Type": kind,
+            "Content-Length": str(length),
+            **(headers or {}),
+        }.items():
             self.send_header(key, value)
         self.end_headers()
         if self.command == "HEAD":
@@ -87,24 +102,18 @@ class _Handler(BaseHTTPRequestHandler):
         if length > len(body):
             self.close_connection = True
 
-    def _drip(self):
-        """Headers without end, a byte now and then."""
-        self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
-        while not self.hub.faults.get("stop"):
-            try:
-                self.wfile.write(b"x")
-                self.wfile.flush()
-            except OSError:
-                break
-            time.sleep(0.05)
-        self.close_connection = True
-
     def _refuse(self, code: int, kind: str, text: str, headers=None):
-        self._send(code, {"error": text}, {"X-Error-Code": kind, "X-Error-Message": text, **(headers or {})})
+        self._send(
+            code,
+            {"error": text},
+            {"X-Error-Code": kind, "X-Error-Message": text, **(headers or {})},
+        )
 
     def _any(self):
         path, data = unquote(urlsplit(self.path).path), self._body()
-        self.hub.log.append((self.command, path, {key.lower(): value for key, value in self.headers.items()}))
+        self.hub.log.append(
+            (self.command, path, {key.lower(): value for key, value in self.headers.items()})
+        )
         routes = (
             (r"/api/whoami-v2", self._whoami),
             (r"/api/repos/create", self._create),
@@ -131,12 +140,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _tree(self, repo: str, revision: str) -> tuple[str, dict[str, bytes]] | None:
         known = self.hub.repos[repo]
-        wanted = known["tags"].get(revision, known["commits"][-1][0] if revision == "main" else revision)
+        wanted = known["tags"].get(
+            revision, known["commits"][-1][0] if revision == "main" else revision
+        )
         return next((commit for commit in known["commits"] if commit[0] == wanted), None)
 
     def _whoami(self, data):
         known = self.headers.get("authorization") == f"Bearer {TOKEN}"
-        self._send(200, {"type": "user", "name": "me", "orgs": []}) if known else self._send(401, {"error": "who?"})
+        self._send(200, {"type": "user", "name": "me", "orgs": []}) if known else self._send(
+            401, {"error": "who?"}
+        )
 
     def _create(self, data):
         if self.headers.get("authorization") != f"Bearer {TOKEN}":
@@ -159,9 +172,15 @@ class _Handler(BaseHTTPRequestHandler):
     def _batch(self, data, repo):
         objects = []
         for asked in json.loads(data)["objects"]:
-            upload = {"actions": {"upload": {"href": f"{self.hub.url}/_lfs/{asked['oid']}", "header": {}}}}
+            upload = {
+                "actions": {"upload": {"href": f"{self.hub.url}/_lfs/{asked['oid']}", "header": {}}}
+            }
             objects.append({**asked, **({} if asked["oid"] in self.hub.blobs else upload)})
-        self._send(200, {"transfer": "basic", "objects": objects}, {"Content-Type": "application/vnd.git-lfs+json"})
+        self._send(
+            200,
+            {"transfer": "basic", "objects": objects},
+            {"Content-Type": "application/vnd.git-lfs+json"},
+        )
 
     def _api(self, data, repo, rest):
         action, _, rest = rest.lstrip("/").partition("/")
@@ -175,23 +194,30 @@ class _Handler(BaseHTTPRequestHandler):
         if action in ("", "revision"):
             private = self.hub.repos[repo]["private"]
             siblings = [{"rfilename": name} for name in files]
-            return self._send(200, {"id": repo, "sha": commit, "private": private, "tags": [], "siblings": siblings})
+            return self._send(
+                200,
+                {"id": repo, "sha": commit, "private": private, "tags": [], "siblings": siblings},
+            )
         if action == "tree":
             entries = [_entry(name, body) for name, body in files.items()]
             return self._send(200, entries, {"X-Repo-Commit": commit})
-        if action == "paths-info":
-            wanted = json.loads(data)["paths"] if data[:1] == b"{" else [v for _, v in parse_qsl(data.decode())]
-            return self._send(200, [_entry(name, files[name]) for name in wanted if name in files])
         if action == "preupload":
             asked = json.loads(data)["files"]
-            modes = [{"path": f["path"], "uploadMode": "lfs" if _is_lfs(f["path"]) else "regular"} for f in asked]
-            return self._send(200, {"files": [{**mode, "shouldIgnore": False, "oid": None} for mode in modes]})
+            modes = [
+                {"path": f["path"], "uploadMode": "lfs" if _is_lfs(f["path"]) else "regular"}
+                for f in asked
+            ]
+            return self._send(
+                200, {"files": [{**mode, "shouldIgnore": False, "oid": None} for mode in modes]}
+            )
         if action == "tag":
             tag, known = json.loads(data)["tag"], self.hub.repos[repo]["tags"]
             known.setdefault(tag, commit)
             return self._send(200 if known[tag] == commit else 409, {})
         if action == "commit":
-            return self._commit(repo, [json.loads(line) for line in data.splitlines() if line.strip()])
+            return self._commit(
+                repo, [json.loads(line) for line in data.splitlines() if line.strip()]
+            )
         return self._send(404, {"error": f"no action {action}"})
 
     def _commit(self, repo, lines):
@@ -204,7 +230,14 @@ class _Handler(BaseHTTPRequestHandler):
                 added[value["path"]] = self.hub.blobs[value["oid"]]
         gone = tuple(line["value"]["path"] for line in lines if line["key"] == "deletedFile")
         commit = self.hub.add(repo, added, gone)
-        self._send(200, {"success": True, "commitOid": commit, "commitUrl": f"{self.hub.url}/{repo}/commit/{commit}"})
+        self._send(
+            200,
+            {
+                "success": True,
+                "commitOid": commit,
+                "commitUrl": f"{self.hub.url}/{repo}/commit/{commit}",
+            },
+        )
 
     def _resolve(self, data, repo, revision, name):
         if not self._may(repo):
@@ -221,32 +254,19 @@ class _Handler(BaseHTTPRequestHandler):
         if name not in files:
             return self._refuse(404, "EntryNotFound", "Entry not found", {"X-Repo-Commit": commit})
         body = files[name]
-        headers = {"X-Repo-Commit": commit, "ETag": f'"{faults.get("etag", _entry(name, body)["oid"])}"'}
-        headers |= {"X-Linked-Size": str(len(body)), "X-Linked-ETag": headers["ETag"]} if _is_lfs(name) else {}
-        if faults.get("redirect") and _is_lfs(name):
+        etag = faults.get("etag", _entry(name, body)["oid"])
+        headers = {"X-Repo-Commit": commit, "ETag": f'"{etag}"'}
+        if not _is_lfs(name):
+            return self._send(200, body, headers)
+        headers |= {"X-Linked-Size": str(len(body)), "X-Linked-ETag": headers["ETag"]}
+        if faults.get("redirect"):
             return self._send(302, b"", headers | {"Location": faults["redirect"]})
-        return self._file(body if not _is_lfs(name) else self._spoiled(body), headers, _is_lfs(name))
-
-    def _spoiled(self, body: bytes) -> bytes:
-        if self.hub.faults.get("alter"):
-            return body[:-9] + bytes([body[-9] ^ 1]) + body[-8:]
-        return b"<html>please log in</html>" if self.hub.faults.get("html") else body
-
-    def _file(self, body, headers, lfs):
-        asked = re.match(r"bytes=(\d+)-", self.headers.get("Range", ""))
-        if asked and self.hub.faults.get("no_resume"):
-            return self._send(416)
-        if lfs and self.hub.faults.get("drip") and self.command == "GET":
-            return self._drip()
-        start = int(asked[1]) if asked and not self.hub.faults.get("no_ranges") else 0
-        part, whole = body[start:], len(body)
-        if start:
-            headers["Content-Range"] = f"bytes {start}-{whole - 1}/{whole}"
-        cuts = self.hub.faults.get("truncate", 0)
-        if lfs and cuts and self.command == "GET":  # the connection breaks, this many times
-            self.hub.faults["truncate"] = cuts - 1
-            return self._send(206 if start else 200, part[: len(part) // 2], headers, length=len(part))
-        return self._send(206 if start else 200, part, headers)
+        if faults.get("alter"):
+            body = body[:-9] + bytes([body[-9] ^ 1]) + body[-8:]
+        if faults.get("html"):
+            body = b"<html>please log in</html>"
+        sent = body[: len(body) // 2] if faults.get("truncate") else body
+        return self._send(200, sent, headers, length=len(body))
 
 
 def _is_lfs(name: str) -> bool:
@@ -258,5 +278,5 @@ def _entry(name: str, body: bytes) -> dict:
     if not _is_lfs(name):
         return {"type": "file", "oid": blob, "size": len(body), "path": name}
     oid = hashlib.sha256(body).hexdigest()
-    return {"type": "file", "oid": oid, "size": len(body), "path": name,
-            "lfs": {"oid": oid, "size": len(body), "pointerSize": 134}}  # fmt: skip
+    lfs = {"oid": oid, "size": len(body), "pointerSize": 134}
+    return {"type": "file", "oid": oid, "size": len(body), "path": name, "lfs": lfs}

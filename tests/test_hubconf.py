@@ -1,4 +1,4 @@
-"""torch.hub: an entry for each row, list and help from the manifest, no leaked names, friendly when something lacks."""
+"""torch.hub: an entry for each row, list and help from the manifest, no leaked names."""
 
 import shutil
 import subprocess
@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import HUB, PACKAGED
-from test_export import run, weights  # noqa: F401 - fixtures
 
 from cgh_models import create_model
 from cgh_models.hub import manifest
+from cgh_models.hub.row import BACKBONE
 
 REPO = Path(__file__).resolve().parents[1]
 OPTIONS = {"skip_validation": True, "trust_repo": True}
@@ -20,18 +20,20 @@ ENTRIES = [name.replace(".", "_") for name in manifest.names()]
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """A copy of what torch.hub downloads, where it looks for it."""
+    """A copy of what torch.hub downloads, where it searches for it."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     path = tmp_path / "hub" / "owner_repo_main"
     path.mkdir(parents=True)
     for file in ("hubconf.py", "weights_manifest.json"):
         shutil.copy(REPO / file, path)
-    shutil.copytree(REPO / "cgh_models", path / "cgh_models", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        REPO / "cgh_models", path / "cgh_models", ignore=shutil.ignore_patterns("__pycache__")
+    )
     return path
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_weights_folder_loads_through_torch_hub(weights):  # noqa: F811
+def test_a_weights_folder_loads_through_torch_hub(weights):
     model = torch.hub.load(str(REPO), "cgh", source="local", weights=str(weights))
     assert model(torch.randn(1, 3, 64, 64)).shape == (1, model.num_features)
 
@@ -45,20 +47,29 @@ def test_list_names_the_rows_and_nothing_else(folder):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", manifest.names())
 def test_help_tells_what_the_manifest_says_data_first(folder, name):
-    row, text = manifest.row(name), torch.hub.help("owner/repo:main", name.replace(".", "_"), **OPTIONS)
-    knn = row["metrics"]["knn"]
-    assert text.index(row["data"]["name"]) < text.index("Measured:") < text.index(f"{knn['value']} %")
-    assert row["data"]["license_note"] in text and row["paper_ids"][0] in text
+    row, text = (
+        manifest.row(name),
+        torch.hub.help("owner/repo:main", name.replace(".", "_"), **OPTIONS),
+    )
+    knn = row.metrics["knn"]
+    assert text.index(row.data.name) < text.index("Measured:") < text.index(f"{knn.value} %")
+    assert row.data.license_note in text and row.paper_ids[0] in text
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", manifest.names())
 def test_every_row_loads_through_torch_hub(folder, name):
-    entry, x = name.replace(".", "_"), torch.randn(2, *manifest.row(name)["preprocessing"]["input_size"])
+    HUB.log.clear()
+    entry, x = (
+        name.replace(".", "_"),
+        torch.randn(2, *manifest.row(name).preprocessing.input_size),
+    )
     model = torch.hub.load("owner/repo:main", entry, **OPTIONS).eval()
     assert torch.equal(model(x), create_model(name).eval()(x))
     assert torch.hub.load("owner/repo:main", entry, num_classes=3, **OPTIONS)(x).shape == (2, 3)
-    assert not torch.equal(torch.hub.load("owner/repo:main", entry, pretrained=False, **OPTIONS).eval()(x), model(x))
+    assert not torch.equal(
+        torch.hub.load("owner/repo:main", entry, pretrained=False, **OPTIONS).eval()(x), model(x)
+    )
     assert HUB.gets() == []
 
 
@@ -67,25 +78,30 @@ def fresh(folder, code, **env):
 
     words = [sys.executable, "-c", code]
     return subprocess.run(
-        words, capture_output=True, text=True, check=False, cwd=folder.parent, env={**os.environ, **env}
+        words,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=folder.parent,
+        env={**os.environ, **env},
     )
 
 
 def test_a_missing_package_gets_torch_hubs_own_message(folder):
     code = """
 import sys, torch
-sys.modules["filelock"] = None
+sys.modules["pooch"] = None
 import importlib.util
 real = importlib.util.find_spec
-importlib.util.find_spec = lambda name, *rest: None if name == "filelock" else real(name, *rest)
+importlib.util.find_spec = lambda name, *rest: None if name == "pooch" else real(name, *rest)
 torch.hub.load("owner/repo:main", "cgh", weights="x", skip_validation=True, trust_repo=True)
 """
-    assert "RuntimeError: Missing dependencies: filelock" in fresh(folder, code).stderr
+    assert "RuntimeError: Missing dependencies: pooch" in fresh(folder, code).stderr
 
 
 @pytest.mark.skipif(not ENTRIES, reason="no row yet")
 def test_an_altered_file_in_a_hub_folder_is_refused(folder):
-    path = folder / "cgh_models" / "weights" / PACKAGED / manifest.BACKBONE
+    path = folder / "cgh_models" / "weights" / PACKAGED / BACKBONE
     whole = path.read_bytes()
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     code = f"""
@@ -100,5 +116,7 @@ torch.hub.load({str(folder)!r}, {PACKAGED.replace(".", "_")!r}, source="local")
 def test_an_other_version_already_imported_is_said(folder):
     code = folder / "cgh_models" / "version.py"
     code.write_text(code.read_text().replace('__version__ = "', '__version__ = "9.'))
-    with pytest.warns(UserWarning, match=r"cgh_models .* is already imported and is used, not the 9\."):
+    with pytest.warns(
+        UserWarning, match=r"cgh_models .* is already imported and is used, not the 9\."
+    ):
         torch.hub.load("owner/repo:main", ENTRIES[0], **OPTIONS)

@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 import timm
 
-from cgh_models.cli.main import _parse
+from cgh_models.cli.main import parse
+from cgh_models.cli.pretrain import Pretrain
 from cgh_models.errors import InputError
 from cgh_models.hub import manifest
-from cgh_models.hub.export import card_of
+from cgh_models.hub.card import card_of
 from cgh_models.hub.integrity import verify
-from cgh_models.methods import METHODS
-from cgh_models.recipes import method_config
+from cgh_models.hub.row import BACKBONE, HEADS, FileEntry
 
 REPO = Path(__file__).resolve().parents[1]
 sys.path.append(str(REPO))
@@ -33,22 +33,26 @@ from benchmarks.zoo.tables import known  # noqa: E402
 # A machine without network has none of these.
 DRIVER = """
 import sys
+MISSING = {"tyro", "fastjsonschema", "wrapt", "simplejpeg", "datasets", "tensorboard"}
+MISSING |= {"requests", "pooch"}
 class Missing:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {"tyro", "fastjsonschema", "wrapt", "simplejpeg", "datasets", "tensorboard",
-                                      "requests", "urllib3"}:
+        if name.partition(".")[0] in MISSING:
             raise ModuleNotFoundError(name, name=name)
 bare = sys.argv.pop(1) == "bare"
 sys.meta_path[:0] = [Missing()] if bare else []
 from pathlib import Path
 from benchmarks.zoo import __main__ as zoo, tables
-from cgh_models import hub, manifest
-row = zoo.Wanted("resnet18_cifar_w16", "cgh", "cgh_tried", "cifar10", epochs=2, least=1, notes=("A trial.",),
-                 packaged=True, heads=True)
-zoo.ROWS = (row, zoo.Wanted("resnet18_cifar_w16", "cgh", "b", "cifar10", 9, 9, like=row.name, shipped=False))
+from cgh_models.hub import fetch as hub, manifest
+row = zoo.Wanted("resnet18_cifar_w16", "cgh", "cgh_tried", "cifar10", epochs=2, least=1,
+                 notes=("A trial.",), packaged=True, heads=True)
+numbers = zoo.Wanted("resnet18_cifar_w16", "cgh", "b", "cifar10", epochs=9, least=9,
+                     like=row.name, shipped=False)
+zoo.ROWS = (row, numbers)
 tables.ROWS, tables.HERE, tables.REPO = zoo.ROWS, Path.cwd(), Path.cwd()
 tables.NUMBERS, manifest.MANIFEST = Path("numbers.json"), Path("package/weights_manifest.json")
-manifest.PACKAGE, hub._PACKAGED, hub._CHECKOUT = Path.cwd() / "package", Path("package/weights"), Path("weights")
+manifest.PACKAGE = Path.cwd() / "package"
+hub._PACKAGED, hub._CHECKOUT = Path("package/weights"), Path("weights")
 zoo.main()
 """
 
@@ -57,10 +61,10 @@ zoo.main()
 def test_the_command_of_a_row_is_what_the_driver_trains(row):
     words = shlex.split(row.command(77))
     assert words[:2] == ["cgh", "pretrain"]
-    args = _parse("pretrain", words[2:])
-    train, method = row.configs(77)
-    assert args.train == train and (args.method, args.arch, args.recipe) == (row.method, row.arch, row.recipe)
-    assert method_config(METHODS[args.method], args.recipe, args.train, args.set) == method
+    command = parse(words[1:])
+    assert isinstance(command, Pretrain)
+    assert (command.method, command.arch, command.recipe) == (row.method, row.arch, row.recipe)
+    assert command.configs() == row.configs(77)
 
 
 def test_the_notes_hold_the_table_of_all_rows():
@@ -71,21 +75,34 @@ def test_the_notes_hold_the_table_of_all_rows():
 def test_names_are_unique_and_what_is_published_is_what_is_wanted():
     assert len({row.name for row in ROWS}) == len(ROWS)
     for name, row in known().items():
-        assert row["command"] == wanted(name).command(round(row["epochs"])) and row["seed"] == wanted(name).seed
+        assert row.command == wanted(name).command(round(row.epochs))
+        assert row.seed == wanted(name).seed
 
 
 def test_what_is_shipped_is_small_and_what_would_make_it_large_is_refused(monkeypatch):
-    files = [path for root in (REPO, manifest.PACKAGE) for path in (root / "weights").rglob("*.safetensors")]
+    files = [
+        path
+        for root in (REPO, manifest.PACKAGE)
+        for path in (root / "weights").rglob("*.safetensors")
+    ]
     assert files and max(path.stat().st_size for path in files) <= 95e6
     assert sum(path.stat().st_size for path in files) <= 170e6
     name, row = next(iter(known().items()))
     measuring._fits(row)  # it does not count twice
-    row = row | {"files": {"model.safetensors": row["files"]["model.safetensors"] | {"bytes": 96_000_000}}}
-    with pytest.raises(InputError, match=f"{name}: model.safetensors 96 MB, with all other weights 96 MB; expected at"):
+    large = dataclasses.replace(row.files[BACKBONE], bytes=96_000_000)
+    row = dataclasses.replace(row, files={BACKBONE: large})
+    with pytest.raises(
+        InputError,
+        match=f"{name}: model.safetensors 96 MB, with all other weights 96 MB; expected at",
+    ):
         measuring._fits(row)
     monkeypatch.setattr(measuring, "ALL", 5)
-    with pytest.raises(InputError, match="heads.safetensors 4 MB, with all other weights .* 5 in all: leave its heads"):
-        measuring._fits(row | {"name": "b", "files": {"heads.safetensors": {"bytes": 4_000_000}}})
+    row = dataclasses.replace(row, name="b", files={HEADS: FileEntry(4_000_000, "0" * 64)})
+    with pytest.raises(
+        InputError,
+        match="heads/model.safetensors 4 MB, with all other weights .* 5 in all: leave its heads",
+    ):
+        measuring._fits(row)
 
 
 def test_rows_of_several_seeds_are_one_line_with_mean_and_deviation(tmp_path, monkeypatch):
@@ -93,13 +110,19 @@ def test_rows_of_several_seeds_are_one_line_with_mean_and_deviation(tmp_path, mo
     monkeypatch.setattr(tables, "NUMBERS", tmp_path / "numbers.json")
     row = next(iter(known().values()))
     for seed, value in enumerate((61.0, 62.0, 63.0)):
-        settings = row["train_config"] | {"epochs": 9, "seed": seed}
-        metrics = {"knn": row["metrics"]["knn"] | {"value": value}, "linear": None}
-        more = {"name": f"{row['architecture']}.b{seed}", "seed": seed, "train_config": settings, "metrics": metrics}
-        manifest.add(tables.NUMBERS, row | more)
+        more = {
+            "name": f"{row.architecture}.b{seed}",
+            "seed": seed,
+            "train_config": row.train_config | {"epochs": 9, "seed": seed},
+            "metrics": {
+                "knn": dataclasses.replace(row.metrics["knn"], value=value),
+                "linear": None,
+            },
+        }
+        manifest.add(tables.NUMBERS, dataclasses.replace(row, **more))
     line = tables.weights().splitlines()[-1]
     cells = [cell.strip() for cell in line.strip("|").split("|")]
-    assert cells[0] == f"{row['architecture']}.b0 (numbers only)"
+    assert cells[0] == f"{row.architecture}.b0 (numbers only)"
     assert cells[3:6] == ["3", "62.00 ± 1.00", ""] and cells[-2] == ""
     assert len(tables.weights().splitlines()) == 2 + len(known()) - 2
 
@@ -108,12 +131,14 @@ def test_a_folder_that_is_something_else_is_left_alone(tmp_path):
     row, place = ROWS[0], training.Place(tmp_path / "data", tmp_path)
     (tmp_path / row.name).mkdir()
     (tmp_path / row.name / "mine.txt").write_text("mine")
-    with pytest.raises(InputError, match="is no row that was trained here; move it away, or change --out"):
+    with pytest.raises(
+        InputError, match="is no row that was trained here; move it away, or change --out"
+    ):
         training.train(row, place, 1, 0)
     assert (tmp_path / row.name / "mine.txt").read_text() == "mine"
     (tmp_path / row.name / "took.json").write_text("{}")
     (tmp_path / row.name / "weights.json").write_text(
-        json.dumps(manifest.row(row.name) | {"epochs": 9.0, "command": row.command(9)})
+        json.dumps(manifest.row(row.name).to_json() | {"epochs": 9.0, "command": row.command(9)})
     )
     assert training.train(row, place, 1, 0) == tmp_path / row.name  # that is done
     with pytest.raises(InputError, match=r"was made by `cgh pretrain .*`; move it away"):
@@ -128,9 +153,9 @@ def test_images_that_are_missing_are_said_before_anything_is_trained(tmp_path):
 
 def test_a_kept_log_is_the_one_its_row_names():
     for name, row in known().items():
-        log = REPO / row["training"]["log"]
-        assert hashlib.sha256(log.read_bytes()).hexdigest() == row["training"]["log_sha256"], name
-        assert json.loads(log.read_text().splitlines()[-1])["step"] == row["steps"]
+        log = REPO / row.training.log
+        assert hashlib.sha256(log.read_bytes()).hexdigest() == row.training.log_sha256, name
+        assert json.loads(log.read_text().splitlines()[-1])["step"] == row.steps
 
 
 def test_every_packaged_folder_has_its_card_and_is_a_weights_folder():
@@ -138,10 +163,16 @@ def test_every_packaged_folder_has_its_card_and_is_a_weights_folder():
     assert folders
     for folder in folders:
         row = manifest.read_row(folder)
-        assert row == manifest.row(folder.name) | {"files": row["files"]} and manifest.BACKBONE in row["files"]
-        assert (folder / "README.md").read_text("utf-8") == card_of(folder, row) and (folder / "curve.png").is_file()
-        assert verify(folder)["parameters"] == row["parameters"]
-        assert timm.create_model(f"local-dir:{folder}", pretrained=True).num_features == row["num_features"]
+        published = dataclasses.replace(manifest.row(folder.name), files=row.files)
+        assert row == published and BACKBONE in row.files
+        assert (folder / "README.md").read_text("utf-8") == card_of(folder, row) and (
+            folder / "curve.png"
+        ).is_file()
+        assert verify(folder)["parameters"] == row.parameters
+        assert (
+            timm.create_model(f"local-dir:{folder}", pretrained=True).num_features
+            == row.num_features
+        )
 
 
 @pytest.mark.slow
@@ -162,9 +193,13 @@ def test_a_row_is_trained_on_a_bare_machine_and_measured_and_added_on_another(tm
 
     def zoo(machine, *words):
         return subprocess.run(
-            [sys.executable, "-c", DRIVER, machine, *words], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(REPO)},
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
+            [sys.executable, "-c", DRIVER, machine, *words],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(REPO)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
 
     def refused(*words):
         done = zoo("full", *words)
@@ -173,46 +208,69 @@ def test_a_row_is_trained_on_a_bare_machine_and_measured_and_added_on_another(tm
 
     places = ["--data", "data", "--out", "out", "--device", "cpu", "--workers", "0"]
     done = zoo("bare", "train", name, "--minutes", "0.01", *places)
-    assert done.returncode == 2 and "0 epochs in 0.01 minutes, expected 1; give --minutes" in done.stderr
+    assert (
+        done.returncode == 2
+        and "0 epochs in 0.01 minutes, expected 1; give --minutes" in done.stderr
+    )
     done = zoo("bare", "train", name, "--minutes", "5", *places)
-    assert done.returncode == 0 and "fastjsonschema is not installed" in done.stderr, done.stderr[-800:]
+    assert done.returncode == 0 and "fastjsonschema is not installed" in done.stderr, done.stderr[
+        -800:
+    ]
     made = tmp_path / "out" / name
-    assert {"model.safetensors", "pretrain.safetensors", "config.json", "weights.json", "README.md", "curve.png",
-            "log.jsonl", "took.json"} == {file.name for file in made.iterdir()}  # fmt: skip
+    names = {file.relative_to(made).as_posix() for file in made.rglob("*") if file.is_file()}
+    described = {"config.json", "weights.json", "README.md", "curve.png", "log.jsonl", "took.json"}
+    assert names == {BACKBONE, HEADS} | described
     shutil.rmtree(tmp_path / "out" / "runs")  # the folder is all that travels
     assert "not measured" in refused("finish", name, "--out", "out")
-    assert "measured on it; change --data" in refused("measure", name, *places, "--data", "data/cifar10")
+    assert "measured on it; change --data" in refused(
+        "measure", name, *places, "--data", "data/cifar10"
+    )
     done = zoo("full", "measure", name, *places, "--no-linear")
-    assert done.returncode == 0 and "tiny-imagenet-200: not there" in done.stderr, done.stderr[-800:]
-    again = zoo("full", "measure", name, *places, "--no-linear")
-    assert again.returncode == 0 and "knn on" not in again.stderr  # what is there is not measured again
-    if not manifest.read_row(made)["code"]["commit"]:  # a checkout with changes has none
+    assert done.returncode == 0 and "tiny-imagenet-200: not there" in done.stderr, done.stderr[
+        -800:
+    ]
+    second = zoo("full", "measure", name, *places, "--no-linear")
+    assert (
+        second.returncode == 0 and "knn on" not in second.stderr
+    )  # what is there is not measured again
+    if not manifest.read_row(made).code.commit:  # a checkout with changes has none
         assert "give its commit's 40 digits as --commit" in refused("finish", name, "--out", "out")
     done = zoo("full", "finish", name, "--out", "out", "--commit", "0" * 40)
     assert done.returncode == 0, done.stderr[-800:]
     (row,) = manifest.read(tmp_path / "weights_manifest.json")
     assert [row] == manifest.read(tmp_path / "package" / "weights_manifest.json")
-    assert row["command"] == (
-        f"cgh pretrain --data cifar10/train --out runs/{name} --method cgh --arch resnet18_cifar_w16 --recipe cifar "
-        "--epochs 2"
+    assert row.command == (
+        f"cgh pretrain --data cifar10/train --out runs/{name} --method cgh "
+        "--arch resnet18_cifar_w16 --recipe cifar --epochs 2"
     )
-    knn, random = row["metrics"]["knn"], row["metrics"]["knn_random"]
-    assert knn["n"] == random["n"] == 200 and knn["value"] != random["value"] and row["training"]["hours"] > 0
-    assert knn["command"] == f"cgh evaluate knn {name} --data cifar10"
-    assert random["command"] == f"cgh evaluate knn {name} --random --data cifar10"
-    assert (row["data"]["name"], row["license"]) == ("CIFAR-10 (JPEG)", "apache-2.0")
-    assert row["notes"][0].startswith("Trained on photographs of 32 px") and row["notes"][1] == "A trial."
-    log = [json.loads(line) for line in (tmp_path / row["training"]["log"]).read_text().splitlines()]
-    assert log[-1]["step"] == row["steps"] == 4 and sum("knn_train" in line for line in log) >= 2
+    knn, random = row.metrics["knn"], row.metrics["knn_random"]
+    assert knn.n == random.n == 200 and knn.value != random.value and row.training.hours > 0
+    assert knn.command == f"cgh evaluate knn {name} --data cifar10"
+    assert random.command == f"cgh evaluate knn {name} --random --data cifar10"
+    assert (row.data.name, row.license) == ("CIFAR-10 (JPEG)", "apache-2.0")
+    assert row.notes[0].startswith("Trained on photographs of 32 px")
+    assert row.notes[1] == "A trial."
+    log = [json.loads(line) for line in (tmp_path / row.training.log).read_text().splitlines()]
+    assert log[-1]["step"] == row.steps == 4 and sum("knn_train" in line for line in log) >= 2
     package = tmp_path / "package" / "weights" / name
-    assert {file.name for file in package.iterdir()} == {"model.safetensors", "config.json", "weights.json",
-                                                         "README.md", "curve.png"}  # fmt: skip
+    assert {file.name for file in package.iterdir()} == {
+        "model.safetensors",
+        "config.json",
+        "weights.json",
+        "README.md",
+        "curve.png",
+    }
     assert verify(package)["files"] == ["model.safetensors"]
-    assert (tmp_path / "weights" / name / "pretrain.safetensors").is_file()
+    assert (tmp_path / "weights" / name / HEADS).is_file()
     done = zoo("full")
     assert f"| {name} | cifar10 | 2 |" in done.stdout, done.stderr[-800:]
-    assert (tmp_path / "NOTES.md").read_text() == f"Before.\n<!-- rows -->\n{done.stdout}<!-- /rows -->\nAfter.\n"
-    assert f"| `{name}` | CIFAR-10 (JPEG), 600 images, 2 epochs |" in (tmp_path / "README.md").read_text()
+    assert (
+        tmp_path / "NOTES.md"
+    ).read_text() == f"Before.\n<!-- rows -->\n{done.stdout}<!-- /rows -->\nAfter.\n"
+    assert (
+        f"| `{name}` | CIFAR-10 (JPEG), 600 images, 2 epochs |"
+        in (tmp_path / "README.md").read_text()
+    )
     more = ["--minutes", "0.01", *places]
     said = zoo("full", "next", *more).stderr  # the next is compared with this one: as many epochs
     assert "resnet18_cifar_w16.b: 0 epochs in 0.01 minutes, expected 2; give --minutes" in said

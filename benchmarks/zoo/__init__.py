@@ -1,1 +1,4 @@
-"""The zoo's rows: trained, exported, measured and added to the manifest by `python -m benchmarks.zoo`."""
+"""Trains, exports and measures the zoo's rows and adds them to the manifest.
+
+python -m benchmarks.zoo
+"""

@@ -1,17 +1,26 @@
-"""Trains, measures and adds the zoo's rows. Needs torch, timm, torchvision, numpy, safetensors, pillow, no network.
+"""Trains, measures and adds the zoo's rows.
 
-    python -m benchmarks.zoo                                           # what there is, what is next
-    python -m benchmarks.zoo next --minutes 60 --data ROOT --out OUT   # the next row: the three steps below
+Needs torch, timm, torchvision, numpy, safetensors and pillow, but no network.
 
-    python -m benchmarks.zoo train NAME --minutes 60 --data ROOT --out OUT     # OUT/NAME: weights, log, picture
-    python -m benchmarks.zoo measure NAME --data ROOT --out OUT                # its numbers; those there are kept
-    python -m benchmarks.zoo finish NAME --out OUT                             # into this checkout and its manifest
+What there is and what is next; then the next row, which is the three steps below:
 
-    python -m benchmarks.zoo add WEIGHTS --packaged --heads            # a weights folder that was made otherwise
+    python -m benchmarks.zoo
+    python -m benchmarks.zoo next --minutes 60 --data ROOT --out OUT
 
-ROOT has the folders cifar10 and tiny-imagenet-200, train/ and val/ with class folders in each. The three steps may be
-done on different machines: OUT/NAME is all that has to travel. Each goes on where it was cut short; a run only on the
-machine it began on.
+`train` writes weights, log and picture into OUT/NAME; `measure` adds the numbers that are missing
+there; `finish` copies the row into this checkout and its manifest:
+
+    python -m benchmarks.zoo train NAME --minutes 60 --data ROOT --out OUT
+    python -m benchmarks.zoo measure NAME --data ROOT --out OUT
+    python -m benchmarks.zoo finish NAME --out OUT
+
+A weights folder that was made in another way:
+
+    python -m benchmarks.zoo add WEIGHTS --packaged --heads
+
+ROOT has the folders cifar10 and tiny-imagenet-200, train/ and val/ with class folders in each. The
+three steps may run on different machines: copy OUT/NAME from one to the next. An interrupted step
+continues when it is called again; a training run only on the machine it began on.
 """
 
 import argparse
@@ -29,21 +38,32 @@ from .training import Place, train
 def wanted(name: str = "") -> Wanted:
     """The row of this name, or the first that is missing. Raises InputError."""
     done = known()
-    found = next((row for row in ROWS if (row.name == name if name else row.name not in done)), None)
+    found = next(
+        (row for row in ROWS if (row.name == name if name else row.name not in done)), None
+    )
     if found is None and not name:
-        raise InputError("next: every row of rows.py is there; `train NAME` trains one again")
+        raise InputError("next: every row of rows.py is there; `train NAME` repeats one")
     if found is None:
-        raise InputError(f"{name}: no such row is wanted; rows.py has {', '.join(row.name for row in ROWS)}")
+        raise InputError(
+            f"{name}: no such row is wanted; rows.py has {', '.join(row.name for row in ROWS)}"
+        )
     return found
 
 
 def _goal(row: Wanted) -> int:
-    """Epochs it has to have: those of the row it is compared with. Raises InputError if that is not there yet."""
+    """Epochs of the row that this one is compared with; 0 if there is none.
+
+    Raises:
+        InputError: that row is not there yet.
+    """
     if not row.like:
         return 0
     if row.like not in (done := known()):
-        raise InputError(f"{row.name}: has to have as many epochs as {row.like}, which is not there yet; train that")
-    return round(done[row.like]["epochs"])
+        raise InputError(
+            f"{row.name}: has to have as many epochs as {row.like}, which is not there yet; "
+            "train that"
+        )
+    return round(done[row.like].epochs or 0)
 
 
 def main() -> None:
@@ -71,7 +91,9 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.zoo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.zoo",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command")
     for name in ("next", "train", "measure", "finish"):
@@ -83,18 +105,26 @@ def _arguments() -> argparse.Namespace:
         command.add_argument("--out", type=Path, required=True, help="folder for runs and weights")
         if name in ("next", "finish"):
             command.add_argument(
-                "--commit", default="", help="of the code that trained, where git was not there to ask"
+                "--commit",
+                default="",
+                help="of the code that trained, where git was not there to ask",
             )
         if name == "finish":
             continue
-        command.add_argument("--data", type=Path, required=True, help="folder of cifar10 and tiny-imagenet-200")
+        command.add_argument(
+            "--data", type=Path, required=True, help="folder of cifar10 and tiny-imagenet-200"
+        )
         command.add_argument("--device", default="auto")
-        command.add_argument("--workers", type=int, default=2, help="processes that read images and make views")
+        command.add_argument(
+            "--workers", type=int, default=2, help="processes that read images and make views"
+        )
         if name != "measure":
             command.add_argument("--minutes", type=float, required=True, help="of training")
             command.add_argument("--epochs", type=int, default=0, help="exactly so many")
         if name != "train":
-            command.add_argument("--no-linear", action="store_true", help="leave the linear evaluation for later")
+            command.add_argument(
+                "--no-linear", action="store_true", help="leave the linear evaluation for later"
+            )
     command = commands.add_parser("add")
     command.add_argument("folder", type=Path)
     command.add_argument("--packaged", action="store_true", help="into the wheel")

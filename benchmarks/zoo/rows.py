@@ -1,4 +1,4 @@
-"""What the zoo is to hold, in the order in which it is trained, each row as the command that makes it."""
+"""The rows that the zoo is to hold, in the order in which they are trained, and their commands."""
 
 import dataclasses
 import shlex
@@ -13,14 +13,14 @@ from cgh_models.recipes import method_config, train_config
 DATA = {
     "cifar10": (
         "CIFAR-10 (JPEG)",
-        "No licence was published with these photographs; they are their owners', collected by A. Krizhevsky, V. Nair "
-        "and G. Hinton (2009), and were used here for research.",
+        "No licence was published with these photographs; they are their owners', collected by "
+        "A. Krizhevsky, V. Nair and G. Hinton (2009), and were used here for research.",
         "Trained on photographs of 32 px: expect little of it on larger ones.",
     ),
     "tiny-imagenet-200": (
         "Tiny ImageNet",
-        "Images of ImageNet, whose terms allow non-commercial research and education; the licence below is that of the "
-        "weights, not of the images.",
+        "Images of ImageNet, whose terms allow non-commercial research and education; the licence "
+        "below is that of the weights, not of the images.",
         "Trained on photographs of 64 px that were enlarged: expect less of it on large ones.",
     ),
 }
@@ -69,19 +69,29 @@ class Wanted:
         """Whose settings its images go with."""
         return {"cifar10": "cifar", "tiny-imagenet-200": "tiny"}[self.data]
 
-    def configs(self, epochs: int, device: str = "auto", workers: int = 2) -> tuple[TrainConfig, Any]:
+    def configs(
+        self, epochs: int, device: str = "auto", workers: int = 2
+    ) -> tuple[TrainConfig, Any]:
         """The trainer's and the method's settings for so many epochs."""
         train = dataclasses.replace(
-            train_config(self.recipe, self.method), epochs=epochs, seed=self.seed, device=device, workers=workers
+            train_config(self.recipe, self.method),
+            epochs=epochs,
+            seed=self.seed,
+            device=device,
+            workers=workers,
         )
-        image_size, base_lr = self.image_size or train.image_size, self.base_lr or train.base_lr
-        train = dataclasses.replace(train, image_size=image_size, base_lr=base_lr)
+        train = dataclasses.replace(
+            train,
+            image_size=self.image_size or train.image_size,
+            base_lr=self.base_lr or train.base_lr,
+        )
         return train, method_config(METHODS[self.method], self.recipe, train, self.settings)
 
     def command(self, epochs: int) -> str:
         """What trains it on the command line."""
         words = ["cgh", "pretrain", "--data", f"{self.data}/train", "--out", f"runs/{self.name}"]
-        words += ["--method", self.method, "--arch", self.arch, "--recipe", self.recipe, "--epochs", str(epochs)]
+        words += ["--method", self.method, "--arch", self.arch, "--recipe", self.recipe]
+        words += ["--epochs", str(epochs)]
         words += ["--image-size", str(self.image_size)] if self.image_size else []
         words += ["--base-lr", str(self.base_lr)] if self.base_lr else []
         words += ["--seed", str(self.seed)] if self.seed else []
@@ -105,14 +115,24 @@ def _tiny(arch: str, method: str, **more: Any) -> Wanted:
 
 # A processor can train this one; the others wait for a GPU.
 _SMALL = Wanted(
-    "resnet18_cifar_w16", "cgh", "cgh_cifar10", "cifar10", 90, 60, base_lr=0.12, settings=("warmup=1.0",),
-    packaged=True, heads=True, notes=(
-        "A small network, trained on a processor for fewer epochs than the papers' 200: it is here so that everything "
-        "can be tried offline, and is no rival of larger backbones.",
-        "InfoNCE fades out over all of the run (warmup=1.0), not over the paper's first 5 of 200 epochs, and the "
-        "learning rate is twice the recipe's: both chosen on held-out training images (benchmarks/zoo/NOTES.md).",
+    "resnet18_cifar_w16",
+    "cgh",
+    "cgh_cifar10",
+    "cifar10",
+    epochs=90,
+    least=60,
+    base_lr=0.12,
+    settings=("warmup=1.0",),
+    packaged=True,
+    heads=True,
+    notes=(
+        "A small network, trained on a processor for fewer epochs than the papers' 200: it is here "
+        "so that everything can be tried offline, and is no rival of larger backbones.",
+        "InfoNCE fades out over all of the run (warmup=1.0), not over the paper's first 5 of 200 "
+        "epochs, and the learning rate is twice the recipe's: both chosen on held-out training "
+        "images (benchmarks/zoo/NOTES.md).",
     ),
-)  # fmt: skip
+)
 ROWS = (
     _SMALL,
     _cifar("cgh"),

@@ -21,16 +21,20 @@ from cgh_models.data.image_set import ImageSet, load_splits
 from cgh_models.errors import InputError, Interrupted, say
 from cgh_models.evaluate.splits import subset
 from cgh_models.hub import manifest
-from cgh_models.hub.export import export, write_description
-from cgh_models.hub.registry import build_method, is_run, preprocessing
+from cgh_models.hub.card import write_description
+from cgh_models.hub.export import export
+from cgh_models.hub.registry import is_run
+from cgh_models.hub.row import HEADS
 from cgh_models.hub.training_curve import read_log
+from cgh_models.methods import build_method, preprocessing
 from cgh_models.train import checkpoint
 from cgh_models.train.loop import pretrain
 
 from .rows import DATA, Wanted
 
-TRIAL = 40  # steps, and four for every worker: what they had ready at the start must not count for much
-LINES = 200  # of a log that are kept, and those with a measurement
+# Steps, and four for every worker: what they had ready at the start must not count for much.
+TRIAL = 40
+LINES = 200  # of a log that are copied, beside those with a measurement
 SHARE = 0.9  # of the minutes that is trained; the rest finds out the speed, reads images, exports
 LOG, TOOK = "log.jsonl", "took.json"
 
@@ -52,10 +56,11 @@ class Place:
 
 
 def train(row: Wanted, place: Place, minutes: float, goal: int) -> Path:
-    """The weights folder of the row, with its thinned log; goes on with a run that was cut short.
+    """The weights folder of the row, with its thinned log; resumes an interrupted run.
 
     Args:
-        goal: epochs it is to have, and may not have fewer of; 0: the row's, as many as fit into the minutes.
+        goal: epochs it is to have, and may not have fewer of; 0: the row's, as many as fit into
+            the minutes.
 
     Raises:
         InputError: no such images, too few minutes, or OUT/NAME is something else.
@@ -74,13 +79,28 @@ def train(row: Wanted, place: Place, minutes: float, goal: int) -> Path:
     made = run.with_name(f"{row.name}.export")
     shutil.rmtree(made, ignore_errors=True)  # one that was cut short
     name, terms, _ = DATA[row.data]
-    export(run, made, dtype="float16", tag=row.tag, license="apache-2.0", data_name=name, data_license=terms)
+    export(
+        run,
+        made,
+        dtype="float16",
+        tag=row.tag,
+        license="apache-2.0",
+        data_name=name,
+        data_license=terms,
+    )
     _complete(row, made)
     log = read_log(run / "metrics.jsonl")
     every = max(1, len(log) // LINES)
-    kept = [line for n, line in enumerate(log, 1) if n % every == 0 or n == len(log) or "feature_std" in line]
+    kept = [
+        line
+        for n, line in enumerate(log, 1)
+        if n % every == 0 or n == len(log) or "feature_std" in line
+    ]
     (made / LOG).write_text("".join(f"{json.dumps(line)}\n" for line in kept))
-    took = {"hardware": hardware(place.device), "hours": float(f"{hours(log, config.batch_size):.3g}")}
+    took = {
+        "hardware": hardware(place.device),
+        "hours": float(f"{hours(log, config.batch_size):.3g}"),
+    }
     (made / TOOK).write_text(json.dumps(took))
     made.rename(folder)
     return folder
@@ -88,31 +108,36 @@ def train(row: Wanted, place: Place, minutes: float, goal: int) -> Path:
 
 def _finished(row: Wanted, folder: Path) -> Path:
     """The folder, if it is what the row asks for."""
-    told = manifest.read_row(folder) if (folder / TOOK).is_file() else None
-    if told is None or told["command"] != row.command(round(told["epochs"])):
-        made = f"was made by `{told['command']}`" if told else "is no row that was trained here"
+    found = manifest.read_row(folder) if (folder / TOOK).is_file() else None
+    if found is None or found.command != row.command(round(found.epochs or 0)):
+        made = f"was made by `{found.command}`" if found else "is no row that was trained here"
         raise InputError(f"{folder}: {made}; move it away, or change --out, to train {row.name}")
     return folder
 
 
 def _complete(row: Wanted, folder: Path) -> None:
-    """What export cannot know: limits of the images and of the row, and heads that are not wanted."""
-    told = manifest.read_row(folder)
-    told["notes"] = [DATA[row.data][2], *row.notes, *told["notes"]]
+    """Adds the notes that export cannot know and removes heads that are not wanted."""
+    found = manifest.read_row(folder)
+    found.notes = [DATA[row.data][2], *row.notes, *found.notes]
     if not row.heads:
-        del told["files"][manifest.HEADS]
-        (folder / manifest.HEADS).unlink()
-    write_description(folder, told)
+        del found.files[HEADS]
+        shutil.rmtree((folder / HEADS).parent)
+    write_description(folder, found)
 
 
 def _epochs(row: Wanted, images: ImageSet, place: Place, minutes: float, goal: int) -> int:
     found = speed(row, images, place)
     most, least = goal or row.epochs, goal or row.least
     epochs = min(most, int(SHARE * 60 * minutes * found / len(images)))
-    say(f"{row.name}: {found:.0f} images a second, {epochs} of {most} epochs in {minutes:g} minutes")
+    say(
+        f"{row.name}: {found:.0f} images a second, {epochs} of {most} epochs in {minutes:g} minutes"
+    )
     if epochs < least:
         need = math.ceil(least * len(images) / found / 60 / SHARE)
-        raise InputError(f"{row.name}: {epochs} epochs in {minutes:g} minutes, expected {least}; give --minutes {need}")
+        raise InputError(
+            f"{row.name}: {epochs} epochs in {minutes:g} minutes, expected {least}; "
+            f"give --minutes {need}"
+        )
     return epochs
 
 
@@ -123,9 +148,17 @@ def speed(row: Wanted, images: ImageSet, place: Place) -> float:
     with tempfile.TemporaryDirectory() as scratch:
         run = Path(scratch)
         try:
-            _run(row, subset(images, range(count)), dataclasses.replace(config, log_every=2), method_config, run)
+            _run(
+                row,
+                subset(images, range(count)),
+                dataclasses.replace(config, log_every=2),
+                method_config,
+                run,
+            )
         except Interrupted as stop:
-            raise InputError(f"{row.name}: stopped while its speed was measured; nothing was trained yet") from stop
+            raise InputError(
+                f"{row.name}: stopped while its speed was measured; nothing was trained yet"
+            ) from stop
         log = read_log(run / "metrics.jsonl")
     steps = count // config.batch_size
     late = [line for line in log if line["step"] > steps // 3 and "images_per_second" in line]
@@ -134,13 +167,15 @@ def speed(row: Wanted, images: ImageSet, place: Place) -> float:
 
 def _run(row: Wanted, images: ImageSet, config: TrainConfig, method_config: Any, run: Path) -> None:
     torch.manual_seed(config.seed)
-    method = build_method(row.method, row.arch, preprocessing(config), dataclasses.asdict(method_config))
+    method = build_method(
+        row.method, row.arch, preprocessing(config), dataclasses.asdict(method_config)
+    )
     pretrain(method, images, config, run, resume=is_run(run))
 
 
 @contextlib.contextmanager
 def _called(command: str) -> Iterator[None]:
-    """What a run keeps as its command is the one that makes it again."""
+    """Sets sys.argv to ``command``, which a run records as the command that made it."""
     before, sys.argv = sys.argv, shlex.split(command)
     try:
         yield
@@ -150,9 +185,12 @@ def _called(command: str) -> Iterator[None]:
 
 def hours(log: list[dict[str, Any]], batch_size: int) -> float:
     """Of training, from the speeds in a log."""
-    timed = [(line["step"], line["images_per_second"]) for line in log if "images_per_second" in line]
+    timed = [
+        (line["step"], line["images_per_second"]) for line in log if "images_per_second" in line
+    ]
     steps = [after - before for (before, _), (after, _) in itertools.pairwise([(0, 0.0), *timed])]
-    return sum(batch_size * count / found for count, (_, found) in zip(steps, timed, strict=True)) / 3600
+    seconds = [batch_size * count / rate for count, (_, rate) in zip(steps, timed, strict=True)]
+    return sum(seconds) / 3600
 
 
 def hardware(device: str) -> str:
@@ -160,6 +198,9 @@ def hardware(device: str) -> str:
     if device != "cpu" and torch.cuda.is_available():
         return f"one {torch.cuda.get_device_name()}"
     info = Path("/proc/cpuinfo")
-    models = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
-    name = models[0].partition(":")[2].strip() if models else platform.processor() or platform.machine()
+    lines = info.read_text().splitlines() if info.exists() else []
+    models = [line for line in lines if line.startswith("model name")]
+    name = platform.processor() or platform.machine()
+    if models:
+        name = models[0].partition(":")[2].strip()
     return f"{torch.get_num_threads()} threads of {name}"

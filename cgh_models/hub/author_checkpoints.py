@@ -1,4 +1,4 @@
-"""Checkpoints that methods' authors wrote: where the backbone lies in them, under which terms; no code in them runs."""
+"""Checkpoints of methods' authors: where the backbone lies, and under which terms."""
 
 import pickle
 import re
@@ -15,27 +15,26 @@ from torch import Tensor
 from .. import files
 from ..errors import DiskError, InputError, IntegrityError, printable
 from ..tensors import read_tensors
+from .row import ConvertedFrom
 
-_RESNET = re.compile(r"(conv1|bn1|layer\d+)\.")  # beginnings of the names of a backbone's tensors
-MAX_FILE, MAX_PICKLE, MAX_PARTS = (
-    2**33,
-    2**26,
-    100_000,
-)  # bytes, bytes, files of the archive; some ten times the largest
-_ARCHIVE, _OLD = (
-    b"PK\x03\x04",
-    b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.",
-)  # how torch.save's files begin, before 1.6 too
-_MARK = "layer1.0."  # torchvision's name of a ResNet's first block
-_WRAPPER = "module."  # what training on several GPUs puts before every name
+# Some ten times the largest that was published.
+MAX_FILE = 2**33  # bytes
+MAX_PICKLE = 2**26  # bytes
+MAX_PARTS = 100_000  # files in the archive
+# How files of torch.save begin: an archive, or before PyTorch 1.6 a pickled magic number.
+_ARCHIVE = b"PK\x03\x04"
+_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+_RESNET = re.compile(r"(conv1|bn1|layer\d+)\.")  # how names of a backbone's tensors begin
+_FIRST_BLOCK = "layer1.0."  # torchvision's name of a ResNet's first block
 
 
 @dataclass(frozen=True)
 class Release:
     """What a method's authors published.
 
-    ``places`` are the keys of the file's outer dict that can hold the tensors, ``names`` what the student's backbone
-    can be called within, with or without ``module.`` before; the first that is there counts.
+    ``places`` are the keys of the file's outer dict that can hold the tensors, ``names`` what the
+    student's backbone can be called there, with or without ``module.`` before; the first that is
+    there counts.
     """
 
     paper: str
@@ -45,55 +44,74 @@ class Release:
     names: tuple[str, ...]
 
 
-_INSIDE = ("", "backbone.", "net.", "encoder.")
+def _nested(*outer: str) -> tuple[str, ...]:
+    """Names of a student in which the backbone may have a name of its own."""
+    return tuple(map("".join, product(outer, ("", "backbone.", "net.", "encoder."))))
+
+
 RELEASES = {
     "cgh": Release(
-        "arXiv:2308.13392", "Apache-2.0",
-        "The README of the authors' release says Apache-2.0; there is no licence file in it.",
-        ("net",), ("encoder_q.", "encoder_q.net.", "encoder_q.backbone."),
+        paper="arXiv:2308.13392",
+        license="Apache-2.0",
+        terms="The README of the authors' release says Apache-2.0; there is no licence file in it.",
+        places=("net",),
+        names=("encoder_q.", "encoder_q.net.", "encoder_q.backbone."),
     ),
     "ressl": Release(
-        "arXiv:2107.09282", None, "The authors' release states no licence.",
-        ("model",), ("encoder_q.net.",),
+        paper="arXiv:2107.09282",
+        license=None,
+        terms="The authors' release states no licence.",
+        places=("model",),
+        names=("encoder_q.net.",),
     ),
     "lewel": Release(
-        "arXiv:2203.14898", "CC-BY-NC-4.0", "The authors' release is under CC-BY-NC-4.0: no commercial use.",
-        ("state_dict",), ("online_net.backbone.",),
+        paper="arXiv:2203.14898",
+        license="CC-BY-NC-4.0",
+        terms="The authors' release is under CC-BY-NC-4.0: no commercial use.",
+        places=("state_dict",),
+        names=("online_net.backbone.",),
     ),
     "moco_v2": Release(
-        "arXiv:2003.04297", "CC-BY-NC-4.0",
-        "The authors' code and weights are under CC-BY-NC-4.0: no commercial use.",
-        ("state_dict",), ("encoder_q.",),
+        paper="arXiv:2003.04297",
+        license="CC-BY-NC-4.0",
+        terms="The authors' code and weights are under CC-BY-NC-4.0: no commercial use.",
+        places=("state_dict",),
+        names=("encoder_q.",),
     ),
     "byol": Release(
-        "arXiv:2006.07733", None,
-        "Files of this layout come from many hands; who trained this one, and under which licence, is not stated.",
-        ("state_dict", "model", "net"),
-        tuple(a + b for a, b in product(
-            ("online_encoder.", "online_net.", "online_network.", "encoder_q.", "backbone."), _INSIDE
-        )),
+        paper="arXiv:2006.07733",
+        license=None,
+        terms="Files of this layout come from many hands; who trained this one, and under which "
+        "licence, is not stated.",
+        places=("state_dict", "model", "net"),
+        names=_nested(
+            "online_encoder.", "online_net.", "online_network.", "encoder_q.", "backbone."
+        ),
     ),
     "mnclglf": Release(
-        "arXiv:2306.15930", "MIT", "The authors' code is under MIT; of weights their release says nothing more.",
-        ("state_dict", "model", "net"),
-        (*(a + b for a, b in product(("encoder_q.", "online_net.", "encoder.", "backbone.", "net."), _INSIDE)), ""),
+        paper="arXiv:2306.15930",
+        license="MIT",
+        terms="The authors' code is under MIT; of weights their release says nothing more.",
+        places=("state_dict", "model", "net"),
+        names=(*_nested("encoder_q.", "online_net.", "encoder.", "backbone.", "net."), ""),
     ),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
 class Original:
-    """The student's backbone of an authors' file: its tensors under torchvision's names, and where they were."""
+    """The student's backbone of an authors' file, its tensors under torchvision's names."""
 
     tensors: dict[str, Tensor]
-    source: dict[str, Any]  # what a row says of it, see `converted_from` in weights_manifest.schema.json
-    like: str  # the first method of RELEASES whose layout the file has
+    source: ConvertedFrom
+    layout: str  # the first method of RELEASES whose layout the file has
 
 
 def read(path: Path, method: str) -> Original:
-    """The student's backbone of an authors' file, as its layout has it; a classifier of its own (``fc``) is left out.
+    """The student's backbone of an authors' file; a classifier of its own (``fc``) is left out.
 
-    A value that is damaged in an archive is noticed; files of PyTorch before 1.6 and safetensors have no checksums.
+    A damaged value in an archive is noticed; files of PyTorch before 1.6 and safetensors files have
+    no checksums.
 
     Args:
         path: what torch.save wrote, or a safetensors file.
@@ -104,66 +122,84 @@ def read(path: Path, method: str) -> Original:
         IntegrityError: a damaged file, one with code in it, or one that torch.save did not write.
         DiskError: the system cannot read it.
     """
+    name = printable(path)
     if method not in RELEASES:
-        raise InputError(f"--method {printable(method)[:60]}: expected one of {', '.join(RELEASES)}")
-    if not path.is_file():
-        raise InputError(f"{printable(path)}: not found; expected a file of weights that {method}'s authors wrote")
-    if (size := path.stat().st_size) > MAX_FILE:
-        raise IntegrityError(
-            f"{printable(path)}: {size} bytes, more than {MAX_FILE}; expected a checkpoint of a ResNet"
+        raise InputError(
+            f"--method {printable(method)[:60]}: expected one of {', '.join(RELEASES)}"
         )
-    try:
-        source = {"file": printable(path.name), "bytes": size, "sha256": files.sha256(path)}
-        content = read_tensors(path, source["sha256"]) if path.suffix == ".safetensors" else _load(path)
-    except OSError as error:
-        raise DiskError(f"{printable(path)}: cannot be read ({error.strerror}); check disk and permissions") from error
+    content, size, digest = _open(path)
     found = _find(content, RELEASES[method])
+    layout = next((other for other in RELEASES if _find(content, RELEASES[other])), "")
     if found is None:
-        raise InputError(f"{printable(path)}: {_found_instead(content, method)}")
+        hint = f"give --method {layout}" if layout else "give a file with the student's backbone"
+        raise InputError(
+            f"{name}: expected {RELEASES[method].names[0]}{_FIRST_BLOCK}* in "
+            f"{RELEASES[method].places[0]!r}, found {printable(_contents(content))[:120]}; {hint}"
+        )
     state, prefix = found
-    inside = {k[len(prefix) :]: v for k, v in state.items() if isinstance(k, str) and k.startswith(prefix)}
-    tensors = {key: value for key, value in inside.items() if _RESNET.match(key)}  # what else is there are heads
-    for key, value in tensors.items():
-        _check_tensor(f"{printable(path)}: {printable(prefix + key)[:80]}", key, value)
-    return Original(tensors, source | {"prefix": prefix}, _like(content) or method)
+    tensors = {}
+    for key in state:
+        if isinstance(key, str) and key.startswith(prefix):
+            inner = key.removeprefix(prefix)
+            if _RESNET.match(inner):  # all else are heads
+                _check_tensor(f"{name}: {printable(key)[:80]}", state[key], inner)
+                tensors[inner] = state[key]
+    return Original(tensors, ConvertedFrom(printable(path.name), size, digest, prefix), layout)
+
+
+def _open(path: Path) -> tuple[Any, int, str]:
+    """The content of a file, its size in bytes and its sha256. Raises as `read`."""
+    name = printable(path)
+    if not path.is_file():
+        raise InputError(f"{name}: not found; expected a file of weights that the authors wrote")
+    try:
+        size = path.stat().st_size
+        if size > MAX_FILE:
+            raise IntegrityError(
+                f"{name}: {size} bytes, more than {MAX_FILE}; expected a checkpoint of a ResNet"
+            )
+        digest = files.sha256(path)
+        is_safetensors = path.suffix == ".safetensors"
+        return read_tensors(path, digest) if is_safetensors else _load(path), size, digest
+    except OSError as error:
+        raise DiskError(
+            f"{name}: cannot be read ({error.strerror}); check disk and permissions"
+        ) from error
 
 
 def _load(path: Path) -> Any:
-    """What torch.save wrote, if it is tensors, numbers and text alone. Raises IntegrityError, OSError."""
+    """What torch.save wrote, if it is tensors, numbers and text. Raises IntegrityError, OSError."""
     name = printable(path)
     with open(path, "rb") as file:
-        begin = file.read(len(_OLD))
-    if not begin.startswith(_ARCHIVE) and begin != _OLD:
+        begin = file.read(len(_MAGIC))
+    if not begin.startswith(_ARCHIVE) and begin != _MAGIC:
         raise IntegrityError(
-            f"{name}: begins with {printable(ascii(begin[:12]))}, not as torch.save begins; expected a checkpoint of "
-            "PyTorch or a .safetensors file, get it again"
+            f"{name}: begins with {printable(ascii(begin[:12]))}, not as torch.save begins; "
+            "expected a checkpoint of PyTorch or a .safetensors file, get it again"
         )
     try:
         if begin.startswith(_ARCHIVE):
             _check_archive(path)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of odd tensors and old storages, to programmers
+            warnings.simplefilter("ignore")  # about old storages, for programmers
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise IntegrityError(f"{name}: {_why_refused(str(error))}; ask its authors for tensors in dicts") from error
+        kind = re.search(r"GLOBAL ([\w.]+)|[Uu]nsupported (?:class|type) ([\w.]+)", str(error))
+        what = f", {printable(kind[1] or kind[2])[:60]}," if kind else ""
+        raise IntegrityError(
+            f"{name}: damaged, or holds more than tensors{what} which only running its code would "
+            "restore, and none is run here; ask its authors for tensors in dicts"
+        ) from error
     except OSError:
         raise
     except Exception as error:  # damaged bytes raise some twenty kinds in zipfile and torch
-        said = " ".join(f"{type(error).__name__}: {error}".split())
-        reason = type(error).__name__ if "weights_only" in said else printable(said)[:100]
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        reason = type(error).__name__ if "weights_only" in text else printable(text)[:100]
         raise IntegrityError(f"{name}: not a whole checkpoint ({reason}); get it again") from error
 
 
-def _why_refused(said: str) -> str:
-    """What torch's own words for a pickle that it will not restore mean, without the advice that they end in."""
-    if kind := re.search(r"GLOBAL ([\w.]+)|[Uu]nsupported (?:class|type) ([\w.]+)", said):
-        what = printable(kind[1] or kind[2])[:60]
-        return f"holds more than tensors, {what}, which only running its code would restore, and none is run here"
-    return "damaged, or it holds more than tensors, which only running its code would restore, and none is run here"
-
-
 def _check_archive(path: Path) -> None:
-    """Raises an exception if a part has other bytes than were written, which torch does not notice, or unfolds."""
+    """Raises ValueError for what torch does not notice: changed bytes, or parts too large."""
     with zipfile.ZipFile(path) as archive:
         parts = archive.infolist()
         if any(part.filename.endswith("/constants.pkl") for part in parts):
@@ -172,46 +208,44 @@ def _check_archive(path: Path) -> None:
             raise ValueError(f"{len(parts)} parts that unfold to more than the file")
         if any(part.filename.endswith(".pkl") and part.file_size > MAX_PICKLE for part in parts):
             raise ValueError(f"a description of more than {MAX_PICKLE} bytes")
-        if (bad := archive.testzip()) is not None:
-            raise ValueError(f"the checksum of {bad}")
+        bad_part = archive.testzip()
+        if bad_part is not None:
+            raise ValueError(f"the checksum of {bad_part}")
 
 
 def _find(content: Any, release: Release) -> tuple[dict[Any, Any], str] | None:
-    """The dict of tensors and what stands before the names of the backbone's; None if there is none of this layout."""
+    """The dict of tensors and the prefix of the backbone's names; None for another layout."""
     if not isinstance(content, dict):
         return None
     inner = [content[place] for place in release.places if isinstance(content.get(place), dict)]
     for state in inner or [content]:  # a state dict may also be saved alone
-        for name, wrapper in product(release.names, (_WRAPPER, "")):
-            if any(isinstance(key, str) and key.startswith(wrapper + name + _MARK) for key in state):
-                return state, wrapper + name
+        keys = [key for key in state if isinstance(key, str)]
+        for name, wrapper in product(release.names, ("module.", "")):
+            prefix = wrapper + name
+            if any(key.startswith(prefix + _FIRST_BLOCK) for key in keys):
+                return state, prefix
     return None
 
 
-def _like(content: Any) -> str:
-    """The first method whose layout the content of a file has; "" if none."""
-    return next((name for name, release in RELEASES.items() if _find(content, release)), "")
-
-
-def _found_instead(content: Any, method: str) -> str:
-    """What is in a file that has not the layout of the method, and what to type instead; the end of a sentence."""
-    release = RELEASES[method]
+def _contents(content: Any) -> str:
+    """The ResNets in a file, or else the keys of its outer dict."""
     if not isinstance(content, dict) or not content:
-        return f"holds an empty dict or none ({type(content).__name__}); expected {method}'s {release.places[0]!r}"
-    expected = f"{method}'s has {release.names[0]}{_MARK}* in {release.places[0]!r}"
-    like = _like(content)
-    hint = f"did you mean --method {like}?" if like else "give a file that has the student's backbone"
-    inner = {str(k): v for k, v in content.items() if isinstance(v, dict)} or {"": content}
-    keys = [(place, str(key)) for place, state in inner.items() for key in state]
-    places = sorted({f"{key.split(_MARK)[0]}{_MARK}*" + f" in {p!r}" * bool(p) for p, key in keys if _MARK in key})
-    seen = ", ".join(places[:3]) if places else f"no ResNet, but {', '.join(map(str, list(content)[:4]))}"
-    return f"{expected}, this file {printable(seen)[:120]}; {hint}"
+        return f"an empty dict or none ({type(content).__name__})"
+    inner = {f" in {k!r}": v for k, v in content.items() if isinstance(v, dict)} or {"": content}
+    resnets = set()
+    for place, state in inner.items():
+        for key in map(str, state):
+            if _FIRST_BLOCK in key:
+                resnets.add(f"{key.partition(_FIRST_BLOCK)[0]}{_FIRST_BLOCK}*{place}")
+    return ", ".join(sorted(resnets)) or f"no ResNet, but {', '.join(map(str, content))}"
 
 
-def _check_tensor(name: str, key: str, value: Any) -> None:
+def _check_tensor(name: str, value: Any, key: str) -> None:
     """Raises IntegrityError for what cannot be a tensor of a backbone, whatever its shape."""
-    counter = key.endswith("num_batches_tracked")
     if not isinstance(value, Tensor) or value.layout != torch.strided or value.device.type != "cpu":
         raise IntegrityError(f"{name} is no tensor with values; expected a state dict of a ResNet")
+    counter = key.endswith("num_batches_tracked")
     if value.is_quantized or (not counter and not value.is_floating_point()):
         raise IntegrityError(f"{name} is {value.dtype}; expected floating-point numbers")
+    if not value.isfinite().all():
+        raise IntegrityError(f"{name} holds values that are not finite; get it again")

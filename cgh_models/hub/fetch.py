@@ -1,147 +1,205 @@
-"""From a manifest row to verified local bytes: packaged, in a checkout, cached, on the Hub, on a mirror; in this order.
+"""Finds or downloads the files of a manifest row; size and sha256 are checked before they are used.
 
-A source that has other bytes than the manifest says ends the load; only one that has nothing falls through to the
-next. Every path checks the sha256 before the bytes are used for the first time in a process; there is no switch.
+Places are tried in this order: the package, its checkout, the caches, the Hub, the row's URLs. One
+that has other bytes than the row says ends the load; only one that has no such file falls through.
 
-Environment: HF_HOME, HF_HUB_CACHE, HF_ASSETS_CACHE, HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE and the proxies' variables
-mean what they mean to huggingface_hub. What is downloaded lies under HF_ASSETS_CACHE, named by row and hash; files that
-huggingface_hub has cached at the pinned commit are used too.
+Hub downloads lie in huggingface_hub's cache and follow its environment variables (HF_HOME,
+HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE, ...). Files of URLs lie under HF_ASSETS_CACHE/cgh-models.
 """
 
 import contextlib
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import huggingface_hub
 from huggingface_hub import constants
 
-from ..errors import DiskError, InputError, IntegrityError, printable
+from ..errors import DiskError, InputError, IntegrityError, NetworkError, printable
 from ..files import sha256
-from .manifest import PACKAGE, Row
+from .manifest import PACKAGE
+from .row import FileEntry, Row
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_PACKAGED, _CHECKOUT = PACKAGE / "weights", PACKAGE.parent / "weights"
+CacheDir = str | os.PathLike[str] | None
 HERE = {"packaged", "checkout", "cached"}
-_verified: dict[Path, tuple] = {}  # path -> (size, mtime, inode) and sha256 it was verified with in this process
+_PACKAGED = PACKAGE / "weights"
+_CHECKOUT = PACKAGE.parent / "weights"
+_verified: dict[Path, tuple[int, int, int, str]] = {}  # size, mtime, inode and sha256 when verified
 
 
-def fetch(row: Row, file: str, cache_dir: str | os.PathLike[str] | None = None) -> Path:
+def fetch(row: Row, file: str, cache_dir: CacheDir = None) -> Path:
     """The local path of a row's file, verified.
+
+    Args:
+        cache_dir: where downloads go; left out, huggingface_hub's caches.
 
     Raises:
         InputError: the row has no such file.
-        NetworkError: it is nowhere on this machine and could not be fetched.
-        IntegrityError: the first source that has it has other bytes.
+        NetworkError: it is nowhere on this machine and could not be downloaded.
+        IntegrityError: the first place that has it has other bytes.
         DiskError: the cache cannot be written, or the file not read.
     """
     path = _locate(row, file, cache_dir)
-    expected = row["files"][file]["sha256"]
+    expected = row.files[file]
     with _readable(path):
-        before = _stamp(path)
-        if _verified.get(path) != (before, expected):
-            found = sha256(path)
-            if found != expected:
-                raise _refuse(path, expected, found)
-            _verified[path] = before, expected
+        stamp = _stamp(path, expected.sha256)
+        if _verified.get(path) != stamp:
+            _check(path, expected, cache_dir)
+            _verified[path] = stamp
     return path
 
 
-def read(row: Row, file: str, cache_dir: str | os.PathLike[str] | None = None) -> dict[str, "Tensor"]:
-    """The tensors of a row's file; the bytes hashed are the very ones that become tensors. Raises as `fetch`.
+def read(row: Row, file: str, cache_dir: CacheDir = None) -> dict[str, "Tensor"]:
+    """The tensors of a row's file. Raises as `fetch`.
 
-    Later calls in a process map the file that the first one has verified.
+    The first call in a process hashes the very bytes that become tensors; later calls map the file.
     """
     from safetensors.torch import load_file  # `cgh list` needs this module without torch
 
     from ..tensors import read_tensors
 
     path = _locate(row, file, cache_dir)
-    expected = row["files"][file]["sha256"]
+    expected = row.files[file]
     with _readable(path):
-        before = _stamp(path)
-        if _verified.get(path) == (before, expected):
+        stamp = _stamp(path, expected.sha256)
+        if _verified.get(path) == stamp:
             return load_file(path)
         try:
-            tensors = read_tensors(path, expected)
-        except IntegrityError as error:
-            if (found := sha256(path)) == expected:
-                raise
-            raise _refuse(path, expected, found) from error
-        _verified[path] = before, expected
+            tensors = read_tensors(path, expected.sha256)
+        except IntegrityError:
+            _check(path, expected, cache_dir)  # removes other bytes from the cache
+            raise
+        _verified[path] = stamp
     return tensors
 
 
-def where(row: Row, file: str) -> str:
-    """Where a file is, in a word or two: packaged, checkout, cached, Hub, URL, nowhere."""
-    entry = row["files"].get(file)
-    if entry is None:
+def location(row: Row, file: str) -> str:
+    """The place of a file in one word: packaged, checkout, cached, Hub, URL or nowhere."""
+    if file not in row.files:
         return "nowhere"
     for place, path in _places(row, file, None):
         with contextlib.suppress(OSError):
             if path.is_file():
                 return place
-    return "Hub" if row["hub"] else "URL" if entry["urls"] else "nowhere"
+    if row.hub:
+        return "Hub"
+    return "URL" if row.files[file].urls else "nowhere"
 
 
-def _locate(row: Row, file: str, cache_dir: str | os.PathLike[str] | None) -> Path:
-    """A local file that claims to be it, downloaded if there is none."""
-    if file not in row["files"]:
-        raise InputError(f"{row['name']}: {file} was not published; expected one of {', '.join(row['files'])}")
-    places = _places(row, file, cache_dir)
-    for _, path in places:
+def _locate(row: Row, file: str, cache_dir: CacheDir) -> Path:
+    """A local file, not yet checked; downloaded if there is none."""
+    if file not in row.files:
+        published = ", ".join(row.files)
+        raise InputError(f"{row.name}: {file} was not published; expected one of {published}")
+    for _, path in _places(row, file, cache_dir):
         with _readable(path):
             if path.is_file():
                 return path
-    from .remote import bring  # what is here is loaded without any library of the network
-
-    target = places[-1][1]
-    bring(row, file, target)
-    return target
+    return _download(row, file, cache_dir)
 
 
-def _places(row: Row, file: str, cache_dir: str | os.PathLike[str] | None) -> list[tuple[str, Path]]:
-    """Where on this machine a file can be; the last is where a download goes."""
-    places = [("packaged", _PACKAGED / row["name"] / file), ("checkout", _CHECKOUT / row["name"] / file)]
-    if row["hub"]:
-        hub_cache = Path(cache_dir or constants.HF_HUB_CACHE).expanduser()
-        path = huggingface_hub.try_to_load_from_cache(
-            row["hub"]["repo_id"], file, cache_dir=hub_cache, revision=row["hub"]["revision"]
-        )
-        places += [("cached", Path(path))] if isinstance(path, str) else []
-    assets = Path(cache_dir or constants.HF_ASSETS_CACHE).expanduser()
-    return [*places, ("cached", assets / "cgh-models" / row["name"] / row["files"][file]["sha256"][:12] / file)]
+def _places(row: Row, file: str, cache_dir: CacheDir) -> list[tuple[str, Path]]:
+    """The local paths at which a file may lie, by place; a URL's download goes to the last."""
+    places = [
+        ("packaged", _PACKAGED / row.name / file),
+        ("checkout", _CHECKOUT / row.name / file),
+    ]
+    if row.hub:
+        # Source: "Understand caching" in huggingface_hub's docs. Its try_to_load_from_cache imports
+        # an HTTP client, and believes a refs/<commit> that a wrong answer has left.
+        repo = "models--" + row.hub.repo_id.replace("/", "--")
+        snapshot = _hub_cache(cache_dir) / repo / "snapshots" / row.hub.revision
+        places.append(("cached", snapshot / file))
+    assets = Path(cache_dir or constants.HF_ASSETS_CACHE).expanduser() / "cgh-models"
+    places.append(("cached", assets / row.name / row.files[file].sha256[:12] / file))
+    return places
 
 
-def _stamp(path: Path) -> tuple[int, int, int]:
-    state = path.stat()
-    return state.st_size, state.st_mtime_ns, state.st_ino
+def _hub_cache(cache_dir: CacheDir) -> Path:
+    return Path(cache_dir or constants.HF_HUB_CACHE).expanduser()
+
+
+def _stamp(path: Path, digest: str) -> tuple[int, int, int, str]:
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino, digest
+
+
+def _check(path: Path, expected: FileEntry, cache_dir: CacheDir) -> None:
+    """Raises IntegrityError if size or sha256 differ, after a cached file was removed.
+
+    Args:
+        expected: a row's entry of the file.
+    """
+    size = path.stat().st_size
+    if size != expected.bytes:
+        reason = f"{size} bytes, {expected.bytes} expected"
+    else:
+        found = sha256(path)
+        if found == expected.sha256:
+            return
+        reason = f"sha256 differs: expected {expected.sha256}, found {found}"
+    hint = "remove it, then load again"
+    if _PACKAGED in path.parents:
+        hint = "install cgh-models again"
+    elif _CHECKOUT in path.parents:
+        hint = "check the file out again"
+    else:
+        with contextlib.suppress(OSError):
+            _remove(path, _hub_cache(cache_dir).resolve())
+            hint = "it was removed from the cache: load again"
+    raise IntegrityError(f"{printable(path)}: {reason}; {hint}")
+
+
+def _remove(path: Path, hub_cache: Path) -> None:
+    """Removes a cached file and, where it is a link, what it leads to inside the Hub's cache."""
+    if path.is_symlink():
+        target = path.parent.resolve() / path.readlink()
+        target = target.parent.resolve() / target.name
+        if hub_cache in target.parents:
+            _remove(target, hub_cache)
+    path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """An OSError becomes a DiskError: timm would take it for a file that is not there."""
+    """Turns an OSError into a DiskError: timm would take it for a file that is not there."""
     try:
         yield
     except OSError as error:
-        raise DiskError(f"{printable(path)}: cannot be read ({error.strerror}); check its permissions") from error
+        raise DiskError(
+            f"{printable(path)}: cannot be read ({error.strerror}); check its permissions"
+        ) from error
 
 
-def _refuse(path: Path, expected: str, found: str) -> IntegrityError:
-    """The error for other bytes than expected; a cached file is removed, so that nobody finds it again."""
-    text = f"{printable(path)}: sha256 differs: expected {expected}, found {found}; "
-    if PACKAGE in path.parents:
-        return IntegrityError(text + "install cgh-models again")
-    if _CHECKOUT in path.parents:
-        return IntegrityError(text + "check the file out again")
-    try:
-        blob = path.resolve()
-        path.unlink()
-        if blob.parent == path.parents[2].resolve() / "blobs":  # the file behind the Hub cache's link, and no other
-            blob.unlink(missing_ok=True)
-    except OSError:
-        return IntegrityError(text + "remove it, then load again")
-    return IntegrityError(text + "it was removed from the cache: load again")
+def _download(row: Row, file: str, cache_dir: CacheDir) -> Path:
+    """Downloads a file from the first source that has it; its bytes are still to be checked."""
+    name = f"{row.name}: {file}"
+    hub = row.hub
+    urls = row.files[file].urls or []
+    if not hub and not urls:
+        raise NetworkError(
+            f"{name} is not on this machine and no Hub repository or URL of it is published yet; "
+            "`cgh list` says where weights are"
+        )
+    if constants.HF_HUB_OFFLINE:
+        raise NetworkError(f"{name} is not cached and HF_HUB_OFFLINE is set; fetch it once online")
+    from .sources import from_hub, from_url  # only a download needs the HTTP clients
+
+    size = row.files[file].bytes
+    target = _places(row, file, cache_dir)[-1][1]
+    downloads = [partial(from_url, url, target, size) for url in urls]
+    if hub:
+        cache = _hub_cache(cache_dir)
+        downloads.insert(0, partial(from_hub, hub.repo_id, hub.revision, file, size, cache))
+    failures = []
+    for download in downloads:
+        try:
+            return download()
+        except NetworkError as error:
+            failures.append(error)
+    more = f" ({len(failures) - 1} other sources failed too)" if len(failures) > 1 else ""
+    raise NetworkError(f"{name}: {failures[0]}{more}") from failures[0]

@@ -1,7 +1,7 @@
-"""`weights_manifest.json`: one row per published checkpoint - what it is, how it was made, what its bytes hash to.
+"""`weights_manifest.json`: one row per published weights - what they are, how made, their hashes.
 
-A row's keys are described in `weights_manifest.schema.json`. The copy in the package is the one that counts: nothing
-about a network is ever taken from a server. A weights folder carries its own row as `weights.json`.
+`weights_manifest.schema.json` describes every key. The copy in the package is the one that counts:
+nothing about a network is taken from a server. A weights folder carries its row as `weights.json`.
 """
 
 import copy
@@ -9,20 +9,19 @@ import difflib
 import fnmatch
 import functools
 import json
-import re
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from .. import files
 from ..errors import InputError, IntegrityError, printable, say
+from .row import Row
 
 PACKAGE = Path(__file__).parents[1]
 MANIFEST = PACKAGE / "weights_manifest.json"
 ROW_FILE = "weights.json"
-BACKBONE, HEADS = "model.safetensors", "pretrain.safetensors"
 _SCHEMA = PACKAGE / "weights_manifest.schema.json"
-
-Row = dict[str, Any]
 
 
 @functools.cache
@@ -33,7 +32,7 @@ def rows() -> dict[str, Row]:
         IntegrityError: the package's own manifest is damaged.
     """
     try:
-        return {row["name"]: row for row in read(MANIFEST)}
+        return {row.name: row for row in read(MANIFEST)}
     except InputError as error:
         raise IntegrityError(f"{error}; install cgh-models again") from error
 
@@ -48,109 +47,110 @@ def row(name: str) -> Row:
     if name not in rows():
         near = difflib.get_close_matches(name, rows(), n=3, cutoff=0.4)
         hint = f"did you mean {', '.join(near)}?" if near else "`cgh list` shows those there are"
-        raise InputError(f"{printable(name)[:100]}: no published weights of this name and no such folder; {hint}")
+        raise InputError(
+            f"{printable(name)[:100]}: no published weights of this name and no such folder; {hint}"
+        )
     return copy.deepcopy(rows()[name])
 
 
-def row_of(weights: str) -> Row:
-    """The row of published weights, or else of a weights folder. Raises as `row` and `read_row`."""
-    known = weights in rows() or not Path(weights).is_dir()
-    return row(weights) if known else read_row(Path(weights))
+def is_published(weights: str | os.PathLike[str]) -> bool:
+    """Whether WEIGHTS is the name of a row; a Path is always a folder."""
+    return isinstance(weights, str) and weights in rows()
 
 
-def trained_on(row: Row) -> str:
-    """The images of a row in a few words: their name and number, as far as they are known."""
-    data = row["data"]
-    name = data["name"] or "images whose name was not stated"
-    return name if data["images"] is None else f"{name}, {data['images']:,} images"
+def find(weights: str | os.PathLike[str]) -> tuple[Row, Path | None]:
+    """The row of published weights and None, or of a weights folder and that folder.
+
+    Raises:
+        InputError: there is neither, or the folder has no valid row.
+        IntegrityError: the folder's row is not JSON.
+    """
+    folder = Path(weights)
+    if is_published(weights) or not folder.is_dir():
+        return row(str(weights)), None
+    return read_row(folder), folder
 
 
 def read(path: Path) -> list[Row]:
     """The rows of a manifest file.
 
     Raises:
-        InputError: it is not there, or it is not a manifest: names row and key.
+        InputError: it is not there, or not a manifest: names row and key.
         IntegrityError: it is not JSON.
     """
-    content = files.read_json(path, "a weights manifest")
-    check(content, path)
-    return content["weights"]
+    return _parse(files.read_json(path, "a weights manifest"), path)
 
 
 def read_row(folder: Path) -> Row:
     """The row of a weights folder. Raises as `read`, and if the folder has none."""
     path = folder / ROW_FILE
-    content = files.read_json(path, "the description that `cgh export` writes into a weights folder")
-    check({"schema": 1, "weights": [content]}, path)
-    return content
+    kind = "the description that `cgh export` writes into a weights folder"
+    return _parse({"schema": 1, "weights": [files.read_json(path, kind)]}, path)[0]
+
+
+def write_row(folder: Path, row: Row) -> None:
+    """Writes the row of a weights folder. Raises InputError if the schema refuses it."""
+    path, values = folder / ROW_FILE, row.to_json()
+    _parse({"schema": 1, "weights": [values]}, path)
+    files.write_json(path, values)
 
 
 def add(path: Path, new: Row) -> None:
-    """Writes a row into a manifest file, in the place of the row of the same name or as the last."""
-    known = read(path)
-    place = next((i for i, old in enumerate(known) if old["name"] == new["name"]), len(known))
-    content = {"schema": 1, "weights": [*known[:place], new, *known[place + 1 :]]}
-    check(content, path)
+    """Writes a row into a manifest file, in place of the row of the same name or as the last."""
+    known = {old.name: old.to_json() for old in read(path)}
+    known[new.name] = new.to_json()
+    content = {"schema": 1, "weights": list(known.values())}
+    _parse(content, path)
     files.write_json(path, content)
 
 
-def check(content: Any, path: Path) -> None:
-    """Raises InputError that names the row and the key if this is not the content of a manifest."""
-    if not (validate := _validator()):
-        return
-    if refused := validate(content):
-        raise InputError(f"{printable(path)}: {_explain(content, refused)}") from refused
-    seen = set()
-    for new in content["weights"]:
-        where = f"{printable(path)}: row {new['name']!r}"
-        entry = new["name"].replace(".", "_")  # what torch.hub calls it
-        if entry in seen:
-            raise InputError(f"{where}: key 'name': there are two rows of this name; rename or remove one")
-        seen.add(entry)
-        if new["name"].partition(".")[0] != new["architecture"]:
+def _parse(content: dict[str, Any], path: Path) -> list[Row]:
+    """The rows of a manifest's JSON. Raises InputError that names the row and the key."""
+    validate = _validator()
+    try:
+        if validate:
+            validate(content)
+    except ValueError as error:  # fastjsonschema's
+        raise InputError(f"{printable(path)}: {_explain(content, error)}") from error
+    found = [Row.from_json(values) for values in content["weights"]]
+    entries = set()  # names as torch.hub has them
+    for row in found:
+        where = f"{printable(path)}: row {row.name!r}"
+        entry = row.name.replace(".", "_")
+        if entry in entries:
+            raise InputError(f"{where}: key 'name': there are two rows of this name; rename one")
+        entries.add(entry)
+        if row.name.partition(".")[0] != row.architecture:
             raise InputError(
-                f"{where}: key 'architecture': {new['architecture']!r}, expected what stands before the dot"
+                f"{where}: key 'architecture': {row.architecture!r}, expected what stands before "
+                "the dot of the name"
             )
+    return found
 
 
 @functools.cache
-def _validator() -> Any:
-    """A function that returns why it refuses a manifest, or None; None itself where its library is missing."""
+def _validator() -> Callable[[dict[str, Any]], Any] | None:
+    """A function that raises for what is not a manifest; None where its library is missing."""
     try:
         import fastjsonschema
-    except ModuleNotFoundError:  # a machine for training alone, where nothing can be installed
-        return say("fastjsonschema is not installed: rows are not checked here; `cgh verify` does where it is")
-    compiled: Any = fastjsonschema.compile(json.loads(_SCHEMA.read_text("utf-8")))
-
-    def refusal(content: Any) -> Exception | None:
-        try:
-            compiled(content)
-        except fastjsonschema.JsonSchemaValueException as error:
-            return error
-
-    return refusal
+    except ModuleNotFoundError:  # a machine for training alone
+        say("fastjsonschema is not installed: rows are not checked (`cgh verify` elsewhere does)")
+        return None
+    return fastjsonschema.compile(json.loads(_SCHEMA.read_text("utf-8")))
 
 
-def _explain(content: Any, error: Any) -> str:
+def _explain(content: dict[str, Any], error: Any) -> str:
     """Which row, which key, what is wrong with it."""
-    way = [str(part) for part in error.path[1:]]
+    path = error.path[1:]
     where = "the manifest"
-    if len(way) > 1 and way[0] == "weights":
-        entry = content["weights"][int(way[1])]
-        name = entry.get("name") if isinstance(entry, dict) else None
-        where = f"row {printable(name)[:80]!r}" if isinstance(name, str) else f"row {way[1]}"
-        way = way[2:]
-    rule, value = error.rule_definition, error.value
-    if error.rule == "required":
-        missing = sorted(set(rule) - value.keys())
-        return f"{where}: key {'.'.join([*way, missing[0]])!r} is missing; expected a key that the schema names"
-    if error.rule == "additionalProperties":
-        known = error.definition["properties"]
-        patterns = error.definition.get("patternProperties", {})
-        unknown = next(k for k in value if k not in known and not any(re.search(p, k) for p in patterns))
-        return (
-            f"{where}: key {'.'.join([*way, printable(unknown)[:60]])!r} is unknown; expected one of "
-            f"{', '.join(sorted(known))[:160]}"
-        )
-    shown = printable(json.dumps(value))[:60]
-    return f"{where}: key {'.'.join(way)!r}: {shown} is refused, expected {error.rule} {json.dumps(rule)[:100]}"
+    if path[:1] == ["weights"] and len(path) > 1:
+        values = content["weights"][int(path[1])]
+        name = values.get("name", path[1]) if isinstance(values, dict) else path[1]
+        where = f"row {printable(name)[:80]!r}"
+        path = path[2:]
+    if path:
+        where += f": key {printable('.'.join(path))[:80]!r}"
+    problem = printable(error.message.removeprefix(error.name).strip())[:160]
+    if error.rule in ("required", "additionalProperties"):  # these name a key of it themselves
+        return f"{where} {problem}"
+    return f"{where}: {printable(json.dumps(error.value))[:60]}, {problem}"

@@ -1,61 +1,50 @@
-"""A picture of a run from its log: the loss, and kNN accuracy where it was measured, over the steps."""
+"""A picture of a run from its log: the loss and the kNN accuracy over the steps."""
 
 import contextlib
 import json
 import math
 from pathlib import Path
-from typing import Any
 
-from PIL import Image, ImageDraw, ImageFont
+from ..errors import say
 
-_WIDTH, _HEIGHT, _MARGIN = 420, 260, 44  # pixels, of a panel
-_COLOUR, _GREY = (31, 92, 153), (110, 110, 110)
+Line = dict[str, float]
 
 
-def read_log(path: Path) -> list[dict[str, Any]]:
+def read_log(path: Path) -> list[Line]:
     """The whole lines of a metrics.jsonl; none if it is not there."""
     lines = []
     for text in path.read_text("utf-8", errors="replace").splitlines() if path.is_file() else ():
         with contextlib.suppress(json.JSONDecodeError):  # a run that was killed while it wrote
             lines.append(json.loads(text))
-    return lines
+    return [line for line in lines if isinstance(line, dict)]
 
 
-def curve(log: list[dict[str, Any]]) -> Image.Image | None:
-    """A panel for the loss and one for kNN, side by side; None if the log has neither twice.
+def save_curve(log: list[Line], path: Path) -> None:
+    """Draws the loss and the kNN accuracy side by side; nothing if the log has neither twice.
 
     Args:
         log: the lines of metrics.jsonl.
+        path: the PNG file to write; equal logs give equal bytes.
     """
-    nothing = math.nan
-    found = {
-        "loss": [(line["step"], line.get("loss", nothing)) for line in log],
-        # Of val/ against train/, or among the training images where no others were named.
-        "kNN on a sample, %": [(line["step"], line.get("knn", line.get("knn_train", nothing))) for line in log],
-    }
-    found = {title: [point for point in points if math.isfinite(point[1])] for title, points in found.items()}
-    panels = {title: points for title, points in found.items() if len(points) > 1}
+    knn = "knn" if any("knn" in line for line in log) else "knn_train"  # without val/ images
+    panels = {"loss": _points(log, "loss"), "kNN on a sample, %": _points(log, knn)}
+    panels = {title: points for title, points in panels.items() if len(points) > 1}
     if not panels:
-        return None
-    image = Image.new("RGB", (_WIDTH * len(panels), _HEIGHT), "white")
-    for place, (title, points) in enumerate(panels.items()):
-        _draw(ImageDraw.Draw(image), _WIDTH * place, title, points)
-    return image
+        return
+    try:
+        from matplotlib import style
+        from matplotlib.figure import Figure
+    except ImportError:
+        say(f"{path.name} is not drawn: matplotlib is missing; pip install '.[report]'")
+        return
+    with style.context("default"):
+        figure = Figure(figsize=(4.2 * len(panels), 2.6), dpi=100, layout="constrained")
+        for place, (title, points) in enumerate(panels.items(), start=1):
+            axes = figure.add_subplot(1, len(panels), place, title=title, xlabel="step")
+            axes.plot([step for step, _ in points], [value for _, value in points])
+        figure.savefig(path, metadata={"Software": None})
 
 
-def _draw(draw: ImageDraw.ImageDraw, left: int, title: str, points: list[tuple[int, float]]) -> None:
-    last, values = points[-1][0], [value for _, value in points]
-    low, high = min(values), max(values)
-    width, height = _WIDTH - 2 * _MARGIN, _HEIGHT - 2 * _MARGIN
-
-    def place(step: float, value: float) -> tuple[float, float]:
-        share = (value - low) / (high - low) if high > low else 0.5
-        return left + _MARGIN + width * step / max(last, 1), _MARGIN + height * (1 - share)
-
-    draw.rectangle([left + _MARGIN, _MARGIN, left + _MARGIN + width, _MARGIN + height], outline=_GREY)
-    draw.line([place(*point) for point in points], fill=_COLOUR, width=2)
-    font = ImageFont.load_default(13)
-    draw.text((left + _MARGIN, _MARGIN - 20), title, fill="black", font=font)
-    for value in {low, high}:
-        draw.text((left + _MARGIN - 4, place(0, value)[1]), f"{value:.3g}", fill=_GREY, font=font, anchor="rm")
-    draw.text((left + _MARGIN + width, _MARGIN + height + 6), f"step {last}", fill=_GREY, font=font, anchor="ra")
+def _points(log: list[Line], key: str) -> list[tuple[float, float]]:
+    """(step, value) of the lines that have a finite value under this key."""
+    return [(line["step"], line[key]) for line in log if math.isfinite(line.get(key, math.nan))]

@@ -5,50 +5,32 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import timm
 import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
-from small_runs import QUICK, small
+from small_runs import QUICK, small, train_run
 
 from cgh_models import backbone, files, tensors
-from cgh_models.errors import InputError, IntegrityError
+from cgh_models.errors import InputError, IntegrityError, NetworkError
 from cgh_models.hub import manifest
 from cgh_models.hub.export import export, record
-from cgh_models.hub.registry import build_method, create_model, load_method, load_run, preprocessing, start_from
-from cgh_models.methods import METHODS
+from cgh_models.hub.registry import create_model, load_method, load_run
+from cgh_models.hub.row import BACKBONE, HEADS, Metric
+from cgh_models.hub.start_from import start_from
+from cgh_models.methods import METHODS, build_method, preprocessing
 from cgh_models.train import checkpoint
 from cgh_models.train.loop import pretrain
-
-
-def train_run(out, data, arch="test_resnet", name="cgh", **settings):
-    config = dataclasses.replace(QUICK, image_size=64, epochs=1)
-    torch.manual_seed(0)
-    method = build_method(name, arch, preprocessing(config), small(name, **settings))
-    pretrain(method, data / "train", config, out)
-    return method
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory, image_root):
-    out = tmp_path_factory.mktemp("export") / "run"
-    train_run(out, image_root)
-    return out
-
-
-@pytest.fixture(scope="module")
-def weights(run):
-    export(run, run.parent / "weights")
-    return run.parent / "weights"
 
 
 def test_the_backbone_has_timms_keys_and_nothing_else(weights):
     assert sorted(load_file(weights / "model.safetensors")) == sorted(
         timm.create_model("test_resnet", num_classes=0).state_dict()
     )
-    heads = load_file(weights / "pretrain.safetensors")
+    heads = load_file(weights / HEADS)
     assert not [k for k in heads if k.startswith("student.backbone.")]
     assert {k.split(".")[0] for k in heads} == {"student", "teacher", "queue"}
 
@@ -64,28 +46,40 @@ x = torch.linspace(-2, 2, 3 * 64 * 64).view(1, 3, 64, 64)
 size = timm.data.resolve_model_data_config(model)['input_size']
 print(json.dumps([size, model(x)[0].tolist(), grey(x[:, :1]).shape[1], len(pyramid(x))]))
 """
-    run_it = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=run.parent)
+    run_it = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=run.parent
+    )
     size, features, classes, maps = json.loads(run_it.stdout)
     x = torch.linspace(-2, 2, 3 * 64 * 64).view(1, 3, 64, 64)
     expected = load_run(run).student.backbone.eval()(x)[0].tolist()
     assert features == expected and (size, classes, maps) == ([3, 64, 64], 5, 5)
 
 
-def test_the_config_has_our_provenance_and_preprocessing_and_nothing_of_the_architectures_own(weights):
+def test_the_config_has_our_provenance_and_preprocessing_and_nothing_of_the_architectures_own(
+    weights,
+):
     cfg = json.loads((weights / "config.json").read_text())["pretrained_cfg"]
     stock = timm.get_pretrained_cfg("test_resnet")
     assert stock.tag == "r160_in1k" and stock.origin_url is None  # what must not leak
-    assert cfg["tag"] == "cgh" and cfg["paper_ids"] == ["arXiv:2308.13392"] and cfg["license"] is None
-    assert cfg["input_size"] == [3, 64, 64] and cfg["mean"] == [0.485, 0.456, 0.406] and cfg["num_classes"] == 0
+    assert (
+        cfg["tag"] == "cgh" and cfg["paper_ids"] == ["arXiv:2308.13392"] and cfg["license"] is None
+    )
+    assert (
+        cfg["input_size"] == [3, 64, 64]
+        and cfg["mean"] == [0.485, 0.456, 0.406]
+        and cfg["num_classes"] == 0
+    )
     model = timm.create_model(f"local-dir:{weights}", pretrained=True)
     assert cfg["pool_size"] == [2, 2]  # of 64 px, not of the architecture's own 160
     assert model.pretrained_cfg["tag"] == "cgh" and not model.pretrained_cfg.get("test_input_size")
 
 
 def test_equal_runs_export_equal_bytes(run, weights, tmp_path):
-    export(run, tmp_path / "again")
-    for path in weights.iterdir():
-        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes(), path.name
+    export(run, tmp_path / "second")
+    names = [path.relative_to(weights) for path in weights.rglob("*") if path.is_file()]
+    assert {BACKBONE, HEADS} < {str(name) for name in names}
+    for name in names:
+        assert (weights / name).read_bytes() == (tmp_path / "second" / name).read_bytes(), name
 
 
 def test_the_method_restored_from_an_export_has_the_same_loss_to_the_bit(run, weights):
@@ -99,13 +93,15 @@ def test_the_method_restored_from_an_export_has_the_same_loss_to_the_bit(run, we
 
 def test_float16_halves_the_files_and_loads_as_float32(run, weights, tmp_path):
     export(run, tmp_path / "half", dtype="float16")
-    for name in ("model.safetensors", "pretrain.safetensors"):
+    for name in (BACKBONE, HEADS):
         assert (tmp_path / "half" / name).stat().st_size < 0.6 * (weights / name).stat().st_size
     model = timm.create_model(f"local-dir:{tmp_path / 'half'}", pretrained=True)
     assert all(p.dtype == torch.float32 for p in model.parameters())
     for key, value in model.state_dict().items():
         whole = load_file(weights / "model.safetensors")[key]
-        assert torch.equal(value, whole.half().to(whole.dtype) if whole.is_floating_point() else whole)
+        assert torch.equal(
+            value, whole.half().to(whole.dtype) if whole.is_floating_point() else whole
+        )
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "cgh"])
@@ -119,7 +115,10 @@ def test_every_method_exports_with_its_heads_and_goes_on_from_there(image_root, 
     torch.manual_seed(5)
     fresh = build_method(name, "test_resnet", {"input_size": (3, 64, 64)}, small(name))
     assert "backbone, heads, teacher and queues" in start_from(fresh, tmp_path / "weights")
-    assert all(torch.equal(value, trained.state_dict()[key].cpu()) for key, value in fresh.state_dict().items())
+    assert all(
+        torch.equal(value, trained.state_dict()[key].cpu())
+        for key, value in fresh.state_dict().items()
+    )
 
 
 @pytest.mark.parametrize("arch", ["test_vit", "test_convnext", "resnet18_cifar_w16"])
@@ -133,18 +132,29 @@ def test_other_families_export_too(image_root, tmp_path, arch):
 def test_the_card_holds_the_numbers_of_the_row_and_no_other(weights, tmp_path):
     shutil.copytree(weights, tmp_path / "w")
     card = (tmp_path / "w" / "README.md").read_text()
-    assert "Nothing yet: `cgh evaluate knn" in card and "64 images" in card and "1 epochs, 4 steps" in card
-    metric = {"data": "Some Set", "protocol": "p", "parameters": {"k": 3}, "value": 61.25, "n": 20, "command": "cgh x"}
+    assert (
+        "Nothing yet: `cgh evaluate knn" in card
+        and "64 images" in card
+        and "1 epochs, 4 steps" in card
+    )
+    metric = Metric("Some Set", "p", {"k": 3}, 61.25, 20, "cgh x")
     record(tmp_path / "w", "knn", metric)
     card = (tmp_path / "w" / "README.md").read_text()
-    assert card.index("**Data:**") < card.index('| knn | Some Set | 61.25 % | 20 | p | `{"k": 3}` |')
-    told = ModelCard.load(tmp_path / "w" / "README.md").data
-    assert [(r.metric_value, r.dataset_name) for r in told.eval_results] == [(61.25, "Some Set")]
-    assert json.loads((tmp_path / "w" / "weights.json").read_text())["metrics"] == {"knn": metric, "linear": None}
+    assert card.index("**Data:**") < card.index(
+        '| knn | Some Set | 61.25 % | 20 | p | `{"k": 3}` |'
+    )
+    card_data = ModelCard.load(tmp_path / "w" / "README.md").data
+    assert [(r.metric_value, r.dataset_name) for r in card_data.eval_results] == [
+        (61.25, "Some Set")
+    ]
+    assert json.loads((tmp_path / "w" / "weights.json").read_text())["metrics"] == {
+        "knn": vars(metric),
+        "linear": None,
+    }
 
 
 def test_a_failed_export_leaves_nothing_behind(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("cgh_models.hub.export.card", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("cgh_models.hub.card._front_matter", lambda row: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         export(run, tmp_path / "w")
     assert [p.name for p in tmp_path.iterdir()] == ["w"] and not list((tmp_path / "w").iterdir())
@@ -167,6 +177,21 @@ def test_weights_and_runs_are_loaded_by_one_name(weights, run):
     assert create_model(weights, num_classes=3)(x).shape == (1, 3)
 
 
+def test_timms_name_comes_before_a_folder_that_is_called_like_it(weights, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(weights, tmp_path / "test_resnet")
+    shutil.copytree(weights, tmp_path / "test_resnet.mine")  # no tag of timm's
+    with pytest.raises(NetworkError, match="test_resnet: its weights could not be fetched"):
+        create_model("test_resnet")
+    expected = load_file(weights / BACKBONE)["layer1.0.conv1.weight"]
+    folder = Path("test_resnet")
+    for name in ("./test_resnet", "local-dir:test_resnet", folder, "test_resnet.mine"):
+        assert torch.equal(create_model(name).layer1[0].conv1.weight, expected), name
+    assert "backbone, heads, teacher and queues" in start_from(new(), "./test_resnet")
+    with pytest.raises(NetworkError):
+        start_from(new(), "test_resnet")
+
+
 @pytest.mark.parametrize(
     "name, message",
     [
@@ -187,17 +212,19 @@ def test_a_damaged_file_is_named(weights, tmp_path):
     whole = (tmp_path / "w" / "model.safetensors").read_bytes()
     for body in (b"", b"<html>not found</html>", whole[: len(whole) // 2]):
         (tmp_path / "w" / "model.safetensors").write_bytes(body)
-        with pytest.raises(IntegrityError, match=r"model.safetensors: not a readable safetensors file"):
+        with pytest.raises(
+            IntegrityError, match=r"model.safetensors: not a readable safetensors file"
+        ):
             create_model(tmp_path / "w")
 
 
 def test_heads_that_do_not_fit_the_backbone_are_refused(weights, tmp_path):
     shutil.copytree(weights, tmp_path / "w")
-    heads = load_file(weights / "pretrain.safetensors")
+    heads = load_file(weights / HEADS)
     heads.pop("queue.rows")
-    save_file(heads, tmp_path / "w" / "pretrain.safetensors")
+    save_file(heads, tmp_path / "w" / HEADS)
     row = json.loads((tmp_path / "w" / "weights.json").read_text())
-    row["files"]["pretrain.safetensors"]["sha256"] = files.sha256(tmp_path / "w" / "pretrain.safetensors")
+    row["files"][HEADS]["sha256"] = files.sha256(tmp_path / "w" / HEADS)
     (tmp_path / "w" / "weights.json").write_text(json.dumps(row))
     with pytest.raises(IntegrityError, match=r"1 of \d+ tensors are missing, .* queue.rows"):
         load_method(tmp_path / "w")
@@ -211,9 +238,12 @@ def new(name="cgh", arch="test_resnet", **settings):
 @pytest.mark.parametrize("source", ["weights", "run"])
 def test_init_takes_the_heads_when_they_fit(request, source, run):
     method, trained = new(), load_run(run)
-    assert "backbone, heads, teacher and queues" in start_from(method, request.getfixturevalue(source))
+    assert "backbone, heads, teacher and queues" in start_from(
+        method, request.getfixturevalue(source)
+    )
     assert all(
-        torch.equal(a, b) for a, b in zip(method.state_dict().values(), trained.state_dict().values(), strict=True)
+        torch.equal(a, b)
+        for a, b in zip(method.state_dict().values(), trained.state_dict().values(), strict=True)
     )
 
 
@@ -221,7 +251,10 @@ def test_init_takes_the_heads_when_they_fit(request, source, run):
     "settings, said",
     [
         ({"name": "ressl"}, "heads: left out, they are cgh's and not ressl's"),
-        ({"hidden_width": 17}, r"heads: left out, the shape of student.projector.0.weight \(and \d+ more\) is another"),
+        (
+            {"hidden_width": 17},
+            r"heads: left out, the shape of student.projector.0.weight \(and \d+ more\) is another",
+        ),
     ],
 )
 def test_init_says_what_it_leaves_out(run, weights, settings, said):
@@ -235,37 +268,38 @@ def test_init_says_what_it_leaves_out(run, weights, settings, said):
 
 
 def test_init_with_another_architecture_is_refused(weights):
-    with pytest.raises(InputError, match="does not fit the model: .* give weights of the same architecture"):
+    with pytest.raises(
+        InputError, match="does not fit the model: .* give weights of the same architecture"
+    ):
         start_from(new(arch="resnet18_cifar_w16"), weights)
 
 
 def test_init_with_a_deeper_network_is_refused(image_root, tmp_path):
     """All that the smaller one has is in it, in the same shapes."""
     train_run(tmp_path / "deep", image_root, arch="resnet34")
-    with pytest.raises(InputError, match="does not fit the model: .* give weights of the same architecture"):
+    with pytest.raises(
+        InputError, match="does not fit the model: .* give weights of the same architecture"
+    ):
         start_from(new(arch="resnet18"), tmp_path / "deep")
 
 
-def test_what_a_run_started_from_is_told_and_no_folder_of_the_machine(run, image_root, tmp_path, monkeypatch):
+def test_what_a_run_started_from_is_told_and_no_folder_of_the_machine(
+    run, image_root, tmp_path, monkeypatch
+):
     config = dataclasses.replace(QUICK, image_size=64, epochs=1)
     method = build_method("cgh", "test_resnet", preprocessing(config), small("cgh"))
     start_from(method, run)
-    monkeypatch.setattr(sys, "argv", ["cgh", "pretrain", "--data", f"{image_root}/train", f"--out={tmp_path}/run"])
+    monkeypatch.setattr(
+        sys, "argv", ["cgh", "pretrain", "--data", f"{image_root}/train", f"--out={tmp_path}/run"]
+    )
     pretrain(method, image_root / "train", config, tmp_path / "run")
     export(tmp_path / "run", tmp_path / "w")
     row = manifest.read_row(tmp_path / "w")
-    assert row["command"] == "cgh pretrain --data train --out=run"
-    assert "Its training started from run: backbone, heads, teacher and queues." in row["notes"]
-    metric = {
-        "data": "d",
-        "protocol": "p",
-        "parameters": {},
-        "value": 1.0,
-        "n": 1,
-        "command": "cgh x --data /home/me/d",
-    }
-    record(tmp_path / "w", "knn", metric)
-    assert str(tmp_path) not in (tmp_path / "w" / "README.md").read_text() + json.dumps(row)
+    assert row.command == "cgh pretrain --data train --out=run"
+    assert "Its training started from run: backbone, heads, teacher and queues." in row.notes
+    record(tmp_path / "w", "knn", Metric("d", "p", {}, 1.0, 1, "cgh x --data /home/me/d"))
+    card = (tmp_path / "w" / "README.md").read_text()
+    assert str(tmp_path) not in card + json.dumps(row.to_json())
     assert "/home/me" not in (tmp_path / "w" / "README.md").read_text()
 
 
@@ -287,7 +321,9 @@ def test_export_does_not_overwrite(run, tmp_path):
 
 def test_an_export_that_reads_back_differently_is_an_error(run, tmp_path, monkeypatch):
     def altered(path, given):
-        tensors.write_tensors(path, {k: v + 0.01 if v.is_floating_point() else v for k, v in given.items()})
+        tensors.write_tensors(
+            path, {k: v + 0.01 if v.is_floating_point() else v for k, v in given.items()}
+        )
 
     monkeypatch.setattr("cgh_models.hub.export.write_tensors", altered)
     with pytest.raises(IntegrityError, match="do not use it"):

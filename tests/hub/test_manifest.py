@@ -1,4 +1,4 @@
-"""The manifest: both copies are equal, it keeps its schema, and a bad one is refused with row and key."""
+"""The manifest: both copies are equal, it has its schema, a bad one is refused with row and key."""
 
 import contextlib
 import copy
@@ -11,21 +11,43 @@ import pytest
 import cgh_models
 from cgh_models.errors import InputError, IntegrityError
 from cgh_models.hub import manifest
+from cgh_models.hub.row import HEADS, OLD_HEADS, Row
 
 REPO = Path(__file__).resolve().parents[2]
 
 ROW = {
-    "name": "test_resnet.cgh", "architecture": "test_resnet", "model_args": {}, "parameters": 5, "num_features": 3,
-    "pool_size": [2, 2], "method": "cgh", "method_config": {"taps": 2}, "train_config": {}, "branch": "student",
+    "name": "test_resnet.cgh",
+    "architecture": "test_resnet",
+    "model_args": {},
+    "parameters": 5,
+    "num_features": 3,
+    "pool_size": [2, 2],
+    "method": "cgh",
+    "method_config": {"taps": 2},
+    "train_config": {},
+    "branch": "student",
     "data": {"name": "Some Set", "images": 64, "digest": "0" * 64, "license_note": "Free."},
-    "epochs": 1.5, "steps": 4, "seed": 0, "code": {"version": "0.1.0", "commit": None}, "command": "cgh pretrain",
+    "epochs": 1.5,
+    "steps": 4,
+    "seed": 0,
+    "code": {"version": "0.1.0", "commit": None},
+    "command": "cgh pretrain",
     "files": {"model.safetensors": {"bytes": 9, "sha256": "a" * 64, "urls": None}},
     "hub": None,
-    "preprocessing": {"input_size": [3, 64, 64], "mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2],
-                      "interpolation": "bicubic", "crop_pct": 1.0, "crop_mode": "center"},
-    "license": None, "paper_ids": ["arXiv:2308.13392"], "metrics": {"knn": None, "linear": None},
-    "fingerprint": [0.5] * 8, "notes": [],
-}  # fmt: skip
+    "preprocessing": {
+        "input_size": [3, 64, 64],
+        "mean": [0.5, 0.5, 0.5],
+        "std": [0.2, 0.2, 0.2],
+        "interpolation": "bicubic",
+        "crop_pct": 1.0,
+        "crop_mode": "center",
+    },
+    "license": None,
+    "paper_ids": ["arXiv:2308.13392"],
+    "metrics": {"knn": None, "linear": None},
+    "fingerprint": [0.5] * 8,
+    "notes": [],
+}
 
 
 def write(path, *rows):
@@ -50,36 +72,64 @@ def changed(way: str, value):
 def test_both_copies_are_equal_and_every_row_keeps_the_schema():
     packaged = (Path(cgh_models.__file__).parent / "weights_manifest.json").read_bytes()
     assert packaged == (REPO / "weights_manifest.json").read_bytes()
-    assert [row["name"] for row in manifest.read(REPO / "weights_manifest.json")] == list(manifest.rows())
+    rows = manifest.read(REPO / "weights_manifest.json")
+    assert rows == list(manifest.rows().values()) and [row.name for row in rows] == manifest.names()
+
+
+@pytest.mark.parametrize(
+    "file",
+    [REPO / "weights_manifest.json", REPO / "tests" / "old_folders" / "weights" / "weights.json"],
+)
+def test_rows_come_back_as_the_json_they_were(file):
+    values = json.loads(file.read_text())
+    for row in values.get("weights", [values]):
+        assert json.dumps(Row.from_json(row).to_json()) == json.dumps(row)
+    assert Row.from_json(ROW).to_json() == ROW
 
 
 def test_what_is_published_can_be_traced_and_was_measured():
     for row in manifest.rows().values():
-        knn = row["metrics"]["knn"]
-        converted = "converted_from" in row
-        assert row["license"] and row["notes"] and (converted or row["code"]["commit"])
-        assert row["command"].startswith("cgh convert " if converted else "cgh pretrain ")
-        assert knn["data"] == row["data"]["name"] and knn["n"] >= 10_000 and knn["command"].startswith("cgh evaluate")
+        knn, converted = row.metrics["knn"], row.converted_from
+        assert row.license and row.notes and (converted or row.code.commit)
+        assert row.command.startswith("cgh convert " if converted else "cgh pretrain ")
+        assert knn and knn.data == row.data.name and knn.n >= 10_000
+        assert knn.command.startswith("cgh evaluate")
 
 
 CONVERTED = {"file": "a.pth", "bytes": 9, "sha256": "b" * 64, "prefix": "module.encoder_q."}
-UNKNOWN = ("method_config", "train_config", "epochs", "steps", "seed", "data/name", "data/images", "data/digest")
+UNKNOWN = (
+    "method_config",
+    "train_config",
+    "epochs",
+    "steps",
+    "seed",
+    "data/name",
+    "data/images",
+    "data/digest",
+)
 
 
 def test_what_a_converted_file_cannot_say_may_be_null_and_nowhere_else(tmp_path):
-    row = ROW | {"converted_from": CONVERTED, "data": ROW["data"] | dict.fromkeys(("name", "images", "digest"))}
+    row = ROW | {
+        "converted_from": CONVERTED,
+        "data": ROW["data"] | dict.fromkeys(("name", "images", "digest")),
+    }
     row |= dict.fromkeys(key for key in UNKNOWN if "/" not in key)
-    assert manifest.read(write(tmp_path / "m.json", row)) == [row]
+    assert manifest.read(write(tmp_path / "m.json", row))[0].to_json() == row
     for key in UNKNOWN:
-        with pytest.raises(InputError, match=f"key '{key.replace('/', '.')}': null is refused, expected type"):
+        with pytest.raises(InputError, match=f"key '{key.replace('/', '.')}': null, must be "):
             manifest.read(write(tmp_path / "m.json", changed(key, None)))
 
 
-def test_converted_weights_have_no_heads(tmp_path):
-    files = ROW["files"] | {"pretrain.safetensors": ROW["files"]["model.safetensors"]}
-    assert manifest.read(write(tmp_path / "m.json", ROW | {"files": files}))
+@pytest.mark.parametrize("heads", [HEADS, OLD_HEADS])
+def test_heads_have_a_new_and_an_old_name_and_converted_weights_have_none(tmp_path, heads):
+    files = ROW["files"] | {heads: ROW["files"]["model.safetensors"]}
+    (row,) = manifest.read(write(tmp_path / "m.json", ROW | {"files": files}))
+    assert row.heads_file == heads and Row.from_json(ROW).heads_file is None
     with pytest.raises(InputError, match="key 'files'"):
-        manifest.read(write(tmp_path / "m.json", ROW | {"files": files, "converted_from": CONVERTED}))
+        manifest.read(
+            write(tmp_path / "m.json", ROW | {"files": files, "converted_from": CONVERTED})
+        )
 
 
 METRIC = {"data": "d", "protocol": "p", "parameters": {}, "value": 50, "n": 9, "command": "c"}
@@ -89,40 +139,49 @@ def test_a_whole_row_is_accepted(tmp_path):
     full = changed("metrics", {"knn": METRIC, "linear": None, "knn_tiny": METRIC})
     full["hub"] = {"repo_id": "org/name", "revision": "0" * 40}
     full["files"]["model.safetensors"]["urls"] = ["https://example.com/a.safetensors"]
-    assert manifest.read(write(tmp_path / "m.json", ROW | {"name": "test_resnet.b"}, full))[1] == full
+    rows = manifest.read(write(tmp_path / "m.json", ROW | {"name": "test_resnet.b"}, full))
+    assert rows[1].to_json() == full
 
 
 FILE = "files/model.safetensors/"
 BAD = [
-    ("fingerprint", ..., "key 'fingerprint' is missing"),
-    ("data/digest", ..., "key 'data.digest' is missing"),
-    ("files/model.safetensors", ..., "key 'files.model.safetensors' is missing"),
-    ("metrics/linear", ..., "key 'metrics.linear' is missing"),
-    ("colour", "red", "key 'colour' is unknown; expected one of architecture, branch"),
-    ("files/../../etc/passwd", None, "key 'files.../../etc/passwd' is unknown"),
-    ("metrics/psnr", METRIC, "key 'metrics.psnr' is unknown"),
+    ("fingerprint", ..., "must contain ['fingerprint']"),
+    ("data/digest", ..., "key 'data' must contain ['digest']"),
+    ("files/model.safetensors", ..., "key 'files' must contain ['model.safetensors']"),
+    ("metrics/linear", ..., "key 'metrics' must contain ['linear']"),
+    ("colour", "red", "must not contain {'colour'} properties"),
+    ("files/../../etc/passwd", None, "key 'files' must not contain {'../../etc/passwd'}"),
+    ("metrics/psnr", METRIC, "key 'metrics' must not contain {'psnr'}"),
     ("name", "../../etc.passwd", "key 'name'"),
     ("name", "test_resnet", "key 'name'"),
-    ("architecture", "test_vit", "key 'architecture': 'test_vit', expected what stands before the dot"),
-    ("parameters", True, "key 'parameters': true is refused"),
+    (
+        "architecture",
+        "test_vit",
+        "key 'architecture': 'test_vit', expected what stands before the dot",
+    ),
+    ("parameters", True, "key 'parameters': true, must be integer"),
     ("parameters", "5", "key 'parameters'"),
-    ("steps", -1, "key 'steps': -1 is refused, expected minimum 0"),
+    ("steps", -1, "key 'steps': -1, must be bigger than or equal to 0"),
     ("epochs", None, "key 'epochs'"),
     ("branch", "head", "key 'branch'"),
     (FILE + "sha256", "a" * 63, "sha256': \"aaa"),
     (FILE + "sha256", "A" * 64, "sha256"),
     (FILE + "sha256", "a" * 64 + "\n", "sha256"),
-    (FILE + "bytes", 0, "bytes': 0 is refused, expected minimum 1"),
+    (FILE + "bytes", 0, "bytes': 0, must be bigger than or equal to 1"),
     (FILE + "urls", [], "urls"),
     (FILE + "urls", ["http://example.com/a"], "urls"),
     (FILE + "urls", ["https://user:secret@example.com/a"], "urls"),
     (FILE + "urls", ["file:///etc/passwd"], "urls"),
-    ("hub", {"repo_id": "org/name"}, "key 'hub.revision' is missing"),
+    ("hub", {"repo_id": "org/name"}, "key 'hub' must contain ['revision']"),
     ("hub", {"repo_id": "org/name", "revision": "main"}, "key 'hub.revision'"),
     ("hub", {"repo_id": "../name/x", "revision": "0" * 40}, "key 'hub.repo_id'"),
     ("preprocessing/input_size", [3, 64], "input_size"),
     ("preprocessing/input_size", [1, 64, 64], "input_size"),
-    ("model_args/checkpoint_path", "/tmp/x.pth", "key 'model_args.checkpoint_path' is unknown"),
+    (
+        "model_args/checkpoint_path",
+        "/tmp/x.pth",
+        "key 'model_args' must not contain {'checkpoint_path'}",
+    ),
     ("preprocessing/std", [0, 0.2, 0.2], "std"),
     ("paper_ids", [], "paper_ids"),
     ("metrics/knn", {**METRIC, "value": 101}, "key 'metrics.knn.value'"),
@@ -141,18 +200,25 @@ def test_a_bad_row_is_refused_with_row_and_key(tmp_path, way, value, message):
     with pytest.raises(InputError) as refused:
         manifest.read(write(tmp_path / "m.json", ROW | {"name": "test_resnet.first"}, row))
     said = str(refused.value)
-    assert said.startswith(f"{tmp_path / 'm.json'}: row '{row['name']}'") and message in said and len(said) < 400
+    assert (
+        said.startswith(f"{tmp_path / 'm.json'}: row '{row['name']}'")
+        and message in said
+        and len(said) < 400
+    )
 
 
 @pytest.mark.parametrize(
     "content, message",
     [
-        ({"schema": 2, "weights": []}, "key 'schema': 2 is refused, expected const 1"),
-        ({"weights": []}, "key 'schema' is missing"),
-        ({"schema": 1, "weights": [], "more": 1}, "key 'more' is unknown"),
+        ({"schema": 2, "weights": []}, "key 'schema': 2, must be same as const definition: 1"),
+        ({"weights": []}, "must contain ['schema']"),
+        ({"schema": 1, "weights": [], "more": 1}, "must not contain {'more'}"),
         ({"schema": 1, "weights": {}}, "key 'weights'"),
-        ({"schema": 1, "weights": ["row"]}, "row 0"),
-        ({"schema": 1, "weights": [ROW, ROW]}, "row 'test_resnet.cgh': key 'name': there are two rows of this name"),
+        ({"schema": 1, "weights": ["row"]}, "row '0': \"row\", must be object"),
+        (
+            {"schema": 1, "weights": [ROW, ROW]},
+            "row 'test_resnet.cgh': key 'name': there are two rows of this name",
+        ),
     ],
 )
 def test_a_bad_manifest_is_refused(tmp_path, content, message):
@@ -182,20 +248,24 @@ def test_mutated_manifests_are_read_or_refused(tmp_path):
 
 def test_a_row_is_added_once_and_replaced_in_its_place(tmp_path):
     path = write(tmp_path / "m.json", ROW, ROW | {"name": "test_resnet.b"})
-    manifest.add(path, ROW | {"seed": 7})
-    manifest.add(path, ROW | {"name": "test_resnet.c"})
-    assert [(r["name"], r["seed"]) for r in manifest.read(path)] == [
-        ("test_resnet.cgh", 7), ("test_resnet.b", 0), ("test_resnet.c", 0),
-    ]  # fmt: skip
+    manifest.add(path, Row.from_json(ROW | {"seed": 7}))
+    manifest.add(path, Row.from_json(ROW | {"name": "test_resnet.c"}))
+    assert [(row.name, row.seed) for row in manifest.read(path)] == [
+        ("test_resnet.cgh", 7),
+        ("test_resnet.b", 0),
+        ("test_resnet.c", 0),
+    ]
     before = path.read_bytes()
     with pytest.raises(InputError, match="key 'seed'"):
-        manifest.add(path, ROW | {"seed": "7"})
+        manifest.add(path, Row.from_json(ROW | {"seed": "7"}))
     assert path.read_bytes() == before
 
 
 def test_an_unknown_name_is_told_those_that_are_close(monkeypatch):
-    monkeypatch.setattr(manifest, "rows", lambda: {"resnet50.cgh": ROW})
-    with pytest.raises(InputError, match=r"resnet50.chg: no published weights .*; did you mean resnet50.cgh"):
+    monkeypatch.setattr(manifest, "rows", lambda: {"resnet50.cgh": Row.from_json(ROW)})
+    with pytest.raises(
+        InputError, match=r"resnet50.chg: no published weights .*; did you mean resnet50.cgh"
+    ):
         manifest.row("resnet50.chg")
     info = cgh_models.weights_info("resnet50.cgh")
     info["files"].clear()

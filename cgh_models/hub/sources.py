@@ -1,0 +1,107 @@
+"""Downloads a file from the Hub or from a URL; its bytes are still to be checked."""
+
+import contextlib
+import errno
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+from huggingface_hub import constants, errors, get_hf_file_metadata, hf_hub_download, hf_hub_url
+from tqdm import tqdm
+
+from ..errors import ERRORS, DiskError, IntegrityError, NetworkError, printable
+
+T = TypeVar("T")
+_BUSY = {408, 425, 429, 500, 502, 503, 504}  # HTTP codes that may pass
+
+
+def from_hub(repo: str, revision: str, file: str, size: int, cache: Path) -> Path:
+    """Downloads a file at a commit into huggingface_hub's cache. Raises as `plain_errors`."""
+    page = f"{constants.ENDPOINT}/{repo}"
+    url = hf_hub_url(repo, file, revision=revision)
+    with plain_errors(page, cache, size):
+        # hf_hub_download asks this too, but tries for half a minute to reach a Hub that is not
+        # there, takes any commit, and writes to the path that an ETag with slashes is.
+        answer = retry_if_busy(lambda: get_hf_file_metadata(url))
+        if answer.commit_hash != revision or os.path.basename(answer.etag or "") != answer.etag:
+            found = printable(f"{answer.commit_hash}, ETag {answer.etag}")[:120]
+            raise IntegrityError(
+                f"{page}: asked for commit {revision}, the Hub answered {found}; check HF_ENDPOINT"
+            )
+        return Path(hf_hub_download(repo, file, revision=revision, cache_dir=cache))
+
+
+def from_url(url: str, target: Path, size: int) -> Path:
+    """Downloads a URL to ``target``, without credentials. Raises as `plain_errors`."""
+    from pooch import HTTPDownloader
+
+    source = printable(url)[:120]
+    bar = tqdm(desc=target.name, total=size, unit="B", unit_scale=True, disable=None, leave=False)
+    with plain_errors(source, target.parent, size), bar:
+        address = urlsplit(url)
+        loopback = address.hostname in ("127.0.0.1", "localhost", "::1")
+        if address.scheme != "https" and not (address.scheme == "http" and loopback):
+            raise NetworkError(f"{source}: refused, expected an https address; report it")
+        download = HTTPDownloader(
+            progressbar=bar,  # pyright: ignore[reportArgumentType] - "or an arbitrary object"
+            chunk_size=2**20,
+            timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
+            auth=lambda request: request,  # else requests takes a password from ~/.netrc
+        )
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # Not pooch.retrieve, which leaves a file that only its owner can read.
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".") as scratch:
+            temporary = Path(scratch) / target.name
+            download(url, str(temporary), None)
+            os.replace(temporary, target)
+    return target
+
+
+def retry_if_busy(call: Callable[[], T]) -> T:
+    """What ``call`` returns; it is called up to three times while the Hub is busy."""
+    for pause in (0.5, 2.0):
+        try:
+            return call()
+        except errors.HfHubHTTPError as error:
+            if error.response.status_code not in _BUSY:
+                raise
+        time.sleep(pause)
+    return call()
+
+
+@contextlib.contextmanager
+def plain_errors(source: str, folder: Path, size: int) -> Iterator[None]:
+    """Turns what a library raises into a NetworkError, or a DiskError for ``folder``."""
+    try:
+        yield
+    except ERRORS:
+        raise
+    except Exception as error:  # huggingface_hub's HTTP client differs between its versions
+        code = error.errno if isinstance(error, OSError) else None
+        if not code:
+            raise NetworkError(f"{source}: {_reason(error)}") from error
+        reason = f"cannot be written ({os.strerror(code)}); set HF_HOME or cache_dir= to your own"
+        if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            reason = f"no room, {size} bytes are needed; make room, or set HF_HOME to another disk"
+        raise DiskError(f"{printable(folder)}: {reason}") from error
+
+
+def _reason(error: Exception) -> str:
+    """Why a request failed, and what to do."""
+    if isinstance(error, errors.GatedRepoError):
+        return "gated: accept its terms there, then `hf auth login` or set HF_TOKEN"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return "not found, or private: `hf auth login` or set HF_TOKEN"
+    code = getattr(getattr(error, "response", None), "status_code", None)
+    if code in (401, 403):
+        return f"HTTP {code}; `hf auth login` with a token that may do this"
+    if code == 404:
+        return "HTTP 404, no such file or commit; upgrade cgh-models"
+    if code:
+        return f"HTTP {code}; try again later"
+    text = printable(" ".join(str(error).split())[:100])
+    return f"connection failed ({text}); try again later"

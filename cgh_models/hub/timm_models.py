@@ -1,0 +1,120 @@
+"""A row as timm sees it: its config and its model."""
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.models import PretrainedCfg, create_model, get_pretrained_cfg, is_model
+from timm.version import __version__ as timm_version
+from torch import Tensor
+
+from .. import backbone
+from ..backbone import TimmModel
+from ..errors import InputError, IntegrityError, printable
+from ..tensors import describe_mismatch, read_shapes
+from .row import Row
+
+
+def skeleton(row: Row, **kwargs: Any) -> TimmModel:
+    """The row's headless model without memory for its weights.
+
+    Raises:
+        InputError: this timm cannot build it.
+    """
+    if not is_model(row.architecture):
+        raise InputError(
+            f"{row.name}: timm {timm_version} has no {row.architecture}; install another timm"
+        )
+    try:
+        return backbone.skeleton(row.architecture, **row.model_args, **kwargs)
+    except (TypeError, AssertionError, ValueError, RuntimeError) as error:
+        reason = printable(" ".join(str(error).split())[:100])
+        raise InputError(
+            f"{row.name}: timm {timm_version} cannot build {row.architecture} with "
+            f"{row.model_args} ({reason}); install another timm"
+        ) from error
+
+
+def check_fit(row: Row, path: Path) -> None:
+    """Raises IntegrityError unless a file has exactly the tensors of the row's headless model."""
+    _refuse_mismatch(row, path, skeleton(row).state_dict(), read_shapes(path))
+
+
+def filled(row: Row, tensors: dict[str, Tensor], file: str | os.PathLike[str]) -> TimmModel:
+    """The headless model of a row with ``tensors``, those of ``file``, as its parameters.
+
+    Raises:
+        InputError: this timm cannot build it.
+        IntegrityError: the tensors do not fit.
+    """
+    cfg = pretrained_cfg(row, file)
+    model = skeleton(row, pretrained_cfg=cfg)
+    _refuse_mismatch(row, file, model.state_dict(), tensors)
+    if not backbone.fill(model, tensors):  # it has buffers that only the constructor can make
+        args: dict[str, Any] = {"num_classes": 0, **row.model_args}
+        model = create_model(row.architecture, pretrained_cfg=cfg, **args)
+        model.load_state_dict(tensors)
+    return model
+
+
+def _refuse_mismatch(
+    row: Row, file: object, expected: dict[str, Tensor], found: dict[str, Tensor]
+) -> None:
+    if mismatch := describe_mismatch(expected, found):
+        raise IntegrityError(
+            f"{printable(file)}: does not fit {row.architecture} of timm {timm_version}: "
+            f"{mismatch}; install another timm"
+        )
+
+
+def pretrained_cfg(row: Row, file: str | os.PathLike[str]) -> PretrainedCfg:
+    """timm's description of a row whose weights are in ``file``."""
+    return PretrainedCfg(file=file, architecture=row.architecture, **_fields(row))  # pyright: ignore
+
+
+def timm_config(row: Row) -> dict[str, Any]:
+    """timm's config.json of a row."""
+    pool = getattr(skeleton(row), "global_pool", None)
+    pool_type = getattr(pool, "pool_type", None) or (pool if isinstance(pool, str) else "avg")
+    return {
+        "architecture": row.architecture,
+        "num_classes": 0,
+        "num_features": row.num_features,
+        "global_pool": pool_type,
+        "model_args": row.model_args,
+        "pretrained_cfg": _fields(row),
+    }
+
+
+def _fields(row: Row) -> dict[str, Any]:
+    """A PretrainedCfg's fields: those on weights and images are ours, layer names are timm's."""
+    stock = get_pretrained_cfg(row.architecture) or PretrainedCfg()
+    return {
+        "tag": row.tag,
+        "custom_load": False,
+        **row.preprocessing.to_timm(),
+        "fixed_input_size": stock.fixed_input_size,
+        "num_classes": 0,
+        "pool_size": tuple(row.pool_size),
+        "first_conv": stock.first_conv,
+        "classifier": stock.classifier,
+        "license": row.license,
+        "origin_url": None,
+        "paper_ids": tuple(row.paper_ids),
+    }
+
+
+@torch.no_grad()
+def fingerprint(model: TimmModel, input_size: list[int]) -> list[float]:
+    """Eight numbers (six digits) of a headless model: means of eighths of one image's embedding.
+
+    The image (C, H, W), values in [-1, 1), is made of whole numbers: it is the same everywhere.
+    """
+    index = torch.arange(math.prod(input_size))
+    image = ((index * 2654435761) % 65536).float().view(1, *input_size) / 32768 - 1
+    training = model.training
+    embedding = model.eval()(image)[0].double()  # (D,)
+    model.train(training)
+    return [float(f"{part.mean():.6g}") for part in embedding.tensor_split(8)]

@@ -1,0 +1,144 @@
+"""A weights folder: made as a draft, described by a row, read file by file."""
+
+import contextlib
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from .. import backbone, files
+from ..backbone import TimmModel
+from ..errors import InputError, IntegrityError, printable
+from ..tensors import describe_mismatch, read_tensors
+from . import fetch
+from .card import write_description
+from .row import FileEntry, Preprocessing, Row
+from .timm_models import fingerprint, timm_config
+
+_BACKBONE = "student.backbone."  # keys of a method's state that go into the backbone's file
+
+
+def is_weights(path: Path) -> bool:
+    """Whether a folder holds weights that timm can load."""
+    return (path / "model.safetensors").is_file() and (path / "config.json").is_file()
+
+
+@contextlib.contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A draft folder that becomes ``out`` when the block ends; after an error ``out`` stays empty.
+
+    Raises:
+        InputError: ``out`` is not a new or empty folder.
+    """
+    out = out.resolve()
+    files.make_folder(out)
+    draft = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        files.make_folder(draft)
+        yield draft
+        out.rmdir()
+        os.replace(draft, out)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def check_tag(tag: str) -> None:
+    """Raises InputError for what cannot follow the dot in the weights' name."""
+    if not re.fullmatch(r"[a-z0-9_]+", tag):
+        raise InputError(
+            f"--tag {printable(tag)[:60]!r}: expected lower-case letters, digits and _, e.g. "
+            "cgh_mydata"
+        )
+
+
+@torch.no_grad()
+def describe(folder: Path, model: TimmModel, tag: str, **fields: Any) -> Row:
+    """Writes row, card and timm's config beside the tensor files of a folder.
+
+    Args:
+        model: the headless backbone whose weights they are.
+        tag: what follows the dot in the weights' name.
+        fields: those of the row that say how it was made.
+    """
+    preprocessing = Preprocessing.from_timm(model.pretrained_cfg)
+    blank = torch.zeros(1, *preprocessing.input_size)
+    deepest_map = backbone.embed(model, blank, taps=1)[1][0]  # (1, C, h, w)
+    paths = sorted(folder.rglob("*.safetensors"), reverse=True)  # the backbone's first
+    row = Row(
+        name=f"{backbone.architecture(model)}.{tag}",
+        architecture=backbone.architecture(model),
+        model_args=backbone.model_args(model),
+        parameters=sum(p.numel() for p in model.parameters()),
+        num_features=model.num_features,
+        pool_size=list(deepest_map.shape[-2:]),
+        branch="student",
+        files={
+            path.relative_to(folder).as_posix(): FileEntry(path.stat().st_size, files.sha256(path))
+            for path in paths
+        },
+        preprocessing=preprocessing,
+        metrics={"knn": None, "linear": None},
+        fingerprint=fingerprint(model, preprocessing.input_size),
+        **fields,
+    )
+    write_description(folder, row)
+    files.write_json(folder / "config.json", timm_config(row))
+    return row
+
+
+@torch.no_grad()
+def check_backbone(folder: Path, model: TimmModel) -> None:
+    """Raises IntegrityError unless plain timm gives the same embeddings from a folder."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(2, *model.pretrained_cfg["input_size"], generator=generator)
+    loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    if not torch.equal(model(images), loaded(images)):
+        raise IntegrityError(
+            f"{folder}: timm reads other features from it than were written; do not use it"
+        )
+
+
+def read(
+    row: Row, file: str, folder: Path | None, cache_dir: str | os.PathLike[str] | None = None
+) -> dict[str, Tensor]:
+    """The verified tensors of a row's file: of a weights folder, or of published weights."""
+    if folder is None:
+        return fetch.read(row, file, cache_dir)
+    return read_tensors(folder / file, row.files[file].sha256)
+
+
+def split_state(method: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """A method's state: the backbone's under timm's keys, and heads, teacher and queues."""
+    state = method.state_dict()
+    backbone_state = {}
+    heads = {}
+    for key, value in state.items():
+        if key.startswith(_BACKBONE):
+            backbone_state[key.removeprefix(_BACKBONE)] = value
+        else:
+            heads[key] = value
+    return backbone_state, heads
+
+
+def load_state(
+    method: nn.Module, backbone_state: dict[str, Tensor], heads: dict[str, Tensor], source: object
+) -> None:
+    """Reverses `split_state`. Raises IntegrityError, which names the source, for a mismatch."""
+    state = heads | {_BACKBONE + key: value for key, value in backbone_state.items()}
+    load_strictly(method, state, source)
+
+
+def load_strictly(module: nn.Module, state: dict[str, Tensor], source: object) -> None:
+    """Loads a state dict. Raises IntegrityError, which names the source, for a mismatch."""
+    if mismatch := describe_mismatch(module.state_dict(), state):
+        raise IntegrityError(
+            f"{printable(source)}: does not fit the model: {mismatch}; "
+            "give weights of the same architecture"
+        )
+    module.load_state_dict(state)
