@@ -1,7 +1,7 @@
-"""Self-supervised pretraining for timm backbones, and weights that timm knows after ``import cgh_models``.
+"""Self-supervised pretraining for timm backbones, and weights that timm knows.
 
-The import is light (no torch, no timm): architectures and weights are registered when timm is imported, at once if it
-already is, and the names below are loaded on first use.
+The import is light (no torch, no timm): the names below are loaded on first use, and architectures
+and weights are registered when timm is imported, or at once if it already is.
 """
 
 import sys
@@ -9,7 +9,7 @@ import sys
 from .public_names import public_names
 from .version import __version__
 
-TYPE_CHECKING = False  # typing's own would cost an import at every start of an interpreter with `cgh autoload on`
+TYPE_CHECKING = False  # importing typing would slow every interpreter with `cgh autoload on`
 if TYPE_CHECKING:
     from .evaluate.extraction import extract
     from .hub.integrity import verify
@@ -17,9 +17,16 @@ if TYPE_CHECKING:
     from .train.loop import pretrain
 
 __all__ = [
-    "__version__", "create_model", "extract", "list_models", "list_pretrained", "load_method", "pretrain", "verify",
+    "__version__",
+    "create_model",
+    "extract",
+    "list_models",
+    "list_pretrained",
+    "load_method",
+    "pretrain",
+    "verify",
     "weights_info",
-]  # fmt: skip
+]
 
 __getattr__, __dir__ = public_names(
     __name__,
@@ -35,49 +42,58 @@ __getattr__, __dir__ = public_names(
     },
 )
 
-# After each of these is executed, what it lacked for the others is there: registering is tried again.
-_OCCASIONS = {"timm.models", "cgh_models.small_resnets", "cgh_models.hub.tags"}
-
 
 def _register() -> None:
-    """Makes timm know our architectures and weights. Never raises: `import timm` must not fail because of us."""
+    """Tells timm our architectures and weights; errors are warnings: `import timm` must work."""
     try:
         from . import small_resnets  # noqa: F401 - importing it registers its architectures
         from .hub import tags
 
-        if hasattr(tags, "register"):  # else it is being imported right now
-            tags.register()
+        tags.register()
     except Exception as error:
         import warnings
 
-        text = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         warnings.warn(
-            f"cgh_models: timm does not know its weights ({text}); cgh_models.create_model may load them all the same",
+            f"cgh_models: timm does not know its weights ({reason}); "
+            "cgh_models.create_model may load them all the same",
             stacklevel=2,
         )
 
 
 class _RegisterAfterImport:
-    """A finder that finds nothing itself: it has `_register` called after each of `_OCCASIONS` has been executed."""
+    """Import hook that calls `_register` once timm is imported and none of our modules halfway.
+
+    One of our own modules may be what imports timm; it is not ready yet when timm is.
+    """
+
+    depth = 0  # how many of the modules it looks after are being executed
 
     @classmethod
     def find_spec(cls, name, path=None, target=None):
-        if name not in _OCCASIONS:
+        if name != "timm.models" and not name.startswith("cgh_models."):
             return None
-        others = [finder for finder in sys.meta_path if finder is not cls and hasattr(finder, "find_spec")]
-        spec = next(filter(None, (finder.find_spec(name, path, target) for finder in others)), None)
+        from importlib.machinery import PathFinder
+
+        spec = PathFinder.find_spec(name, path, target)
         if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module
 
             def execute_and_register(module):
-                execute(module)
-                if "timm.models" in sys.modules:
+                cls.depth += 1
+                try:
+                    execute(module)
+                finally:
+                    cls.depth -= 1
+                if cls.depth == 0 and cls in sys.meta_path and "timm.models" in sys.modules:
+                    sys.meta_path.remove(cls)
                     _register()
 
             spec.loader.exec_module = execute_and_register
         return spec
 
 
-sys.meta_path.insert(0, _RegisterAfterImport)
 if "timm.models" in sys.modules:
     _register()
+else:
+    sys.meta_path.insert(0, _RegisterAfterImport)

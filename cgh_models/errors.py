@@ -1,8 +1,7 @@
-"""The errors a caller can meet: one sentence each, with the exit code the command line gives them; how it is said.
+"""The errors that a caller can cause or has to handle, and how text is shown to people.
 
-Every message says what was given, what was expected and what to type instead; the original exception, where there is
-one, is its ``__cause__``. None of them derives from OSError or ValueError: library code that swallows those would hide
-a failed check.
+Each message says what was given, what was expected and what to type instead; an original exception
+is its ``__cause__``. None derives from OSError or ValueError, which library code may swallow.
 """
 
 import sys
@@ -44,19 +43,23 @@ class Interrupted(Exception):  # noqa: N818 - not a failure: the state is saved
     exit_code = 75
 
 
+class BadImage(Exception):  # noqa: N818 - a finding: the caller takes another image or names this one
+    """A file that is not a usable image; the text says why."""
+
+
 ERRORS = (NotReproduced, InputError, NetworkError, IntegrityError, DiskError, Interrupted)
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether a device, or the CPU, had no memory left."""
+    """Whether the error says that a device, or the CPU, has no memory left."""
     return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
 
 
 def printable(text: object) -> str:
-    """Text whose control characters are escaped, so that a file name cannot drive a terminal."""
+    """Escapes control characters, so that a file name cannot drive a terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
 def say(text: str) -> None:
-    """To stderr: stdout is for results."""
+    """Prints a line to stderr; stdout is for results."""
     print(text, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Files that a kill, a full disk or a damaged byte cannot spoil in silence: atomic writing, JSON, sha256."""
+"""Files that are written atomically, so that no kill and no full disk leaves half of one; JSON."""
 
 import contextlib
 import errno
@@ -13,102 +13,110 @@ from typing import Any
 
 from .errors import DiskError, InputError, IntegrityError, printable
 
-_MAX_JSON = 2**20
+_MAX_JSON = 2**20  # bytes
 
 
 @contextlib.contextmanager
 def atomic(path: Path, needed: int = 0) -> Iterator[Path]:
-    """A temporary path in the same folder; once the block ends well it is on disk under ``path``, else it is gone.
+    """Yields a temporary path beside ``path`` and moves it there if the block ends without error.
 
     Raises:
-        DiskError: no room or no permission, naming needed and free bytes; the old file is untouched.
+        DiskError: no permission, or no room (with ``needed`` bytes); the old file is untouched.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}{secrets.token_hex(2)}.tmp")
     try:
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)
         os.replace(temporary, path)
         sync_folder(path.parent)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            free = shutil.disk_usage(path.parent).free
-            room = f"{needed} bytes are needed, {free} are free" if needed else f"{free} bytes are free"
-            raise DiskError(f"{printable(path)}: not written ({error}); {room}: make room") from error
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskError(
+                f"{printable(path)}: cannot be written ({error.strerror}); "
+                "choose a folder you may write to"
+            ) from error
+        needs = f"{needed} bytes are needed, " if needed else ""
+        free = shutil.disk_usage(path.parent).free
         raise DiskError(
-            f"{printable(path)}: cannot be written ({error.strerror}); choose a folder you may write to"
+            f"{printable(path)}: not written ({error}); {needs}{free} bytes are free: make room"
         ) from error
     finally:
-        with contextlib.suppress(OSError):  # a read-only file system says so even of a file that is not there
+        with contextlib.suppress(OSError):  # a read-only file system raises for a missing file too
             temporary.unlink(missing_ok=True)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
 def sync_folder(folder: Path) -> None:
-    """Makes renames in a folder last, where the system can."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some mounts sync no folders
-                raise
-        finally:
-            os.close(handle)
+    """Flushes renames in a folder to the disk, where the system can."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some mounts cannot sync folders
+            raise
+    finally:
+        os.close(handle)
 
 
 def make_folder(path: Path, spare: frozenset[str] = frozenset()) -> None:
-    """A new folder, or an empty one but for the names in ``spare``. Raises InputError if it is neither."""
+    """Creates a folder, or takes one that is empty but for names in ``spare``; else InputError."""
+    name = printable(path)
     try:
-        if path.exists() and (not path.is_dir() or {entry.name for entry in path.iterdir()} - spare):
-            raise InputError(f"{printable(path)}: exists and is not an empty folder; give another --out")
         path.mkdir(parents=True, exist_ok=True)
+        empty = all(entry.name in spare for entry in path.iterdir())
+    except FileExistsError:  # it is a file
+        empty = False
     except OSError as error:
-        raise InputError(f"{printable(path)}: cannot be made ({error.strerror}); give another --out") from error
+        raise InputError(
+            f"{name}: cannot be made ({error.strerror}); give another --out"
+        ) from error
+    if not empty:
+        raise InputError(f"{name}: exists and is not an empty folder; give another --out")
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Atomic, indented, ends in a newline."""
+    """Writes a value atomically as indented JSON that ends in a newline."""
     with atomic(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path, kind: str) -> dict[str, Any]:
-    """A JSON object of at most 1 MiB; ``kind`` says in the error what was looked for.
+    """Reads a JSON object of at most 1 MiB; ``kind`` names in errors what was expected.
 
     Raises:
-        InputError: it is not there.
-        IntegrityError: it is not what was written.
+        InputError: the file is missing or unreadable.
+        IntegrityError: it is not a JSON object, or too large.
     """
+    name = printable(path)
     if not path.is_file():
-        raise InputError(f"{printable(path)}: not found; expected {kind}")
+        raise InputError(f"{name}: not found; expected {kind}")
     try:
         if path.stat().st_size > _MAX_JSON:
-            raise IntegrityError(f"{printable(path)}: larger than {_MAX_JSON} bytes; expected {kind}")
-        value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_not_json)
+            raise IntegrityError(f"{name}: larger than {_MAX_JSON} bytes; expected {kind}")
+        value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except OSError as error:
-        raise InputError(f"{printable(path)}: cannot be read ({error.strerror}); check its permissions") from error
+        reason = f"cannot be read ({error.strerror}); check its permissions"
+        raise InputError(f"{name}: {reason}") from error
     except (ValueError, RecursionError) as error:
-        raise IntegrityError(f"{printable(path)}: not valid JSON ({error}); expected {kind}") from error
+        raise IntegrityError(f"{name}: not valid JSON ({error}); expected {kind}") from error
     if not isinstance(value, dict):
-        raise IntegrityError(f"{printable(path)}: not a JSON object; expected {kind}")
+        raise IntegrityError(f"{name}: not a JSON object; expected {kind}")
     return value
 
 
-def _not_json(constant: str) -> None:
+def _refuse_constant(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
 
 
 def sha256(path: Path) -> str:
-    """Hex digest of a file."""
+    """Returns the hex digest of a file."""
+    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        total = hashlib.sha256()
         while block := file.read(2**20):
-            total.update(block)
-    return total.hexdigest()
+            digest.update(block)
+    return digest.hexdigest()

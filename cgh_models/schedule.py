@@ -4,14 +4,14 @@ import math
 
 
 def learning_rate(progress: float, lr: float, warmup: float) -> float:
-    """Linear from exactly 0 to ``lr`` over the first ``warmup`` of the run, then a cosine to 0."""
+    """Rises linearly from 0 to ``lr`` over the first ``warmup`` of the run, then a cosine to 0."""
     if progress < warmup:
         return lr * progress / warmup
     return 0.5 * lr * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
 
 
 def cosine_momentum(start: float, progress: float) -> float:
-    """The teacher's momentum, from ``start`` to 1 over the run.
+    """The teacher's momentum: a cosine from ``start`` to 1 over the run.
 
     Source: BYOL (arXiv 2006.07733) section 3.3; LEWEL (arXiv 2203.14898).
     """

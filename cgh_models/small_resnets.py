@@ -1,6 +1,6 @@
-"""ResNets for small images, registered with timm: a 3x3 stride-1 stem, with or without the max-pool.
+"""ResNets for small images, registered with timm: a 3x3 stride-1 stem, with or without max-pool.
 
-Source of the stems: ReSSL's small-data recipe (arXiv 2107.09282): no pool at 32 px, the pool kept at 64 px.
+Source of the stems: ReSSL's small-data recipe (arXiv 2107.09282): no pool at 32 px, one at 64 px.
 """
 
 from timm.models import build_model_with_cfg, register_model
@@ -11,11 +11,11 @@ CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 TINY_MEAN, TINY_STD = (0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262)
 
 
-def _cfg(size: int, pool: int, mean: tuple, std: tuple) -> dict:
+def _cfg(size: int, mean: tuple, std: tuple) -> dict:
     return {
         "num_classes": 0,
         "input_size": (3, size, size),
-        "pool_size": (pool, pool),
+        "pool_size": (4, 4),
         "crop_pct": 1.0,
         "interpolation": "bicubic",
         "mean": mean,
@@ -26,24 +26,28 @@ def _cfg(size: int, pool: int, mean: tuple, std: tuple) -> dict:
 
 
 default_cfgs = {
-    "resnet18_cifar": _cfg(32, 4, CIFAR10_MEAN, CIFAR10_STD),
-    "resnet18_cifar_w16": _cfg(32, 4, CIFAR10_MEAN, CIFAR10_STD),
-    "resnet50_cifar": _cfg(32, 4, CIFAR10_MEAN, CIFAR10_STD),
-    "resnet18_small": _cfg(64, 4, TINY_MEAN, TINY_STD),
+    "resnet18_cifar": _cfg(32, CIFAR10_MEAN, CIFAR10_STD),
+    "resnet18_cifar_w16": _cfg(32, CIFAR10_MEAN, CIFAR10_STD),
+    "resnet50_cifar": _cfg(32, CIFAR10_MEAN, CIFAR10_STD),
+    "resnet18_small": _cfg(64, TINY_MEAN, TINY_STD),
 }
 
 
 class SmallResNet(ResNet):
-    """timm's ResNet with one 3x3 stride-1 convolution as its stem and, if ``stem_pool``, the max-pool after it.
+    """timm's ResNet with a 3x3 stride-1 convolution as its stem, and a max-pool if ``stem_pool``.
 
     ``output_stride`` keeps timm's meaning relative to the stock stem: 16 dilates the last stage.
     """
 
-    def __init__(self, *args, stem_pool: bool = False, channels: tuple[int, ...] = (64, 128, 256, 512), **kwargs):
-        # timm sizes the first stage from a deep stem's width; the deep stem itself is replaced below.
-        super().__init__(*args, channels=channels, stem_type="deep", stem_width=channels[0] // 2, **kwargs)
+    def __init__(
+        self, *args, stem_pool: bool = False, channels: tuple = (64, 128, 256, 512), **kwargs
+    ):
+        # timm sizes the first stage from a deep stem's width; the deep stem itself is replaced.
+        kwargs |= {"channels": channels, "stem_type": "deep", "stem_width": channels[0] // 2}
+        super().__init__(*args, **kwargs)
         placement = {key: kwargs[key] for key in ("device", "dtype") if key in kwargs}
-        self.conv1 = nn.Conv2d(kwargs.get("in_chans", 3), channels[0], 3, padding=1, bias=False, **placement)
+        in_chans = kwargs.get("in_chans", 3)
+        self.conv1 = nn.Conv2d(in_chans, channels[0], 3, padding=1, bias=False, **placement)
         nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")
         if not stem_pool:
             self.maxpool = nn.Identity()
@@ -52,31 +56,33 @@ class SmallResNet(ResNet):
             info["reduction"] = 1 if info["module"] == "act1" else stock // (2 if stem_pool else 4)
 
 
-def _create(name: str, pretrained: bool, **kwargs) -> nn.Module:
-    return build_model_with_cfg(SmallResNet, name, pretrained, **kwargs)
+def _create(name: str, pretrained: bool, defaults: dict, kwargs: dict) -> nn.Module:
+    return build_model_with_cfg(SmallResNet, name, pretrained, **defaults | kwargs)
 
 
 @register_model
 def resnet18_cifar(pretrained: bool = False, **kwargs) -> nn.Module:
     """ResNet-18 for 32 px."""
-    return _create("resnet18_cifar", pretrained, **dict(block=BasicBlock, layers=(2, 2, 2, 2)) | kwargs)
+    defaults = dict(block=BasicBlock, layers=(2, 2, 2, 2))
+    return _create("resnet18_cifar", pretrained, defaults, kwargs)
 
 
 @register_model
 def resnet18_cifar_w16(pretrained: bool = False, **kwargs) -> nn.Module:
-    """ResNet-18 for 32 px with a quarter of the channels (16-128, 0.7 M parameters): CPUs, tests, the demo."""
-    args = dict(block=BasicBlock, layers=(2, 2, 2, 2), channels=(16, 32, 64, 128))
-    return _create("resnet18_cifar_w16", pretrained, **args | kwargs)
+    """ResNet-18 for 32 px with 16-128 channels (0.7 M parameters): for CPUs, tests, the demo."""
+    defaults = dict(block=BasicBlock, layers=(2, 2, 2, 2), channels=(16, 32, 64, 128))
+    return _create("resnet18_cifar_w16", pretrained, defaults, kwargs)
 
 
 @register_model
 def resnet50_cifar(pretrained: bool = False, **kwargs) -> nn.Module:
     """ResNet-50 for 32 px."""
-    return _create("resnet50_cifar", pretrained, **dict(block=Bottleneck, layers=(3, 4, 6, 3)) | kwargs)
+    defaults = dict(block=Bottleneck, layers=(3, 4, 6, 3))
+    return _create("resnet50_cifar", pretrained, defaults, kwargs)
 
 
 @register_model
 def resnet18_small(pretrained: bool = False, **kwargs) -> nn.Module:
     """ResNet-18 for 64 px: the small stem with the max-pool."""
-    args = dict(block=BasicBlock, layers=(2, 2, 2, 2), stem_pool=True)
-    return _create("resnet18_small", pretrained, **args | kwargs)
+    defaults = dict(block=BasicBlock, layers=(2, 2, 2, 2), stem_pool=True)
+    return _create("resnet18_small", pretrained, defaults, kwargs)

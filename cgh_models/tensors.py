@@ -1,4 +1,4 @@
-"""Safetensors files: written atomically, read with the hash of the very bytes that become tensors."""
+"""Safetensors files: written atomically, read with a hash of the very bytes that become tensors."""
 
 import errno
 import hashlib
@@ -7,10 +7,11 @@ import math
 import os
 import re
 from collections.abc import Callable
+from io import FileIO
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -20,159 +21,193 @@ from torch import Tensor
 from .errors import DiskError, InputError, IntegrityError, printable
 from .files import atomic
 
-MAX_HEADER, MAX_TENSORS = 2**20, 10_000
-_DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
-    "BOOL": torch.bool,
-}  # fmt: skip
+MAX_HEADER = 2**20  # bytes
+MAX_TENSORS = 10_000
+_FLOATS = dict(F64=torch.float64, F32=torch.float32, F16=torch.float16, BF16=torch.bfloat16)
+_INTEGERS = dict(I64=torch.int64, I32=torch.int32, I16=torch.int16, I8=torch.int8, U8=torch.uint8)
+_DTYPES = _FLOATS | _INTEGERS | dict(BOOL=torch.bool)
+
+
+class Entry(NamedTuple):
+    """What a header says of one tensor; ``start`` and ``end`` are its bytes in the data."""
+
+    name: str
+    dtype: torch.dtype
+    shape: list[int]
+    start: int
+    end: int
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Atomic safetensors file; equal tensors give equal bytes."""
-    with atomic(path, sum(v.nbytes for v in tensors.values())) as temporary:
+    """Writes a safetensors file atomically; equal tensors give equal bytes. Raises DiskError."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with atomic(path, sum(tensor.nbytes for tensor in plain.values())) as temporary:
         try:
-            save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary, {"format": "pt"})
+            save_file(plain, temporary, {"format": "pt"})
         except SafetensorError as error:  # its text ends in "(os error 28)"
             code = re.search(r"os error (\d+)", str(error))
             raise OSError(int(code[1]) if code else errno.EIO, str(error)) from error
 
 
 def read_tensors(path: Path, sha256: str | None = None, *, ours: bool = False) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, each with memory of its own.
+    """Reads all tensors of a safetensors file, each into memory of its own.
 
     Args:
-        sha256: what the bytes have to hash to; they are hashed while they are read, not before or after.
-        ours: a checkpoint, whose header may be larger than a stranger's file's.
+        sha256: expected hash of the file; bytes are hashed as they are read, not before or after.
+        ours: it is a checkpoint of ours, whose header and number of tensors have no limit.
 
     Raises:
-        InputError: it is not there.
-        IntegrityError: it is damaged, or its hash is another.
+        InputError: the file is missing.
+        IntegrityError: it is damaged, or has another hash.
         DiskError: the system cannot read it.
     """
+    name = printable(path)
     if not path.is_file():
-        raise InputError(f"{printable(path)}: not found; expected a safetensors file")
+        raise InputError(f"{name}: not found; expected a safetensors file")
     try:
         with open(path, "rb", buffering=0) as file:
             if sha256 is None:
                 return _read(file, lambda block: None, ours)
             tensors, found = _read_and_hash(file, ours)
     except OSError as error:
-        raise DiskError(f"{printable(path)}: cannot be read ({error.strerror}); check disk and permissions") from error
+        reason = f"cannot be read ({error.strerror}); check disk and permissions"
+        raise DiskError(f"{name}: {reason}") from error
     except (ValueError, RecursionError) as error:
-        raise IntegrityError(f"{printable(path)}: not a readable safetensors file ({error}); get it again") from error
+        raise _damaged(path, error) from error
     if found != sha256:
-        raise IntegrityError(f"{printable(path)}: sha256 differs: expected {sha256}, found {found}; get it again")
+        reason = f"sha256 differs: expected {sha256}, found {found}; get it again"
+        raise IntegrityError(f"{name}: {reason}")
     return tensors
 
 
-def _read_and_hash(file: Any, ours: bool) -> tuple[dict[str, Tensor], str]:
-    """The tensors, and the sha256 of all bytes; hashing goes on in a second thread while more are read."""
-    total, blocks = hashlib.sha256(), SimpleQueue()
+def _damaged(path: Path, error: Exception) -> IntegrityError:
+    return IntegrityError(
+        f"{printable(path)}: not a readable safetensors file ({error}); get it again"
+    )
 
-    def work() -> None:
+
+def _read_and_hash(file: FileIO, ours: bool) -> tuple[dict[str, Tensor], str]:
+    """Returns the tensors and the sha256 of all bytes; a thread hashes while more are read."""
+    digest = hashlib.sha256()
+    blocks = SimpleQueue()
+
+    def hash_blocks() -> None:
         while (block := blocks.get()) is not None:
-            total.update(block)
+            digest.update(block)
 
-    thread = Thread(target=work)
+    thread = Thread(target=hash_blocks)
     thread.start()
     try:
         tensors = _read(file, blocks.put, ours)
     finally:
         blocks.put(None)
         thread.join()
-    return tensors, total.hexdigest()
+    return tensors, digest.hexdigest()
 
 
-def _read(file: Any, seen: Callable[[Any], None], ours: bool) -> dict[str, Tensor]:
-    """Raises ValueError for anything that the format does not allow; ``seen`` gets every block of bytes in order."""
+def _read(
+    file: FileIO, on_block: Callable[[bytes | memoryview], None], ours: bool
+) -> dict[str, Tensor]:
+    """Reads the tensors, or raises ValueError; ``on_block`` gets every block of bytes, in order."""
     size = os.fstat(file.fileno()).st_size
     length = file.read(8)
     if len(length) < 8:
         raise ValueError(f"{size} bytes are too few")
     count = int.from_bytes(length, "little")
-    if not 2 <= count <= min(size - 8 if ours else MAX_HEADER, size - 8):
+    largest = size - 8 if ours else min(MAX_HEADER, size - 8)
+    if not 2 <= count <= largest:
         raise ValueError(f"a header of {count} bytes")
     header = file.read(count)
-    seen(length)
-    seen(header)
+    on_block(length)
+    on_block(header)
     tensors = {}
-    for name, dtype, shape, nbytes in layout(header, size - 8 - count, ours):
-        tensors[name] = torch.empty(shape, dtype=dtype)
-        block = memoryview(tensors[name].reshape(-1).view(torch.uint8).numpy())
-        done = 0
-        while done < nbytes:
-            step = file.readinto(block[done:])
-            if not step:
+    for entry in layout(header, size - 8 - count, ours):
+        tensor = torch.empty(entry.shape, dtype=entry.dtype)
+        block = tensor.reshape(-1).view(torch.uint8).numpy().data
+        filled = 0
+        while filled < len(block):  # the system may give fewer bytes than asked for
+            received = file.readinto(block[filled:])
+            if not received:
                 raise ValueError("it ends too early")
-            done += step
-        seen(block)
+            filled += received
+        on_block(block)
+        tensors[entry.name] = tensor
     return tensors
 
 
-def layout(header: bytes, size: int, ours: bool = False) -> list[tuple[str, torch.dtype, list[int], int]]:
-    """Name, dtype, shape and bytes of each tensor in the order of the file, whose data has ``size`` bytes.
+def layout(header: bytes, size: int, ours: bool = False) -> list[Entry]:
+    """Returns the entries of a header in the order of the data, which has ``size`` bytes.
 
     Raises:
-        ValueError: a header that the format does not allow, or one of more than MAX_TENSORS tensors.
+        ValueError: the format does not allow it, or it has more than `MAX_TENSORS` tensors.
 
     Source: the format's description in the safetensors README.
     """
-    entries = json.loads(header)
-    if not isinstance(entries, dict):
+    described = json.loads(header)
+    if not isinstance(described, dict):
         raise ValueError("its header is not a JSON object")
-    entries.pop("__metadata__", None)
-    if len(entries) > MAX_TENSORS and not ours:
-        raise ValueError(f"{len(entries)} tensors, more than {MAX_TENSORS}")
-    found, position = [], 0
-    for name, entry in entries.items():
-        if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-            raise ValueError(f"the entry of {printable(name)[:60]!r} is not one of a tensor")
-        shape, offsets = entry["shape"], entry["data_offsets"]
-        whole = isinstance(shape, list) and isinstance(offsets, list) and len(offsets) == 2 and len(shape) <= 32
-        if (
-            not whole
-            or any(type(n) is not int or n < 0 for n in shape + offsets)
-            or math.prod(max(n, 1) for n in shape) > 2**48
-            or str(entry["dtype"]) not in _DTYPES
-        ):
-            raise ValueError(f"dtype, shape or offsets of {printable(name)[:60]!r}")
-        found.append((*offsets, name, _DTYPES[entry["dtype"]], shape))
-    found.sort(key=lambda e: e[:2])
-    for start, end, name, dtype, shape in found:
-        if start != position or end - start != math.prod(shape) * dtype.itemsize:
-            raise ValueError(f"the place of {printable(name)[:60]!r}")
-        position = end
+    described.pop("__metadata__", None)
+    if len(described) > MAX_TENSORS and not ours:
+        raise ValueError(f"{len(described)} tensors, more than {MAX_TENSORS}")
+    entries = [_entry(name, value) for name, value in described.items()]
+    entries.sort(key=lambda entry: (entry.start, entry.end))
+    position = 0
+    for entry in entries:
+        nbytes = math.prod(entry.shape) * entry.dtype.itemsize
+        if entry.start != position or entry.end - entry.start != nbytes:
+            raise ValueError(f"the place of {printable(entry.name)[:60]!r}")
+        position = entry.end
     if position != size:
         raise ValueError(f"{size} bytes of data where the header says {position}")
-    return [(name, dtype, shape, end - start) for start, end, name, dtype, shape in found]
+    return entries
+
+
+def _entry(name: str, value: object) -> Entry:
+    """Checks one entry of a header. Raises ValueError if it cannot be one of a tensor."""
+    shown = repr(printable(name)[:60])
+    if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
+        raise ValueError(f"the entry of {shown} is not one of a tensor")
+    dtype = _DTYPES.get(str(value["dtype"]))
+    shape = value["shape"]
+    offsets = value["data_offsets"]
+    if (
+        dtype is None
+        or not _are_counts(shape)
+        or not _are_counts(offsets)
+        or len(offsets) != 2
+        or len(shape) > 32
+        or math.prod(max(side, 1) for side in shape) > 2**48
+    ):
+        raise ValueError(f"dtype, shape or offsets of {shown}")
+    return Entry(name, dtype, shape, *offsets)
+
+
+def _are_counts(values: object) -> bool:
+    return isinstance(values, list) and all(type(n) is int and n >= 0 for n in values)
 
 
 def read_shapes(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file without their values, on the meta device. Raises IntegrityError for a damaged header."""
+    """Tensors without values (meta). Raises IntegrityError for a damaged header."""
     try:
         with open(path, "rb") as file:
             count = int.from_bytes(file.read(8), "little")
-            header, size = file.read(min(count, MAX_HEADER)), os.fstat(file.fileno()).st_size
-        return {k: torch.empty(shape, dtype=t, device="meta") for k, t, shape, _ in layout(header, size - 8 - count)}
+            header = file.read(min(count, MAX_HEADER))
+            size = os.fstat(file.fileno()).st_size
+        entries = layout(header, size - 8 - count)
     except (OSError, ValueError, RecursionError) as error:
-        raise IntegrityError(f"{printable(path)}: not a readable safetensors file ({error}); get it again") from error
+        raise _damaged(path, error) from error
+    return {e.name: torch.empty(e.shape, dtype=e.dtype, device="meta") for e in entries}
 
 
-def misfit(ours: dict[str, Tensor], given: dict[str, Tensor], spare: tuple[str, ...] = ()) -> str:
-    """What keeps ``given`` from filling ``ours``, as part of a sentence; "" if nothing does.
-
-    Args:
-        spare: beginnings of keys that may be absent from ``given``.
-    """
-    odd = sorted(
-        k for k in ours.keys() | given.keys()
-        if not k.startswith(spare or ("\0",))
-        and (k not in ours or k not in given or ours[k].shape != given[k].shape)
-    )  # fmt: skip
-    if not odd:
+def describe_mismatch(ours: dict[str, Tensor], given: dict[str, Tensor]) -> str:
+    """Why ``given`` cannot fill ``ours``, as part of a sentence; "" if it can."""
+    mismatched = []
+    for key in sorted(ours.keys() | given.keys()):
+        if key not in ours or key not in given or ours[key].shape != given[key].shape:
+            mismatched.append(printable(key)[:60])
+    if not mismatched:
         return ""
     return (
-        f"{len(odd)} of {len(ours)} tensors are missing, unknown or of another shape, the first are "
-        f"{', '.join(printable(key)[:60] for key in odd[:3])}"
+        f"{len(mismatched)} of {len(ours)} tensors are missing, unknown or of another shape, "
+        f"the first are {', '.join(mismatched[:3])}"
     )

@@ -1,4 +1,6 @@
-"""The papers' formulas in NumPy, float64: heads, losses, the nearest neighbour. They share nothing with the package.
+"""The papers' formulas in NumPy, float64: heads, losses, nearest neighbour.
+
+They share nothing with the package.
 
 Arrays are (N, ...) as everywhere; a head's state is {name in the module: array}.
 """
@@ -20,7 +22,7 @@ def state(module: nn.Module) -> State:
 
 
 def scatter(module: nn.Module, amount: float = 0.1, seed: int = 0) -> None:
-    """Moves every parameter, scales and shifts of norms too, and running statistics, so that nothing is by accident."""
+    """Moves every parameter and running statistic, so that nothing agrees by accident."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in module.parameters():
@@ -35,7 +37,7 @@ def linear(s: State, name: str, x: np.ndarray) -> np.ndarray:
 
 
 def norm(s: State, name: str, x: np.ndarray, training: bool = True) -> np.ndarray:
-    """Batch norm of (rows, channels): by the rows' own statistics, or in evaluation by the running ones."""
+    """Batch norm of (rows, channels): by the rows' own statistics, or by the running ones."""
     mean = x.mean(0) if training else s[f"{name}.running_mean"]
     var = ((x - mean) ** 2).mean(0) if training else s[f"{name}.running_var"]
     return (x - mean) / np.sqrt(var + 1e-5) * s[f"{name}.weight"] + s[f"{name}.bias"]
@@ -51,7 +53,7 @@ def plain_head(s: State, x: np.ndarray) -> np.ndarray:
 
 
 def normed_head(s: State, x: np.ndarray, training: bool = True) -> np.ndarray:
-    """Linear, norm, ReLU, linear: projector and predictor of BYOL and LEWEL, predictor of NNCLR and MNCLGLF."""
+    """Linear, norm, ReLU, linear: both heads of BYOL and LEWEL, predictor of NNCLR and MNCLGLF."""
     return linear(s, "3", relu(norm(s, "1", linear(s, "0", x), training)))
 
 
@@ -98,7 +100,9 @@ def nt_xent(a: np.ndarray, b: np.ndarray, temperature: float) -> float:
     return total / (2 * n)
 
 
-def relation_loss(t: np.ndarray, teacher_queue: np.ndarray, s: np.ndarray, queue: np.ndarray, t_t, t_s) -> float:
+def relation_loss(
+    t: np.ndarray, teacher_queue: np.ndarray, s: np.ndarray, queue: np.ndarray, t_t, t_s
+) -> float:
     """H(softmax(t.Qt / t_t), softmax(s.Qs / t_s)), ReSSL's and CGH's."""
     p = np.exp(log_softmax(t @ teacher_queue.T / t_t))
     return float(-(p * log_softmax(s @ queue.T / t_s)).sum(1).mean())

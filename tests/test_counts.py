@@ -1,4 +1,4 @@
-"""Costs that need no clock: live memory of the loss, host syncs of a step, kernels of the teacher's update."""
+"""Costs that need no clock: memory of the loss, host syncs of a step, kernels of the teacher."""
 
 from pathlib import Path
 
@@ -10,12 +10,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from cgh_models.backbone import create, skeleton
 from cgh_models.config import TrainConfig
 from cgh_models.data.batched_views import fast_views
-from cgh_models.data.views import COLUMNS, RECIPES, boxes, uniform
+from cgh_models.data.views import COLUMNS, boxes, uniform
 from cgh_models.methods import METHODS
 from cgh_models.methods import momentum_teacher as teacher
-from cgh_models.methods.losses import info_nce, relation_losses
+from cgh_models.methods.losses import crossed_relation_losses, info_nce
 from cgh_models.train.optim import create_optimizer
 from cgh_models.train.step import train_step
+from cgh_models.view_recipes import RECIPES
 
 
 @pytest.mark.parametrize("batch, limit_mib", [(32, 4), (256, 32)])
@@ -25,7 +26,9 @@ def test_the_losses_of_cgh_need_little_memory_beside_the_queues(counters, batch,
         s, sh = (torch.empty(batch, 512, requires_grad=True) for _ in range(2))
         t, th = torch.empty(2, batch, 512)
     with counters.LiveBytes() as live:
-        loss = torch.stack(relation_losses([s, sh], [t, th], queues, [0.1, 0.08], [0.04, 0.08])).sum()
+        loss = torch.stack(
+            crossed_relation_losses((s, sh), (t, th), queues, (0.1, 0.08), (0.04, 0.08))
+        ).sum()
         loss = loss + info_nce(s, t, queues[0], 0.2) + info_nce(sh, th, queues[1], 0.2)
         loss.backward()
     assert live.peak <= limit_mib * 2**20
@@ -36,16 +39,23 @@ def test_a_step_of_cgh_keeps_to_its_kernels_and_bytes():
     step = benchmark("step")
     for counted, limits in (
         (step.counts("resnet50", 224, 131072, 512), (800, 16, 156)),
-        (step.counts("resnet18_cifar", 32, 4096, 128), (400, 32, 9.6)),  # two chunks: what is done once counts
+        (
+            step.counts("resnet18_cifar", 32, 4096, 128),
+            (400, 32, 9.6),
+        ),  # two chunks: what is done once counts
     ):
         *counts, syncs = counted.values()
-        assert syncs == 0 and all(count <= limit for count, limit in zip(counts, limits, strict=True)), counted
-    assert step.cast_kernels("resnet50", 64) <= 915 and step.cast_kernels("resnet18_cifar", 16) <= 429
+        assert syncs == 0 and all(
+            count <= limit for count, limit in zip(counts, limits, strict=True)
+        ), counted
+    assert (
+        step.cast_kernels("resnet50", 64) <= 915 and step.cast_kernels("resnet18_cifar", 16) <= 429
+    )
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_step_does_not_wait_for_the_device(counters, name):
-    """From decoded pixels to the moved teacher, on meta tensors: a .item() there would raise or be counted."""
+    """From decoded pixels to the moved teacher, on meta: an .item() would raise or be counted."""
     queue = {"queue_length": 512} if hasattr(METHODS[name].Config(), "queue_length") else {}
     method = METHODS[name](create("resnet18_cifar_w16"), METHODS[name].Config(**queue)).to("meta")
     config = TrainConfig(batch_size=16)
@@ -57,7 +67,9 @@ def test_a_step_does_not_wait_for_the_device(counters, name):
             views = []
             for number, view in enumerate(RECIPES[method.view_recipe]):
                 u = uniform(0, 0, torch.arange(16).numpy(), COLUMNS, number)
-                views.append(fast_views(view, pixels, u, view.side(32), mean, std, boxes(view, u, 32, 32)))
+                views.append(
+                    fast_views(view, pixels, u, view.side(32), mean, std, boxes(view, u, 32, 32))
+                )
             losses = train_step(method, optimizer, views, progress, 0.1, "cpu", torch.float32)
     assert ops.kernels > 1000 and ops.host_syncs == 0
     assert losses["loss"].is_meta and losses["finite"].is_meta
@@ -69,7 +81,7 @@ def test_the_teacher_moves_in_one_kernel_per_dtype_without_scratch(counters):
         student.layer4.half()
         follower = teacher.make_teacher(student)
         with counters.CountOps() as ops, counters.LiveBytes() as live:
-            teacher.move_teacher(follower, student, 0.99)
+            teacher.update_teacher(follower, student, 0.99)
     assert ops.by_name.keys() == {"aten::_foreach_lerp_"} and ops.kernels == 2
     assert live.peak == 0
 
@@ -80,13 +92,13 @@ def test_the_teacher_takes_the_stated_step():
     old = follower.weight.clone()
     with torch.no_grad():
         student.weight.add_(1)
-    teacher.move_teacher(follower, student, 0.9)
+    teacher.update_teacher(follower, student, 0.9)
     torch.testing.assert_close(follower.weight, old + 0.1)
     assert not follower.weight.requires_grad
 
 
 def passes(method, views, tiles=0):
-    """Operations of the forwards and backwards of a two-sided method, each piece counted on its own."""
+    """Operations of the forwards and backwards of a method, each piece counted on its own."""
     student, teacher = method.student, method.teacher
 
     def forward_backward(view):
@@ -111,7 +123,9 @@ def count(function, *args):
     return flops.get_total_flops()
 
 
-@pytest.mark.parametrize("name, number, tiles", [("lewel", 2, 0), ("mnclglf", 3, 2), ("byol", 2, 0)])
+@pytest.mark.parametrize(
+    "name, number, tiles", [("lewel", 2, 0), ("mnclglf", 3, 2), ("byol", 2, 0)]
+)
 def test_a_step_costs_its_forwards_and_backwards_and_little_more(name, number, tiles):
     with torch.device("meta"):
         method = METHODS[name](skeleton("resnet18").to("meta")).to("meta")
@@ -122,14 +136,23 @@ def test_a_step_costs_its_forwards_and_backwards_and_little_more(name, number, t
 
 def test_the_table_of_costs_is_what_is_counted():
     path = Path(__file__).resolve().parents[1]
-    text = (path / "docs" / "methods.md").read_text("utf-8").split("<!-- cost -->")[1].split("<!-- /cost -->")[0]
+    text = (
+        (path / "docs" / "methods.md")
+        .read_text("utf-8")
+        .split("<!-- cost -->")[1]
+        .split("<!-- /cost -->")[0]
+    )
     rows = [line.split("|") for line in text.strip().splitlines()[2:]]
     said = {row[1].strip(): (float(row[2]), float(row[3])) for row in rows}
     cost = benchmark("cost")
     assert {name.partition(",")[0] for name in said} == METHODS.keys()
     with torch.device("meta"):
         forward = cost.count(lambda: skeleton("resnet50").to("meta")(torch.empty(2, 3, 224, 224)))
-    for name in ("cgh", "lewel", "ressl, multi_crop"):  # the others take as long and go the same way
+    for name in (
+        "cgh",
+        "lewel",
+        "ressl, multi_crop",
+    ):  # the others take as long and go the same way
         value, beside = said[name]
         method, _, setting = name.partition(", ")
         counted = cost.step_cost(method, batch=2, **({setting: True} if setting else {})) / forward

@@ -16,7 +16,10 @@ def test_shapes_at_the_size_they_are_for(name):
     images = torch.randn(2, 3, size, size)
     maps = model.forward_intermediates(images, intermediates_only=True)
     pooled = "small" in name
-    assert [m.shape[-1] for m in maps] == [size, *(size // (2 if pooled else 1) // 2**i for i in range(4))]
+    assert [m.shape[-1] for m in maps] == [
+        size,
+        *(size // (2 if pooled else 1) // 2**i for i in range(4)),
+    ]
     assert model(images).shape == (2, model.num_features)
 
 
@@ -28,7 +31,10 @@ def test_timms_arguments_keep_working(name):
     assert timm.create_model(name, num_classes=0, global_pool="").eval()(images).ndim == 4
     pyramid = timm.create_model(name, features_only=True, out_indices=(1, 4)).eval()
     for m, reduction, channels in zip(
-        pyramid(images), pyramid.feature_info.reduction(), pyramid.feature_info.channels(), strict=True
+        pyramid(images),
+        pyramid.feature_info.reduction(),
+        pyramid.feature_info.channels(),
+        strict=True,
     ):
         assert m.shape[1:] == (channels, 64 // reduction, 64 // reduction)
     assert timm.create_model(name, drop_path_rate=0.1, act_layer="gelu").training
@@ -42,12 +48,17 @@ def test_output_stride_dilates_the_last_stage_as_in_the_stock_network():
 
 
 def test_the_narrow_one_has_about_0_7_million_parameters():
-    count = sum(p.numel() for p in timm.create_model("resnet18_cifar_w16", num_classes=0).parameters())
+    count = sum(
+        p.numel() for p in timm.create_model("resnet18_cifar_w16", num_classes=0).parameters()
+    )
     assert 0.65e6 < count < 0.75e6
 
 
 def test_state_dict_keys_are_the_stock_networks():
-    ours, stock = (timm.create_model(name, num_classes=0).state_dict() for name in ("resnet50_cifar", "resnet50"))
+    ours, stock = (
+        timm.create_model(name, num_classes=0).state_dict()
+        for name in ("resnet50_cifar", "resnet50")
+    )
     assert list(ours) == list(stock)
     assert {k for k in ours if ours[k].shape != stock[k].shape} == {"conv1.weight"}
 

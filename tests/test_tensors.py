@@ -1,4 +1,4 @@
-"""Safetensors files: equal tensors give equal bytes, what is hashed is what is read, no header can hurt."""
+"""Safetensors files: equal tensors give equal bytes, reads are hashed, bad headers refused."""
 
 import contextlib
 import json
@@ -12,13 +12,24 @@ from safetensors.torch import load_file
 
 from cgh_models.errors import DiskError, InputError, IntegrityError
 from cgh_models.files import sha256, write_json
-from cgh_models.tensors import MAX_TENSORS, layout, misfit, read_shapes, read_tensors, write_tensors
+from cgh_models.tensors import (
+    MAX_TENSORS,
+    describe_mismatch,
+    layout,
+    read_shapes,
+    read_tensors,
+    write_tensors,
+)
 
 STATE = {
-    "b": torch.arange(6.0).view(2, 3).t(), "a": torch.ones(2, dtype=torch.int64), "step": torch.tensor(7),
-    "half": torch.randn(3, 2).half(), "brain": torch.randn(5).bfloat16(), "none": torch.zeros(0, 4),
+    "b": torch.arange(6.0).view(2, 3).t(),
+    "a": torch.ones(2, dtype=torch.int64),
+    "step": torch.tensor(7),
+    "half": torch.randn(3, 2).half(),
+    "brain": torch.randn(5).bfloat16(),
+    "none": torch.zeros(0, 4),
     "flag": torch.tensor([True, False]),
-}  # fmt: skip
+}
 
 
 @pytest.fixture
@@ -40,7 +51,9 @@ def test_what_is_read_is_what_safetensors_reads(file):
         assert ours.keys() == theirs.keys()
         for key, value in theirs.items():
             assert ours[key].dtype == value.dtype and torch.equal(ours[key], value)
-    assert {k: v.shape for k, v in read_shapes(file).items()} == {k: v.shape for k, v in theirs.items()}
+    assert {k: v.shape for k, v in read_shapes(file).items()} == {
+        k: v.shape for k, v in theirs.items()
+    }
 
 
 def test_an_unwritable_folder_is_one_sentence(tmp_path):
@@ -69,7 +82,7 @@ BAD = {
     "a list": [],
     "no offsets": {"a": {"dtype": "F32", "shape": [2]}},
     "another key": {"a": entry(x=1)},
-    "a dtype nobody has": {"a": entry(dtype="F5")},
+    "an unknown dtype": {"a": entry(dtype="F5")},
     "a list as dtype": {"a": entry(dtype=[])},
     "a negative side": {"a": entry(shape=[-2])},
     "a side of true": {"a": entry(shape=[True, 2])},
@@ -110,7 +123,13 @@ def test_mutated_files_end_in_one_error_and_little_memory(file):
     tracemalloc.stop()
 
 
-def test_a_misfit_is_told_by_count_and_first_keys():
-    assert misfit(STATE, dict(STATE)) == ""
-    other = {k: v for k, v in STATE.items() if k != "a"} | {"b": torch.zeros(3), "zz": torch.zeros(1)}
-    assert misfit(STATE, other) == "3 of 7 tensors are missing, unknown or of another shape, the first are a, b, zz"
+def test_a_mismatch_is_described_by_count_and_first_keys():
+    assert describe_mismatch(STATE, dict(STATE)) == ""
+    other = {k: v for k, v in STATE.items() if k != "a"} | {
+        "b": torch.zeros(3),
+        "zz": torch.zeros(1),
+    }
+    assert (
+        describe_mismatch(STATE, other)
+        == "3 of 7 tensors are missing, unknown or of another shape, the first are a, b, zz"
+    )

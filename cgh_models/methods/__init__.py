@@ -1,11 +1,66 @@
-"""The methods, by the name that ``--method`` takes."""
+"""The methods: each is one file that can be read beside its paper.
 
+`method` says what a method is; `heads`, `losses`, `feature_queue` and `momentum_teacher` are what
+they share; `compatibility` tries which timm models a method can pretrain. `METHODS` maps the name
+that ``--method`` takes to its class, and `build_method` makes one on a new backbone.
+"""
+
+from typing import Any
+
+from ..backbone import create
+from ..config import TrainConfig, from_dict
+from ..errors import InputError, printable
 from .byol import BYOL
 from .cgh import CGH
 from .lewel import LEWEL, LEWELM
+from .method import Method
 from .mnclglf import MNCLGLF
 from .moco_v2 import MoCoV2
 from .nnclr import NNCLR
 from .ressl import ReSSL
 
-METHODS = {method.name: method for method in (CGH, LEWEL, LEWELM, MNCLGLF, ReSSL, MoCoV2, BYOL, NNCLR)}
+__all__ = ["BYOL", "CGH", "LEWEL", "LEWELM", "METHODS", "MNCLGLF", "NNCLR", "Method", "MoCoV2"]
+__all__ += ["ReSSL", "build_method", "preprocessing"]
+
+METHODS = {
+    method.name: method for method in (CGH, LEWEL, LEWELM, MNCLGLF, ReSSL, MoCoV2, BYOL, NNCLR)
+}
+
+
+def build_method(
+    name: str, arch: str, preprocessing: dict[str, Any], config: Any, **model_args: Any
+) -> Any:
+    """Builds a method on a new timm backbone with random weights.
+
+    Args:
+        preprocessing: see `backbone.create`.
+        config: the method's Config, a dict of its fields, or None for its defaults. A missing field
+            has its default: in weights older than the field it meant the same.
+        model_args: timm's own model arguments.
+
+    Raises:
+        InputError: there is no such method or architecture, or a field does not exist.
+    """
+    if name not in METHODS:
+        raise InputError(
+            f"method {printable(name)!r}: there is no such method; "
+            f"the methods are {', '.join(METHODS)}"
+        )
+    method = METHODS[name]
+    if isinstance(config, dict):
+        config = from_dict(method.Config, config, complete=False)
+    return method(create(arch, preprocessing, **model_args), config)
+
+
+def preprocessing(train: TrainConfig) -> dict[str, Any]:
+    """timm's pretrained_cfg fields for images as a TrainConfig has them."""
+    return {
+        "input_size": (3, train.image_size, train.image_size),
+        "mean": tuple(train.mean),
+        "std": tuple(train.std),
+        "crop_pct": train.crop_pct,
+        "interpolation": "bicubic",
+        "crop_mode": "center",
+        "test_input_size": None,
+        "test_crop_pct": None,
+    }

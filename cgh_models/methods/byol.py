@@ -4,7 +4,6 @@ The student predicts the teacher's projection of another view; there are no nega
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +12,7 @@ from ..schedule import cosine_momentum
 from .heads import Branch, mlp
 from .losses import cosine_loss
 from .method import Losses, check_config
-from .momentum_teacher import make_teacher, move_teacher
+from .momentum_teacher import make_teacher, update_teacher
 
 
 class BYOL(nn.Module):
@@ -31,33 +30,32 @@ class BYOL(nn.Module):
         teacher_momentum: float = 0.99  # at the start; a cosine takes it to 1
         blur: bool = True  # in the views; solo-learn leaves it out on CIFAR
 
-        def __post_init__(self):
-            check_config(self)
+        __post_init__ = check_config
 
     def __init__(self, backbone: nn.Module, config: Config | None = None):
         super().__init__()
         self.config = c = config or self.Config()
-        self.student: Any = Branch(backbone, lambda width: mlp(width, c.hidden_width, c.projection_width, norm=True))
+        self.student = Branch(backbone, c.hidden_width, c.projection_width, norm=True)
         self.teacher = make_teacher(self.student)
-        self.student.predictor = mlp(c.projection_width, c.hidden_width, c.projection_width, norm=True)
+        self.student.predictor = mlp(
+            c.projection_width, c.hidden_width, c.projection_width, norm=True
+        )
 
     @property
     def view_recipe(self) -> str:
         return "asymmetric" if self.config.blur else "asymmetric_sharp"
 
     def forward(self, views: list[Tensor], progress: float) -> Losses:
-        """One loss, 0 to 8 (a sum of two squared distances between unit vectors).
-
-        Args:
-            views: two views, (N, 3, H, W) each; student and teacher see both.
-            progress: unused, the objective does not change over the run.
-        """
-        predictions = [self.student.predictor(self.student(view)).float() for view in views]  # (N, P) each
+        """One loss, 0 to 8. Student and teacher see both views, (N, 3, H, W) each."""
+        first, second = views
+        prediction1 = self.student.predictor(self.student(first)).float()  # (N, P)
+        prediction2 = self.student.predictor(self.student(second)).float()
         with torch.no_grad():
-            targets = [self.teacher(view) for view in views]  # (N, P) each
-        pairs = zip(predictions, reversed(targets), strict=True)
-        return {"loss": torch.stack([cosine_loss(prediction, target) for prediction, target in pairs]).sum()}
+            target1 = self.teacher(first)  # (N, P)
+            target2 = self.teacher(second)
+        return {"loss": cosine_loss(prediction1, target2) + cosine_loss(prediction2, target1)}
 
     def after_step(self, progress: float, finite: Tensor | None = None) -> None:
         """Moves the teacher towards the student."""
-        move_teacher(self.teacher, self.student, cosine_momentum(self.config.teacher_momentum, progress))
+        momentum = cosine_momentum(self.config.teacher_momentum, progress)
+        update_teacher(self.teacher, self.student, momentum)

@@ -1,8 +1,8 @@
-"""CGH: cross-context learning between global and hypercolumn features (arXiv 2308.13392), on ReSSL's base.
+"""CGH: cross-context learning between global and hypercolumn features (arXiv 2308.13392), on ReSSL.
 
-An image has two contexts: its pooled embedding (global), and its deepest feature maps resized and stacked
-(hypercolumn). Each context has its own projection and its own queue, index-aligned. The teacher's relations in one
-context are the student's target in the other.
+An image has two contexts: its pooled embedding (global), and its deepest feature maps resized and
+stacked (hypercolumn). Each context has its own projector and its own queue, index-aligned. The
+teacher's relations in one context are the student's target in the other.
 """
 
 from dataclasses import dataclass
@@ -15,16 +15,16 @@ from ..backbone import check_sizes, embed, input_size, widths
 from ..view_recipes import SMALL
 from .feature_queue import FeatureQueue
 from .heads import mlp
-from .losses import info_nce, relation_losses
+from .losses import crossed_relation_losses, info_nce
 from .method import Losses, check_config
-from .momentum_teacher import make_teacher, move_teacher, teach
+from .momentum_teacher import make_teacher, teacher_forward, update_teacher
 
 
 class Hypercolumn(nn.Module):
-    """Maps [(N, C, h, w)], shallow to deep -> one vector (N, D): resize to the deepest, stack, 1x1 conv, BN, ReLU, GAP.
+    """Maps [(N, C, h, w)], shallow to deep -> (N, D): resized to the deepest, stacked, pooled.
 
-    Bilinear resizing without anti-aliasing, as the authors do; a factor of 2 is exactly 2x2 average pooling. Where two
-    taps have the same size (ViT) they are stacked as they are.
+    Bilinear resizing without anti-aliasing, as the authors do; a factor of 2 is exactly 2x2 average
+    pooling. Taps of the same size (ViT) are stacked as they are.
     """
 
     def __init__(self, channels: list[int], width: int):
@@ -34,12 +34,14 @@ class Hypercolumn(nn.Module):
 
     def forward(self, maps: list[Tensor]) -> Tensor:
         size = maps[-1].shape[-2:]
-        resized = [m if m.shape[-2:] == size else F.interpolate(m, size, mode="bilinear") for m in maps]
+        resized = [
+            m if m.shape[-2:] == size else F.interpolate(m, size, mode="bilinear") for m in maps
+        ]
         return F.relu(self.norm(self.conv(torch.cat(resized, 1)))).mean((2, 3))
 
 
 class TwoContexts(nn.Module):
-    """Backbone with both heads: images (N, 3, H, W) -> unit projections (N, P), global and hypercolumn, in float32."""
+    """Backbone with both heads: images -> global and hypercolumn unit projections, (N, P) each."""
 
     def __init__(self, backbone: nn.Module, config: "CGH.Config"):
         super().__init__()
@@ -52,21 +54,21 @@ class TwoContexts(nn.Module):
 
     def forward(self, images: Tensor, splits: int) -> tuple[Tensor, Tensor]:
         embedding, maps = embed(self.backbone, images, self.taps, splits)
-        whole = F.normalize(self.projector(embedding).float())
+        projection = F.normalize(self.projector(embedding).float())
         hyper = F.normalize(self.hyper_projector(self.hypercolumn(maps)).float())
-        return whole, hyper
+        return projection, hyper
 
-    def whole(self, images: Tensor, splits: int) -> Tensor:
+    def global_projection(self, images: Tensor, splits: int) -> Tensor:
         """The global projection alone."""
         embedding, _ = embed(self.backbone, images, splits=splits)
         return F.normalize(self.projector(embedding).float())
 
 
 class CGH(nn.Module):
-    """L = (H(global teacher, hypercolumn student) + H(hypercolumn teacher, global student)) / 2, after InfoNCE.
+    """L = (H(global teacher, hypercolumn student) + H(hypercolumn teacher, global student)) / 2.
 
-    Over the first ``warmup`` of the run the two InfoNCE losses (a sum, not a mean) fade out linearly while the crossed
-    losses fade in: the queues mean little before they have filled.
+    Over the first ``warmup`` of the run two InfoNCE losses (a sum, not a mean) fade out linearly
+    while L fades in: the queues mean little before they have filled.
     """
 
     name = "cgh"
@@ -77,7 +79,7 @@ class CGH(nn.Module):
     class Config:
         """Defaults: the one ImageNet config that the authors released.
 
-        Differs from the authors' code: the global pair of temperatures is hard-coded in their loss; here it is a field.
+        Differs from the authors' code: the global temperatures are fields, not fixed in the loss.
         """
 
         projection_width: int = 512  # output of both projectors
@@ -91,17 +93,17 @@ class CGH(nn.Module):
         hyper_student_temperature: float = 0.08
         warmup: float = 0.025  # share of the run that starts on InfoNCE: 5 epochs of 200
         warmup_temperature: float = 0.2  # of both InfoNCE losses
-        batch_norm_splits: int = 1  # parts with their own batch statistics; the release uses 8 on one GPU, shuffled
-        multi_crop: bool = False  # four more, smaller views for the global student; off in the release's config
+        batch_norm_splits: int = 1  # parts with their own batch statistics; 8 in the release
+        multi_crop: bool = False  # four more, smaller views for the global student
 
-        def __post_init__(self):
-            check_config(self)
+        __post_init__ = check_config
 
     def __init__(self, backbone: nn.Module, config: Config | None = None):
         super().__init__()
         self.config = config or self.Config()
         if self.config.multi_crop:
-            check_sizes(backbone, [view.side(input_size(backbone)[0]) for view in SMALL], "multi_crop=True")
+            height, _ = input_size(backbone)
+            check_sizes(backbone, [view.side(height) for view in SMALL], "multi_crop=True")
         self.student = TwoContexts(backbone, self.config)
         self.teacher = make_teacher(self.student)
         self.queue = FeatureQueue(self.config.queue_length, self.config.projection_width, count=2)
@@ -113,35 +115,36 @@ class CGH(nn.Module):
     def forward(self, views: list[Tensor], progress: float) -> Losses:
         """The crossed losses and, during the warm-up, both InfoNCE losses; all in nats.
 
-        Args:
-            views: [weak, strong, small...], (N, 3, H, W): the weak one goes to the teacher, the strong one to the
-                student, the small ones to its global context, which learns the mean over them and the strong one.
-            progress: of the run, in [0, 1]; sets the warm-up's weights.
+        Views: [weak, strong, small...], (N, 3, H, W) each. The teacher sees the weak one, the
+        student the strong one and its global context also the small ones: a mean over all five.
         """
-        weak, strong, *small = views
         c = self.config
+        weak, strong, *small = views
         student, student_hyper = self.student(strong, c.batch_norm_splits)  # (N, P) each
-        teacher, teacher_hyper = teach(self.teacher, weak, c.batch_norm_splits)  # (N, P) each
-        queue, hyper_queue = self.queue.rows  # (K, P) each
-        self.queue.hold(teacher, teacher_hyper)
+        teacher, teacher_hyper = teacher_forward(self.teacher, weak, c.batch_norm_splits)
+        small_students = [self.student.global_projection(v, c.batch_norm_splits) for v in small]
+        self.queue.collect(teacher, teacher_hyper)
 
-        wholes = torch.cat([student, *(self.student.whole(view, c.batch_norm_splits) for view in small)])
-        to_global, to_hyper = relation_losses(
-            [wholes, student_hyper], [teacher, teacher_hyper], self.queue.rows,
-            [c.global_student_temperature, c.hyper_student_temperature],
-            [c.global_teacher_temperature, c.hyper_teacher_temperature],
-        )  # fmt: skip
-        losses = {"global_to_hyper": to_hyper, "hyper_to_global": to_global}
-        losses["loss"] = 0.5 * (losses["global_to_hyper"] + losses["hyper_to_global"])
-        if progress < c.warmup:
-            losses["info_nce"] = info_nce(student, teacher, queue, c.warmup_temperature)
-            losses["hyper_info_nce"] = info_nce(student_hyper, teacher_hyper, hyper_queue, c.warmup_temperature)
-            share = progress / c.warmup
-            start = losses["info_nce"] + losses["hyper_info_nce"]
-            losses["loss"] = (1 - share) * start + share * losses["loss"]
-        return losses
+        hyper_to_global, global_to_hyper = crossed_relation_losses(
+            students=(torch.cat([student, *small_students]), student_hyper),
+            teachers=(teacher, teacher_hyper),
+            queues=self.queue.rows,  # (2, K, P)
+            student_temperatures=(c.global_student_temperature, c.hyper_student_temperature),
+            teacher_temperatures=(c.global_teacher_temperature, c.hyper_teacher_temperature),
+        )
+        loss = 0.5 * (global_to_hyper + hyper_to_global)
+        losses = {"global_to_hyper": global_to_hyper, "hyper_to_global": hyper_to_global}
+        if progress >= c.warmup:
+            return losses | {"loss": loss}
+
+        queue, hyper_queue = self.queue.rows
+        start = info_nce(student, teacher, queue, c.warmup_temperature)
+        hyper_start = info_nce(student_hyper, teacher_hyper, hyper_queue, c.warmup_temperature)
+        share = progress / c.warmup
+        loss = (1 - share) * (start + hyper_start) + share * loss
+        return losses | {"loss": loss, "info_nce": start, "hyper_info_nce": hyper_start}
 
     def after_step(self, progress: float, finite: Tensor | None = None) -> None:
-        """Moves the teacher towards the student and the batch's teacher projections into both queues."""
-        move_teacher(self.teacher, self.student, self.config.teacher_momentum)
-        self.queue.push(finite)
+        """Moves the teacher towards the student and its projections into both queues."""
+        update_teacher(self.teacher, self.student, self.config.teacher_momentum)
+        self.queue.enqueue(finite)

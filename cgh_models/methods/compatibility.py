@@ -1,4 +1,4 @@
-"""Which timm models a method can pretrain: each is tried, one whole step on tensors that have shapes but no memory."""
+"""Which timm models a method can pretrain, found by trying a step on tensors without memory."""
 
 import copy
 import dataclasses
@@ -7,44 +7,50 @@ from typing import Any
 
 import timm
 import torch
+from torch import nn
 
-from .. import backbone
+from ..backbone import skeleton
 from ..errors import InputError, printable
 from ..view_recipes import RECIPES
 from . import METHODS
 
-_QUEUE = 1024  # its length changes nothing here, and one is filled with real random numbers elsewhere
+_QUEUE_LENGTH = 1024  # does not change the outcome
 
 
 def matching(pattern: str) -> list[str]:
-    """timm's architectures by shell pattern, this package's among them. Raises InputError if there are none."""
+    """timm's architectures by shell pattern, ours too. Raises InputError if there are none."""
     found = fnmatch.filter(timm.list_models(), pattern)
     if not found:
-        raise InputError(f"{printable(pattern)!r}: timm has no architecture like that; try a pattern such as 'resnet*'")
+        raise InputError(
+            f"{printable(pattern)!r}: timm has no architecture like that; "
+            "try a pattern such as 'resnet*'"
+        )
     return found
 
 
 def refusals(arch: str) -> dict[str, str]:
-    """For each method why it cannot pretrain the architecture at its own image size, in a sentence; empty: it can."""
+    """For each method why it cannot pretrain the architecture at its own size; "" if it can."""
     try:
-        network = backbone.skeleton(arch).to("meta")
+        backbone = skeleton(arch).to("meta")
     except Exception as error:  # a constructor may raise anything
         return dict.fromkeys(METHODS, f"timm cannot build it ({_one_line(error)})")
-    return {name: _refusal(network, method) for name, method in METHODS.items()}
+    return {name: _refusal(backbone, method) for name, method in METHODS.items()}
 
 
-def _refusal(network: Any, method: Any) -> str:
-    short = {"queue_length": _QUEUE} if "queue_length" in {f.name for f in dataclasses.fields(method.Config)} else {}
-    size = network.pretrained_cfg["input_size"][-1]
+def _refusal(backbone: nn.Module, method_class: Any) -> str:
+    fields = {field.name for field in dataclasses.fields(method_class.Config)}
+    settings = {"queue_length": _QUEUE_LENGTH} if "queue_length" in fields else {}
     try:
         with torch.device("meta"):
-            built = method(copy.deepcopy(network), method.Config(**short)).to("meta")
-            views = [torch.empty(4, 3, v.side(size), v.side(size)) for v in RECIPES[built.view_recipe]]
-            built(views, 0.0)["loss"].backward()
-            built.after_step(0.0)
+            method = method_class(copy.deepcopy(backbone), method_class.Config(**settings))
+            size = method.student.backbone.pretrained_cfg["input_size"][-1]
+            sides = [view.side(size) for view in RECIPES[method.view_recipe]]
+            views = [torch.empty(4, 3, side, side) for side in sides]
+            method.to("meta")(views, 0.0)["loss"].backward()
+            method.after_step(0.0)
     except InputError as error:
         return str(error)
-    except Exception as error:  # so may a forward
+    except Exception as error:  # a forward may raise anything too
         return f"its step ends in {_one_line(error)}"
     return ""
 

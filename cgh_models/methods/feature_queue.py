@@ -8,8 +8,8 @@ from torch import Tensor, nn
 class FeatureQueue(nn.Module):
     """``count`` queues of ``length`` unit vectors of ``width``, written at one common position.
 
-    Row j of every queue comes from the same image: CGH's crossed targets mean nothing otherwise. They start as random
-    unit vectors. The papers call this the memory bank.
+    Row j of every queue comes from the same image, as CGH's crossed targets need it. The queues
+    start as random unit vectors. The papers call this the memory bank.
 
     Attributes:
         rows: (count, length, width).
@@ -23,43 +23,42 @@ class FeatureQueue(nn.Module):
         super().__init__()
         self.register_buffer("rows", F.normalize(torch.randn(count, length, width), dim=-1))
         self.register_buffer("position", torch.zeros((), dtype=torch.int64))
-
-        self._held: list[Tensor] = []
+        self._pending: list[Tensor] = []
 
     @property
-    def held(self) -> int:
-        """Rows of each queue that wait to be written."""
-        return sum(batch.shape[1] for batch in self._held)
+    def pending(self) -> int:
+        """Rows of each queue that were collected and not yet written."""
+        return sum(batch.shape[1] for batch in self._pending)
 
-    def hold(self, *projections: Tensor) -> None:
-        """Keeps one (N, width) batch per queue until the step is done; without gradient there is no step to come.
+    def collect(self, *projections: Tensor) -> None:
+        """Remembers one (N, width) batch per queue for `enqueue`; does nothing without gradient.
 
         Args:
             projections: one per queue, row i of each from the same image.
         """
         if torch.is_grad_enabled():
-            self._held.append(torch.stack(projections).detach().to(self.rows.dtype))
+            self._pending.append(torch.stack(projections).detach().to(self.rows.dtype))
 
-    def drop(self) -> None:
-        """Forgets what is held."""
-        self._held.clear()
+    def discard_pending(self) -> None:
+        """Forgets what was collected."""
+        self._pending.clear()
 
     @torch.no_grad()
-    def push(self, finite: Tensor | None = None) -> None:
-        """Writes what is held, oldest rows first to go; any number of rows, without a host sync.
+    def enqueue(self, finite: Tensor | None = None) -> None:
+        """Overwrites the oldest rows with what was collected, without a host sync.
 
         Args:
             finite: 0-dim bool; False writes nothing and moves nothing.
         """
-        if not self._held:
+        if not self._pending:
             return
         length = self.rows.shape[1]
-        new = torch.cat(self._held, 1)[:, -length:]  # (count, N, width)
-        self._held.clear()
-        places = (self.position + torch.arange(new.shape[1], device=new.device)) % length  # (N,)
-        steps: Tensor | int = new.shape[1]
+        new = torch.cat(self._pending, 1)[:, -length:]  # (count, N, width)
+        self._pending.clear()
+        count: Tensor | int = new.shape[1]
+        places = (self.position + torch.arange(count, device=new.device)) % length  # (N,)
         if finite is not None:
             new = torch.where(finite, new, self.rows.index_select(1, places))
-            steps = steps * finite.long()
+            count = count * finite.long()
         self.rows.index_copy_(1, places, new)
-        self.position.add_(steps).remainder_(length)
+        self.position.add_(count).remainder_(length)

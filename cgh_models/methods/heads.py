@@ -1,6 +1,6 @@
-"""Projectors and predictors, and the branch that most methods train: a backbone with its projector."""
+"""Projectors, predictors, and the branch that most methods train: a backbone with its projector."""
 
-from collections.abc import Callable
+from itertools import pairwise
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -8,44 +8,50 @@ from torch import Tensor, nn
 from ..backbone import embed, widths
 
 
-def mlp(*widths: int, norm: bool = False, last_norm: bool = False, last_bias: bool = True) -> nn.Sequential:
+def mlp(
+    *widths: int, norm: bool = False, last_norm: bool = False, last_bias: bool = True
+) -> nn.Sequential:
     """Linear layers of these widths with ReLU between them: (N, widths[0]) -> (N, widths[-1]).
 
     Args:
-        norm: batch norm before each ReLU; the linear layer before it then has no bias, which the norm would cancel.
+        norm: batch norm before each ReLU; it takes the place of the linear layer's bias.
         last_norm: batch norm, in place of the bias, after the last layer too.
         last_bias: False leaves the last layer without a bias.
 
-    Source: ReSSL (arXiv 2107.09282), CGH (arXiv 2308.13392) and MoCo v2 (arXiv 2003.04297) use no norm; BYOL
-    (arXiv 2006.07733) one norm; NNCLR (arXiv 2104.14548) and MNCLGLF (arXiv 2306.15930) norms to the end.
+    Source: ReSSL (arXiv 2107.09282), CGH (arXiv 2308.13392) and MoCo v2 (arXiv 2003.04297) have no
+    norm; BYOL (arXiv 2006.07733) one; NNCLR (arXiv 2104.14548) and MNCLGLF (arXiv 2306.15930) all.
     """
     layers: list[nn.Module] = []
-    for place in range(1, len(widths)):
-        last = place == len(widths) - 1
-        normed = last_norm if last else norm
-        layers.append(nn.Linear(widths[place - 1], widths[place], bias=not normed and (last_bias or not last)))
-        layers += [nn.BatchNorm1d(widths[place])] if normed else []
-        layers += [] if last else [nn.ReLU(inplace=True)]
+    for inputs, outputs in pairwise(widths[:-1]):
+        layers.append(nn.Linear(inputs, outputs, bias=not norm))
+        if norm:
+            layers.append(nn.BatchNorm1d(outputs))
+        layers.append(nn.ReLU(inplace=True))
+    layers.append(nn.Linear(widths[-2], widths[-1], bias=last_bias and not last_norm))
+    if last_norm:
+        layers.append(nn.BatchNorm1d(widths[-1]))
     return nn.Sequential(*layers)
 
 
 class Branch(nn.Module):
-    """Backbone and projector: images (N, 3, H, W) -> projections (N, P) in float32, as the projector leaves them.
+    """Backbone and projector: images (N, 3, H, W) -> projections (N, P) in float32, of any length.
 
     Args:
         backbone: a headless timm module.
-        projector: makes the projector for an embedding of the given width.
+        projector_widths, norms: those of `mlp`, without the embedding's width.
     """
 
-    def __init__(self, backbone: nn.Module, projector: Callable[[int], nn.Module]):
+    predictor: nn.Module  # set by methods whose student has one, after the teacher was copied
+
+    def __init__(self, backbone: nn.Module, *projector_widths: int, **norms: bool):
         super().__init__()
         self.backbone = backbone
-        self.projector = projector(widths(backbone)[0])
+        self.projector = mlp(widths(backbone)[0], *projector_widths, **norms)
 
     def forward(self, images: Tensor, splits: int = 1) -> Tensor:
         embedding, _ = embed(self.backbone, images, splits=splits)
         return self.projector(embedding).float()
 
-    def unit(self, images: Tensor, splits: int = 1) -> Tensor:
+    def normalized(self, images: Tensor, splits: int = 1) -> Tensor:
         """Projections (N, P) of length one."""
         return F.normalize(self(images, splits))

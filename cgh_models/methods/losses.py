@@ -1,15 +1,16 @@
-"""Losses against a queue of unit vectors, streamed over it, and within a batch: nothing of size batch x queue is kept.
+"""Losses against a queue of unit vectors, and within a batch. None keeps a batch x queue matrix.
 
 With unit vectors s (student), Q (queue) and a target distribution p over Q's rows,
 
     H(p, softmax(s.Q / t)) = logsumexp(s.Q / t) - s.c / t,    c = sum_j p_j Q_j,
     d/ds                   = (sum_j softmax(s.Q / t)_j Q_j - c) / t,
 
-so one pass over chunks of the queue yields loss and gradient, and backward has nothing left to do. Similarities are at
-most 1, hence exp((s.Q - 1) / t) cannot overflow; `MIN_TEMPERATURE` keeps it from vanishing in float32.
+so one pass over chunks of the queue yields loss and gradient, which backward only has to scale.
+Similarities are at most 1, so exp((s.Q - 1) / t) cannot overflow; `MIN_TEMPERATURE` keeps it from
+vanishing in float32. Autocast leaves in-place and out= operators in the tensors' own precision.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -17,187 +18,219 @@ from torch import Tensor
 from torch.autograd import Function
 
 CHUNK = 2048  # queue rows a pass, at most
-_SCORES = 2**20  # scores a pass, 4 MiB: what many query rows leave of CHUNK
-MIN_TEMPERATURE = 0.02  # exp(-2 / 0.023) is float32's smallest normal number; below 0.02 sums could lose all terms
+_SCORES = 2**20  # scores a pass, 4 MiB: many query rows make chunks shorter
+MIN_TEMPERATURE = 0.02  # exp(-2 / 0.023) is float32's smallest normal number
 
 
-def _chunk(rows: int) -> int:
+def chunk_length(rows: int) -> int:
     """Queue rows that are compared with so many query rows at once."""
     return max(128, min(CHUNK, _SCORES // rows))
 
 
-class _RelationLosses(Function):
-    """In-place and out= operators: autocast leaves them alone, so this runs in the tensors' own precision."""
+def _chunks(queue: Tensor, rows: int, length: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields chunks of a queue (K, P), each with the same memory for the scores (rows, chunk)."""
+    length = length or chunk_length(rows)
+    memory = queue.new_empty(rows * min(length, len(queue)))
+    for keys in queue.split(length):
+        yield keys, memory[: rows * len(keys)].view(rows, len(keys))
+
+
+class _KnownGradient(Function):
+    """A loss with gradients that were computed beside it."""
 
     @staticmethod
-    def forward(ctx, teachers: Sequence[Tensor], queues: Tensor, hot, cold, *students: Tensor):
-        places, count = range(len(students)), len(teachers[0])
-        inverse, queries, sums, mixed = [], [], [], []
-        for teacher, student, t, t_teacher in zip(teachers, students, hot, cold, strict=True):
-            scale = student.new_full((count + len(student), 1), 1 / t)
-            scale[:count] = 1 / t_teacher
-            inverse.append(scale)
-            queries.append(torch.cat([teacher, student]).mul_(scale))
-            sums.append(torch.zeros_like(scale))
-            mixed.append(torch.zeros_like(queries[-1]))  # the other teacher's and the own student's mixtures of rows
-        chunk = _chunk(max(map(len, queries)))
-        buffers = [query.new_empty(len(query) * min(chunk, queues.shape[1])) for query in queries]
-        for keys in zip(*(queue.split(chunk) for queue in queues), strict=True):
-            weights = []
-            for i in places:  # exp((query.key - 1) / t)
-                weight = buffers[i][: len(queries[i]) * len(keys[i])].view(len(queries[i]), -1)
-                weights.append(torch.addmm(-inverse[i], queries[i], keys[i].t(), out=weight).exp_())
-                sums[i].add_(weights[i].sum(1, keepdim=True))
-            for i in places:
-                other = weights[-1 - i][:count]
-                mixed[i].addmm_(weights[i] if len(places) == 1 else torch.cat([other, weights[i][count:]]), keys[i])
-        losses, gradients = [], []
-        for i, (student, t) in enumerate(zip(students, hot, strict=True)):
-            target = mixed[i][:count].div_(sums[-1 - i][:count]).repeat(len(student) // count, 1)
-            agreement = (student * target).sum(1, keepdim=True)
-            losses.append((sums[i][count:].log() + (1 - agreement) / t).mean())
-            gradients.append(mixed[i][count:].div(sums[i][count:]).sub_(target).div_(t * len(student)))
+    def forward(ctx, loss: Tensor, gradients: tuple[Tensor, ...], *inputs: Tensor) -> Tensor:
         ctx.save_for_backward(*gradients)
-        return tuple(losses)
-
-    @staticmethod
-    def backward(ctx, *grad_outputs: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
-        return None, None, None, None, *(g * o for g, o in zip(ctx.saved_tensors, grad_outputs, strict=True))
-
-
-def relation_losses(
-    students: Sequence[Tensor], teachers: Sequence[Tensor], queues: Tensor, hot: Sequence[float], cold: Sequence[float]
-) -> tuple[Tensor, ...]:  # fmt: skip
-    """For each context the mean cross-entropy, in nats, of the student's relations to its queue.
-
-    The target is the teacher's relations to the queue of the other context, row j of both queues being the same image
-    (CGH); a single context has its own for a target (ReSSL).
-
-    Args:
-        students: a context each, (N, P) unit vectors, or (M N, P) of M views of the N images, view after view.
-        teachers: a context each, (N, P) unit vectors.
-        queues: (contexts, K, P) unit vectors, one or two contexts.
-        hot, cold: temperatures of students and teachers, at least `MIN_TEMPERATURE`.
-
-    Source: ReSSL (arXiv 2107.09282) eq. 4-6; crossed queues: CGH (arXiv 2308.13392).
-    """
-    return _RelationLosses.apply(teachers, queues, hot, cold, *students)  # pyright: ignore
-
-
-class _InfoNCE(Function):
-    """The positive is one more key."""
-
-    @staticmethod
-    def forward(ctx, student: Tensor, positive: Tensor, queue: Tensor, temperature: float) -> Tensor:
-        agreement = (student * positive).sum(1, keepdim=True)  # (N, 1)
-        sums = ((agreement - 1) / temperature).exp()
-        rows = sums * positive
-        bound = student.new_full((), -1 / temperature)
-        chunk = _chunk(len(student))
-        buffer = student.new_empty(len(student) * min(chunk, len(queue)))
-        for keys in queue.split(chunk):
-            weights = buffer[: len(student) * len(keys)].view(len(student), len(keys))  # (N, chunk)
-            torch.addmm(bound, student, keys.t(), alpha=1 / temperature, out=weights).exp_()
-            sums.add_(weights.sum(1, keepdim=True))
-            rows.addmm_(weights, keys)
-        ctx.save_for_backward(rows.div_(sums).sub_(positive).div_(temperature * len(student)))
-        return (sums.log() + (1 - agreement) / temperature).mean()
+        return loss
 
     @staticmethod
     def backward(ctx, grad_output: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
-        (gradient,) = ctx.saved_tensors
-        return gradient * grad_output, None, None, None
+        return None, None, *(gradient * grad_output for gradient in ctx.saved_tensors)
+
+
+class _Relations:
+    """Relations of N teacher rows and M N student rows to a queue, summed up chunk by chunk.
+
+    ``queries`` (N + M N, P) are the teacher's rows, then the student's, over their temperatures;
+    ``sums`` (N + M N, 1) of their weights for all keys; ``mixtures`` (N + M N, P) of weight * key.
+    """
+
+    def __init__(self, student: Tensor, teacher: Tensor, student_t: float, teacher_t: float):
+        self.student = student
+        self.student_t = student_t
+        self.scale = student.new_full((len(teacher) + len(student), 1), 1 / student_t)
+        self.scale[: len(teacher)] = 1 / teacher_t
+        self.queries = torch.cat([teacher.detach(), student.detach()]).mul_(self.scale)
+        self.sums = torch.zeros_like(self.scale)
+        self.mixtures = torch.zeros_like(self.queries)
+
+    def weights(self, keys: Tensor, memory: Tensor) -> Tensor:
+        """exp((query.key - 1) / t) of every query with every key, which the sums take in."""
+        weights = torch.addmm(-self.scale, self.queries, keys.t(), out=memory).exp_()
+        self.sums.add_(weights.sum(1, keepdim=True))
+        return weights
+
+    def cross_entropy(self, target: Tensor) -> Tensor:
+        """Mean H(p, softmax(s.Q / t)), where ``target`` (N, P) is the equation's c."""
+        n, t = len(target), self.student_t
+        target = target.repeat(len(self.student) // n, 1)  # (M N, P)
+        agreement = (self.student.detach() * target).sum(1, keepdim=True)
+        loss = (self.sums[n:].log() + (1 - agreement) / t).mean()
+        gradient = self.mixtures[n:].div(self.sums[n:]).sub_(target).div_(t * len(target))
+        return _KnownGradient.apply(loss, (gradient,), self.student)  # pyright: ignore
+
+
+def relation_loss(
+    student: Tensor,
+    teacher: Tensor,
+    queue: Tensor,
+    student_temperature: float,
+    teacher_temperature: float,
+) -> Tensor:
+    """Mean cross-entropy, in nats, of the student's relations to a queue with the teacher's.
+
+    Args:
+        student: (N, P) unit vectors, or (M N, P) of M views of the N images, view after view.
+        teacher: (N, P) unit vectors, the target.
+        queue: (K, P) unit vectors.
+        student_temperature, teacher_temperature: at least `MIN_TEMPERATURE`.
+
+    Source: ReSSL (arXiv 2107.09282) eq. 4-6.
+    """
+    n = len(teacher)
+    relations = _Relations(student, teacher, student_temperature, teacher_temperature)
+    for keys, memory in _chunks(queue, len(relations.queries)):
+        weights = relations.weights(keys, memory)
+        relations.mixtures.addmm_(weights, keys)
+    return relations.cross_entropy(relations.mixtures[:n] / relations.sums[:n])
+
+
+def crossed_relation_losses(
+    students: tuple[Tensor, Tensor],
+    teachers: tuple[Tensor, Tensor],
+    queues: Tensor,
+    student_temperatures: tuple[float, float],
+    teacher_temperatures: tuple[float, float],
+) -> tuple[Tensor, Tensor]:
+    """The relation losses of two contexts, in which each teacher is the other context's target.
+
+    Args:
+        students, teachers: as in `relation_loss`, for each context.
+        queues: (2, K, P) unit vectors, row j of both from the same image.
+
+    Source: CGH (arXiv 2308.13392).
+    """
+    n = len(teachers[0])
+    first = _Relations(students[0], teachers[0], student_temperatures[0], teacher_temperatures[0])
+    second = _Relations(students[1], teachers[1], student_temperatures[1], teacher_temperatures[1])
+    length = chunk_length(max(len(first.queries), len(second.queries)))
+    chunks1 = _chunks(queues[0], len(first.queries), length)
+    chunks2 = _chunks(queues[1], len(second.queries), length)
+    for (keys1, memory1), (keys2, memory2) in zip(chunks1, chunks2, strict=True):
+        weights1 = first.weights(keys1, memory1)
+        weights2 = second.weights(keys2, memory2)
+        # A teacher's weights mix the rows of the other queue: those of the same images.
+        first.mixtures.addmm_(torch.cat([weights2[:n], weights1[n:]]), keys1)
+        second.mixtures.addmm_(torch.cat([weights1[:n], weights2[n:]]), keys2)
+    target1 = first.mixtures[:n] / second.sums[:n]
+    target2 = second.mixtures[:n] / first.sums[:n]
+    return first.cross_entropy(target1), second.cross_entropy(target2)
 
 
 def info_nce(student: Tensor, positive: Tensor, queue: Tensor, temperature: float) -> Tensor:
-    """InfoNCE in nats, meaned over the batch: the positive against it and the K rows of the queue.
+    """Mean InfoNCE in nats: each positive against itself and the K rows of the queue.
 
     Args:
         student, positive: (N, P) unit vectors; only the student takes a gradient.
-        queue: (K, P) unit vectors, negatives; the positive is not among them.
+        queue: (K, P) unit vectors, the negatives; the positive is not among them.
         temperature: at least `MIN_TEMPERATURE`.
 
     Source: MoCo (arXiv 1911.05722) eq. 1.
     """
-    return _InfoNCE.apply(student, positive, queue, temperature)  # pyright: ignore
+    query, positive = student.detach(), positive.detach()
+    agreement = (query * positive).sum(1, keepdim=True)  # (N, 1)
+    sums = ((agreement - 1) / temperature).exp()  # the positive is one more key
+    mixtures = sums * positive
+    bound = query.new_full((), -1 / temperature)
+    for keys, memory in _chunks(queue, len(query)):
+        weights = torch.addmm(bound, query, keys.t(), alpha=1 / temperature, out=memory).exp_()
+        sums.add_(weights.sum(1, keepdim=True))
+        mixtures.addmm_(weights, keys)
+    loss = (sums.log() + (1 - agreement) / temperature).mean()
+    gradient = mixtures.div_(sums).sub_(positive).div_(temperature * len(query))
+    return _KnownGradient.apply(loss, (gradient,), student)  # pyright: ignore
 
 
+@torch.no_grad()
 def nearest(query: Tensor, queue: Tensor) -> Tensor:
-    """The row of the queue (K, P) with the largest dot product with each unit vector of ``query``: (N, P).
+    """The row of the queue (K, P) with the largest dot product with each unit vector: (N, P).
 
     Of equal ones the first. Streamed, in the tensors' own precision.
     """
-    best = query.new_full((query.shape[0],), -torch.inf)
-    place = torch.zeros(query.shape[0], dtype=torch.int64, device=query.device)
-    chunk = _chunk(query.shape[0])
-    buffer = query.new_empty(query.shape[0] * min(chunk, queue.shape[0]))
-    with torch.no_grad():
-        for start, keys in zip(range(0, queue.shape[0], chunk), queue.split(chunk), strict=True):
-            scores = buffer[: query.shape[0] * keys.shape[0]].view(query.shape[0], keys.shape[0])  # (N, chunk)
-            value, index = torch.mm(query, keys.t(), out=scores).max(1)
-            place = torch.where(value > best, index + start, place)
-            best = torch.maximum(best, value)
-    return queue.index_select(0, place)
+    best = query.new_full((len(query),), -torch.inf)
+    index = torch.zeros(len(query), dtype=torch.int64, device=query.device)
+    start = 0
+    for keys, memory in _chunks(queue, len(query)):
+        score, place = torch.mm(query, keys.t(), out=memory).max(1)
+        index = torch.where(score > best, place + start, index)
+        best = torch.maximum(best, score)
+        start += len(keys)
+    return queue.index_select(0, index)
 
 
-class _BatchCrossEntropy(Function):
-    """Cross-entropy of softmax(anchors @ candidates^T / t) against one label a row; both gradients in one pass."""
-
-    @staticmethod
-    def forward(ctx, anchors: Tensor, candidates: Tensor, labels: Tensor, temperature: float, others_only: bool):
-        groups, count = anchors.shape[:2]
-        scores = anchors.new_empty(groups, count, candidates.shape[1])
-        torch.bmm(anchors, candidates.transpose(1, 2), out=scores).div_(temperature)
-        if others_only:  # anchors are the candidates: none is compared with itself
-            scores.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
-        places = labels.expand(groups, count).unsqueeze(2)
-        scores.sub_(scores.amax(2, keepdim=True))  # before the logarithm: digits that the difference needs
-        scores.sub_(scores.exp().sum(2, keepdim=True).log_())
-        positive = scores.gather(2, places)  # (G, N, 1)
-        scores.exp_().scatter_add_(2, places, torch.full_like(positive, -1))  # softmax - one-hot
-        scores.div_(temperature * groups * count)
-        to_anchors, to_candidates = torch.empty_like(anchors), torch.empty_like(candidates)
-        torch.bmm(scores, candidates, out=to_anchors)
-        torch.bmm(scores.transpose(1, 2), anchors, out=to_candidates)
-        ctx.save_for_backward(to_anchors, to_candidates)
-        return -positive.mean()
-
-    @staticmethod
-    def backward(ctx, grad_output: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
-        to_anchors, to_candidates = ctx.saved_tensors
-        return to_anchors * grad_output, to_candidates * grad_output, None, None, None
+def _batch_cross_entropy(
+    anchors: Tensor, candidates: Tensor, labels: Tensor, temperature: float, exclude_self: bool
+) -> Tensor:
+    """Mean cross-entropy of softmax(anchors @ candidates^T / t), (G, N, P) each, a label a row."""
+    a, b = anchors.detach(), candidates.detach()
+    groups, count = a.shape[:2]
+    scores = a.new_empty(groups, count, b.shape[1])
+    torch.bmm(a, b.transpose(1, 2), out=scores).div_(temperature)
+    if exclude_self:
+        scores.diagonal(dim1=1, dim2=2).fill_(-torch.inf)
+    labels = labels.expand(groups, count).unsqueeze(2)
+    scores.sub_(scores.amax(2, keepdim=True))  # before the logarithm, for precision
+    scores.sub_(scores.exp().sum(2, keepdim=True).log_())
+    positive = scores.gather(2, labels)  # (G, N, 1)
+    scores.exp_().scatter_add_(2, labels, torch.full_like(positive, -1))  # softmax - one-hot
+    scores.div_(temperature * groups * count)
+    to_anchors = torch.bmm(scores, b, out=torch.empty_like(a))
+    to_candidates = torch.bmm(scores.transpose(1, 2), a, out=torch.empty_like(b))
+    gradients = (to_anchors, to_candidates)
+    return _KnownGradient.apply(-positive.mean(), gradients, anchors, candidates)  # pyright: ignore
 
 
 def batch_info_nce(anchors: Tensor, candidates: Tensor, temperature: float) -> Tensor:
-    """InfoNCE within a batch, in nats: each anchor's candidate is the one in its own row, the other rows are negatives.
+    """Mean InfoNCE within a batch, in nats: the positive is the candidate in the anchor's row.
 
     Args:
-        anchors, candidates: (N, P) unit vectors, or (G, N, P) for a mean over G batches; gradients go to both.
+        anchors, candidates: (N, P) unit vectors, or (G, N, P) for a mean over G batches; both take
+            gradients.
 
     Source: NNCLR (arXiv 2104.14548) eq. 2.
     """
     if anchors.ndim == 2:
         anchors, candidates = anchors[None], candidates[None]
-    labels = torch.arange(anchors.shape[1], device=anchors.device)
     anchors, candidates = anchors.contiguous(), candidates.contiguous()
-    return _BatchCrossEntropy.apply(anchors, candidates, labels, temperature, False)  # pyright: ignore
+    labels = torch.arange(anchors.shape[1], device=anchors.device)
+    return _batch_cross_entropy(anchors, candidates, labels, temperature, exclude_self=False)
 
 
 def nt_xent(first: Tensor, second: Tensor, temperature: float) -> Tensor:
-    """SimCLR's loss in nats: each of 2N unit vectors is an anchor with one positive and 2N - 2 negatives.
+    """SimCLR's loss in nats: each of 2N unit vectors has one positive and 2N - 2 negatives.
 
     Args:
         first, second: (N, P) unit vectors, row i of both from the same image.
 
     Source: SimCLR (arXiv 2002.05709) eq. 1.
     """
-    rows, count = torch.cat([first, second])[None], first.shape[0]
-    labels = torch.arange(2 * count, device=rows.device).roll(count)
-    return _BatchCrossEntropy.apply(rows, rows, labels, temperature, True)  # pyright: ignore
+    rows = torch.cat([first, second])[None]
+    labels = torch.arange(2 * len(first), device=rows.device).roll(len(first))
+    return _batch_cross_entropy(rows, rows, labels, temperature, exclude_self=True)
 
 
 def cosine_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean over rows of 2 - 2 cos: (N, P) twice, of any length -> 0 to 4.
+    """Mean over rows of 2 - 2 cos, between 0 and 4; (N, P) each, rows of any length.
 
     Source: BYOL (arXiv 2006.07733) eq. 2.
     """

@@ -9,17 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from .feature_queue import FeatureQueue
-from .heads import Branch, mlp
+from .heads import Branch
 from .losses import info_nce
 from .method import Losses, check_config
-from .momentum_teacher import make_teacher, move_teacher, teach
+from .momentum_teacher import make_teacher, teacher_forward, update_teacher
 
 
 class MoCoV2(nn.Module):
     """L = InfoNCE(s(x1), t(x2), queue); symmetric: the mean of both directions.
 
-    Differs from the authors' code: batch-norm statistics are a whole batch's, not those of 8 shuffled parts, unless
-    ``batch_norm_splits`` says so; blur is part of the views on small images too.
+    Differs from the authors' code: batch-norm statistics are a whole batch's, not those of 8
+    shuffled parts, unless ``batch_norm_splits`` says so; small images are blurred too.
     """
 
     name = "moco_v2"
@@ -36,39 +36,35 @@ class MoCoV2(nn.Module):
         queue_length: int = 65536  # past teacher projections, the negatives
         teacher_momentum: float = 0.999  # the teacher keeps this share of itself every step
         temperature: float = 0.2  # 0.1 on small images
-        symmetric: bool = False  # both directions, twice the cost (the authors' CIFAR demo, MoCo v3)
-        batch_norm_splits: int = 1  # parts with their own batch statistics: the authors' 8 GPUs, shuffled
+        symmetric: bool = False  # both directions, at twice the cost (the authors' CIFAR demo)
+        batch_norm_splits: int = 1  # parts with their own batch statistics: the authors' 8 GPUs
 
-        def __post_init__(self):
-            check_config(self)
+        __post_init__ = check_config
 
     def __init__(self, backbone: nn.Module, config: Config | None = None):
         super().__init__()
         self.config = c = config or self.Config()
-        self.student = Branch(backbone, lambda width: mlp(width, c.hidden_width, c.projection_width))
+        self.student = Branch(backbone, c.hidden_width, c.projection_width)
         self.teacher = make_teacher(self.student)
         self.queue = FeatureQueue(c.queue_length, c.projection_width)
 
     def forward(self, views: list[Tensor], progress: float) -> Losses:
-        """One loss, in nats.
+        """One loss, in nats. Views: two strong ones, (N, 3, H, W) each.
 
-        Args:
-            views: two strong views, (N, 3, H, W) each: the student sees the first, the teacher the second; symmetric:
-                both see both, and both teacher projections are queued.
-            progress: unused, the objective does not change over the run.
+        The student sees the first, the teacher the second; symmetric: both see and queue both.
         """
-        c, queue = self.config, self.queue.rows[0]  # (K, P)
-        first, second = views
-        pairs = [(first, second), (second, first)] if c.symmetric else [(first, second)]
+        c = self.config
+        pairs = [views, views[::-1]] if c.symmetric else [views]
         losses, projections = [], []
-        for seen, taught in pairs:
-            student = self.student.unit(seen, c.batch_norm_splits)  # (N, P)
-            projections.append(teach(self.teacher.unit, taught, c.batch_norm_splits))  # (N, P)
-            losses.append(info_nce(student, projections[-1], queue, c.temperature))
-        self.queue.hold(torch.cat(projections))
+        for student_view, teacher_view in pairs:
+            student = self.student.normalized(student_view, c.batch_norm_splits)  # (N, P)
+            teacher = teacher_forward(self.teacher.normalized, teacher_view, c.batch_norm_splits)
+            losses.append(info_nce(student, teacher, self.queue.rows[0], c.temperature))
+            projections.append(teacher)
+        self.queue.collect(torch.cat(projections))
         return {"loss": torch.stack(losses).mean()}
 
     def after_step(self, progress: float, finite: Tensor | None = None) -> None:
-        """Moves the teacher towards the student and the batch's teacher projections into the queue."""
-        move_teacher(self.teacher, self.student, self.config.teacher_momentum)
-        self.queue.push(finite)
+        """Moves the teacher towards the student and its projections into the queue."""
+        update_teacher(self.teacher, self.student, self.config.teacher_momentum)
+        self.queue.enqueue(finite)

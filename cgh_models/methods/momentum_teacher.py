@@ -1,55 +1,63 @@
-"""The teacher: a copy of the student that follows it, and how its batch norms see a batch."""
+"""The momentum teacher: a copy of the student that follows it and provides the targets."""
 
 import copy
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-Branch = TypeVar("Branch", bound=nn.Module)
+Module = TypeVar("Module", bound=nn.Module)
+Output = TypeVar("Output", Tensor, tuple[Tensor, Tensor])
 
 
-def make_teacher(student: Branch) -> Branch:
-    """A copy of the student that takes no gradient."""
+def make_teacher(student: Module) -> Module:
+    """Returns a copy of the student that takes no gradient."""
     return copy.deepcopy(student).requires_grad_(False)
 
 
 @torch.no_grad()
-def move_teacher(teacher: nn.Module, student: nn.Module, momentum: float, buffers: bool = False) -> None:
-    """teacher <- momentum * teacher + (1 - momentum) * student, one kernel per dtype, no scratch memory.
+def update_teacher(
+    teacher: nn.Module, student: nn.Module, momentum: float, buffers: bool = False
+) -> None:
+    """teacher <- momentum * teacher + (1 - momentum) * student, in one kernel per dtype.
 
-    What the student has and the teacher has not (a predictor) stays the student's. A step whose gradient was not
-    finite moves nothing but the teacher, which then goes towards a student that stood still.
+    Parts that only the student has (a predictor) are left out. After a step whose gradient was not
+    finite the student has not moved; the teacher moves towards it all the same.
 
     Args:
-        buffers: batch-norm statistics follow too (EMAN, arXiv 2101.08482), for a teacher in eval mode; without it they
-            are the teacher's own (CGH, ReSSL, MoCo, BYOL).
+        buffers: batch-norm statistics follow too (EMAN, arXiv 2101.08482), for a teacher in eval
+            mode; else they are the teacher's own (CGH, ReSSL, MoCo, BYOL).
     """
-    theirs = dict(student.named_parameters()) | (dict(student.named_buffers()) if buffers else {})
-    mine = dict(teacher.named_parameters()) | (dict(teacher.named_buffers()) if buffers else {})
-    pairs: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
-    for name, tensor in mine.items():
-        if tensor.is_floating_point():
-            targets, sources = pairs.setdefault(tensor.dtype, ([], []))
-            targets.append(tensor)
-            sources.append(theirs[name])
-        else:  # a count of batches
-            tensor.copy_(theirs[name])
-    for targets, sources in pairs.values():
-        torch._foreach_lerp_(targets, sources, 1 - momentum)
+    sources = dict(student.named_parameters())
+    targets = dict(teacher.named_parameters())
+    if buffers:
+        sources |= dict(student.named_buffers())
+        targets |= dict(teacher.named_buffers())
+    names_of: dict[torch.dtype, list[str]] = {}
+    for name, target in targets.items():
+        names_of.setdefault(target.dtype, []).append(name)
+    for dtype, names in names_of.items():
+        mine = [targets[name] for name in names]
+        theirs = [sources[name] for name in names]
+        if dtype.is_floating_point:
+            torch._foreach_lerp_(mine, theirs, 1 - momentum)
+        else:  # counts of batches
+            torch._foreach_copy_(mine, theirs)
 
 
 @torch.no_grad()
-def teach(branch: Callable[[Tensor, int], Any], images: Tensor, splits: int) -> Any:
-    """The teacher's output, a tensor or a tuple of them; split batch statistics are taken over shuffled parts.
+def teacher_forward(branch: Callable[[Tensor, int], Output], images: Tensor, splits: int) -> Output:
+    """The teacher's output; split batch statistics are taken over shuffled parts.
 
-    In student and teacher the same images would share a part's statistics otherwise, which leaks which belongs to which
-    (MoCo, arXiv 1911.05722, section 3.3).
+    Otherwise the same images would share a part's statistics in student and teacher, which leaks
+    which belong together (MoCo, arXiv 1911.05722, section 3.3).
     """
     if splits == 1:
         return branch(images, splits)
     order = torch.randperm(images.shape[0], device=images.device)
     back = order.argsort()
     outputs = branch(images[order], splits)
-    return outputs[back] if isinstance(outputs, Tensor) else tuple(output[back] for output in outputs)
+    if isinstance(outputs, Tensor):
+        return outputs[back]
+    return outputs[0][back], outputs[1][back]

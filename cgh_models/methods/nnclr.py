@@ -1,12 +1,10 @@
 """NNCLR: nearest-neighbour contrastive learning of visual representations (arXiv 2104.14548).
 
-The positive of an image is not its other view but what a queue of past images holds nearest to that view.
+The positive of an image is not its other view but what a queue of past images holds nearest to it.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -17,7 +15,7 @@ from .method import Losses, check_config
 
 
 class NNCLR(nn.Module):
-    """L = mean over both directions of InfoNCE(NN(z_u), q(z_v)); negatives are the batch's other predictions."""
+    """L = mean over both directions of InfoNCE(NN(z_u), q(z_v)); negatives: the batch."""
 
     name = "nnclr"
     paper = "arXiv:2104.14548"
@@ -27,7 +25,7 @@ class NNCLR(nn.Module):
     class Config:
         """Defaults: heads as lightly builds them, queue and temperature as solo-learn sets them.
 
-        Differs from the authors' code, of which none was at hand: the values are those of two re-implementations.
+        Differs from the authors' code, of which none was at hand: values of two re-implementations.
         """
 
         projection_width: int = 256  # output of projector and predictor
@@ -36,35 +34,35 @@ class NNCLR(nn.Module):
         queue_length: int = 65536  # past projections, among which the nearest is looked for
         temperature: float = 0.2
 
-        def __post_init__(self):
-            check_config(self)
+        __post_init__ = check_config
 
     def __init__(self, backbone: nn.Module, config: Config | None = None):
         super().__init__()
         self.config = c = config or self.Config()
-
-        def projector(width: int) -> nn.Module:
-            return mlp(width, c.hidden_width, c.hidden_width, c.projection_width, norm=True, last_norm=True)
-
-        self.student: Any = Branch(backbone, projector)
-        self.student.predictor = mlp(c.projection_width, c.predictor_width, c.projection_width, norm=True)
+        widths = (c.hidden_width, c.hidden_width, c.projection_width)
+        self.student = Branch(backbone, *widths, norm=True, last_norm=True)
+        self.student.predictor = mlp(
+            c.projection_width, c.predictor_width, c.projection_width, norm=True
+        )
         self.queue = FeatureQueue(c.queue_length, c.projection_width)
 
     def forward(self, views: list[Tensor], progress: float) -> Losses:
-        """One loss, in nats.
+        """One loss, in nats. Views: two strong ones, (N, 3, H, W) each."""
+        temperature = self.config.temperature
+        neighbour1, prediction1, _ = self._neighbour_and_prediction(views[0])  # (N, P) each
+        neighbour2, prediction2, z2 = self._neighbour_and_prediction(views[1])
+        self.queue.collect(z2)
+        loss1 = batch_info_nce(neighbour1, prediction2, temperature)
+        loss2 = batch_info_nce(neighbour2, prediction1, temperature)
+        return {"loss": 0.5 * (loss1 + loss2)}
 
-        Args:
-            views: two strong views, (N, 3, H, W) each.
-            progress: unused, the objective does not change over the run.
-        """
-        projections = [self.student(view) for view in views]  # (N, P) each
-        predictions = [F.normalize(self.student.predictor(z).float()) for z in projections]
-        neighbours = [nearest(F.normalize(z.detach()), self.queue.rows[0]) for z in projections]
-        self.queue.hold(F.normalize(projections[1].detach()))
-        pairs = zip(neighbours, reversed(predictions), strict=True)
-        losses = [batch_info_nce(anchor, prediction, self.config.temperature) for anchor, prediction in pairs]
-        return {"loss": torch.stack(losses).mean()}
+    def _neighbour_and_prediction(self, view: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The projection's nearest neighbour, its prediction, and itself: unit vectors (N, P)."""
+        projection = self.student(view)
+        prediction = F.normalize(self.student.predictor(projection).float())
+        z = F.normalize(projection.detach())
+        return nearest(z, self.queue.rows[0]), prediction, z
 
     def after_step(self, progress: float, finite: Tensor | None = None) -> None:
         """Moves the batch's projections of the second view into the queue."""
-        self.queue.push(finite)
+        self.queue.enqueue(finite)

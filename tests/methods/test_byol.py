@@ -7,7 +7,7 @@ from golden import array, normed_head, scatter, state
 
 from cgh_models.backbone import create
 from cgh_models.methods.byol import BYOL
-from cgh_models.methods.momentum_teacher import cosine_momentum
+from cgh_models.schedule import cosine_momentum
 
 
 def build(**settings):
@@ -33,8 +33,12 @@ def test_the_loss_is_the_sum_of_both_directions(batch, width, hidden):
         with torch.no_grad():
             return normed_head(state(branch.projector), array(branch.backbone(view)))
 
-    one = golden.cosine_loss(normed_head(q, projection(method.student, x1)), projection(method.teacher, x2))
-    back = golden.cosine_loss(normed_head(q, projection(method.student, x2)), projection(method.teacher, x1))
+    one = golden.cosine_loss(
+        normed_head(q, projection(method.student, x1)), projection(method.teacher, x2)
+    )
+    back = golden.cosine_loss(
+        normed_head(q, projection(method.student, x2)), projection(method.teacher, x1)
+    )
     assert one != pytest.approx(back, rel=1e-3)
     assert method(views, 0.5)["loss"].item() == pytest.approx(one + back, rel=1e-5)
 

@@ -6,7 +6,7 @@ import torch
 
 from cgh_models.backbone import create, embed
 from cgh_models.methods.cgh import CGH, Hypercolumn
-from cgh_models.methods.momentum_teacher import teach
+from cgh_models.methods.momentum_teacher import teacher_forward
 
 SMALL = dict(projection_width=8, hidden_width=16, queue_length=40, warmup=0.5)
 
@@ -22,18 +22,23 @@ def method():
 
 
 def numpy_branch(branch, images):
-    """Both unit projections, from the backbone's own maps on: the equations of methods 1.1 in NumPy."""
+    """Both unit projections, from the backbone's maps on: the paper's equations in NumPy."""
     embedding, maps = (x for x in embed(branch.backbone, images, 2))
     shallow, deep = (m.detach().numpy() for m in maps)
     n, c, h, w = shallow.shape
     halved = shallow.reshape(n, c, h // 2, 2, w // 2, 2).mean((3, 5))  # exact factor 2: 2x2 average
     column = np.concatenate([halved, deep], 1)
-    mixed = np.einsum("dc,nchw->ndhw", branch.hypercolumn.conv.weight.detach().numpy()[:, :, 0, 0], column)
+    mixed = np.einsum(
+        "dc,nchw->ndhw", branch.hypercolumn.conv.weight.detach().numpy()[:, :, 0, 0], column
+    )
     mean, var = mixed.mean((0, 2, 3), keepdims=True), mixed.var((0, 2, 3), keepdims=True)
     scale, shift = (p.detach().numpy()[:, None, None] for p in branch.hypercolumn.norm.parameters())
     hyper = np.maximum((mixed - mean) / np.sqrt(var + 1e-5) * scale + shift, 0).mean((2, 3))
     out = []
-    for head, x in ((branch.projector, embedding.detach().numpy()), (branch.hyper_projector, hyper)):
+    for head, x in (
+        (branch.projector, embedding.detach().numpy()),
+        (branch.hyper_projector, hyper),
+    ):
         first, last = head[0], head[2]
         x = np.maximum(x @ first.weight.detach().numpy().T + first.bias.detach().numpy(), 0)
         x = x @ last.weight.detach().numpy().T + last.bias.detach().numpy()
@@ -41,8 +46,13 @@ def numpy_branch(branch, images):
     return out
 
 
-def cross_entropy(teacher, teacher_queue, student, student_queue, teacher_temperature, student_temperature):
-    a, b = teacher @ teacher_queue.T / teacher_temperature, student @ student_queue.T / student_temperature
+def cross_entropy(
+    teacher, teacher_queue, student, student_queue, teacher_temperature, student_temperature
+):
+    a, b = (
+        teacher @ teacher_queue.T / teacher_temperature,
+        student @ student_queue.T / student_temperature,
+    )
     p = np.exp(a - a.max(1, keepdims=True))
     p /= p.sum(1, keepdims=True)
     log_q = b - b.max(1, keepdims=True)
@@ -51,7 +61,10 @@ def cross_entropy(teacher, teacher_queue, student, student_queue, teacher_temper
 
 
 def info_nce(student, positive, queue, temperature):
-    logits = np.concatenate([(student * positive).sum(1, keepdims=True), student @ queue.T], 1) / temperature
+    logits = (
+        np.concatenate([(student * positive).sum(1, keepdims=True), student @ queue.T], 1)
+        / temperature
+    )
     logits -= logits.max(1, keepdims=True)
     return -(logits[:, 0] - np.log(np.exp(logits).sum(1))).mean()
 
@@ -70,7 +83,9 @@ def test_losses_are_the_equations(method, progress):
     alpha = min(progress / 0.5, 1)
     assert losses["global_to_hyper"] == pytest.approx(hyper, rel=1e-5)
     assert losses["hyper_to_global"] == pytest.approx(consistency, rel=1e-5)
-    assert losses["loss"] == pytest.approx((1 - alpha) * start + alpha / 2 * (hyper + consistency), rel=1e-5)
+    assert losses["loss"] == pytest.approx(
+        (1 - alpha) * start + alpha / 2 * (hyper + consistency), rel=1e-5
+    )
     assert ("info_nce" in losses) == (progress < 0.5)
 
 
@@ -78,7 +93,7 @@ def test_both_queues_are_written_at_the_same_rows(method):
     views = list(torch.randn(2, 6, 3, 32, 32))
     before = method.queue.rows.clone()
     method(views, 1.0)
-    ((whole, hyper),) = method.queue._held
+    ((whole, hyper),) = method.queue._pending
     method.after_step(1.0)
     changed = (method.queue.rows != before).any(2)  # (2, K)
     assert torch.equal(changed[0], changed[1]) and changed[0].sum() == 6
@@ -111,10 +126,14 @@ def test_split_statistics_equal_separate_batches_and_keep_pairs_together():
     parts = torch.cat([embed(plain.student.backbone, part, 2)[0] for part in images.chunk(2)])
     assert torch.equal(whole, parts)
     moved, once = (net.student.backbone.bn1.running_mean for net in (split, plain))
-    plain.load_state_dict(split.state_dict())  # one update towards the mean of the parts, not one a part
+    plain.load_state_dict(
+        split.state_dict()
+    )  # one update towards the mean of the parts, not one a part
     before = moved.clone()
     embed(split.student.backbone, images, 2, splits=2)
     embed(plain.student.backbone, images, 2)
     torch.testing.assert_close(moved - before, once - before, rtol=0.15, atol=1e-3)
     split.eval()  # with frozen statistics the shuffle must not be visible at all
-    assert torch.allclose(teach(split.teacher, images, 2)[0], split.teacher(images, 1)[0], atol=1e-6)
+    assert torch.allclose(
+        teacher_forward(split.teacher, images, 2)[0], split.teacher(images, 1)[0], atol=1e-6
+    )

@@ -1,4 +1,4 @@
-"""`cgh backbones`: what it says can be pretrained can, and what it refuses cannot."""
+"""`cgh backbones`: what it lists can be pretrained, and what it refuses cannot."""
 
 import pytest
 import torch
@@ -19,7 +19,9 @@ def test_the_verdict_is_that_of_a_real_step(arch):
         size = create(arch).pretrained_cfg["input_size"][-1]
         views = [torch.randn(2, 3, size, size) for _ in range(3 if name == "mnclglf" else 2)]
         try:
-            METHODS[name](create(arch), METHODS[name].Config(**small(name)))(views, 0.0)["loss"].backward()
+            METHODS[name](create(arch), METHODS[name].Config(**small(name)))(views, 0.0)[
+                "loss"
+            ].backward()
             able = True
         except (InputError, RuntimeError, ValueError, AssertionError):
             able = False
@@ -27,7 +29,9 @@ def test_the_verdict_is_that_of_a_real_step(arch):
 
 
 def test_what_cannot_be_pretrained_says_why(monkeypatch):
-    owner = next(c for c in type(create("test_resnet")).__mro__ if "forward_intermediates" in vars(c))
+    owner = next(
+        c for c in type(create("test_resnet")).__mro__ if "forward_intermediates" in vars(c)
+    )
     monkeypatch.delattr(owner, "forward_intermediates")
     said = refusals("test_resnet")
     assert said["cgh"].startswith("taps=2: test_resnet does not give that many feature maps")
@@ -36,7 +40,9 @@ def test_what_cannot_be_pretrained_says_why(monkeypatch):
 
 def test_this_packages_architectures_are_among_them_and_an_odd_pattern_is_one_sentence():
     assert "resnet18_cifar_w16" in matching("resnet18_*")
-    with pytest.raises(InputError, match="'resnot.': timm has no architecture like that; try a pattern"):
+    with pytest.raises(
+        InputError, match="'resnot.': timm has no architecture like that; try a pattern"
+    ):
         matching("resnot?")
 
 

@@ -1,4 +1,4 @@
-"""The laws every method keeps, over every method and several families of backbones."""
+"""The contract of every method, on several families of backbones."""
 
 import dataclasses
 
@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from cgh_models.backbone import create
-from cgh_models.data.views import RECIPES
 from cgh_models.errors import InputError
-from cgh_models.methods import METHODS
+from cgh_models.methods import METHODS, build_method
 from cgh_models.methods.losses import MIN_TEMPERATURE
 from cgh_models.methods.method import Method
+from cgh_models.view_recipes import RECIPES
 
 SWIN = {"embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 2, 4), "window_size": 2}
 FAMILIES = {  # small members of eight families, made so by timm's own arguments, and ours
@@ -38,7 +38,9 @@ def build(name: str, arch: str = "resnet18_cifar_w16", **settings):
     torch.manual_seed(0)
     backbone = create(arch, {"input_size": (3, size_of(arch), size_of(arch))}, **FAMILIES[arch])
     known = {f.name for f in dataclasses.fields(METHODS[name].Config)}
-    return METHODS[name](backbone, METHODS[name].Config(**{k: v for k, v in SMALL.items() if k in known} | settings))
+    return METHODS[name](
+        backbone, METHODS[name].Config(**{k: v for k, v in SMALL.items() if k in known} | settings)
+    )
 
 
 def make_views(name: str, arch: str = "resnet18_cifar_w16", count: int = 6, seed: int = 1):
@@ -68,7 +70,11 @@ def test_losses_are_finite_each_has_a_gradient_and_it_reaches_every_student_para
         gradients = torch.autograd.grad(value, backbone, retain_graph=True, allow_unused=True)
         assert any(g is not None and g.abs().sum() > 0 for g in gradients), term
     losses["loss"].backward()
-    assert not [key for key, p in method.student.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert not [
+        key
+        for key, p in method.student.named_parameters()
+        if p.grad is None or not p.grad.abs().sum() > 0
+    ]
     if hasattr(method, "teacher"):
         assert all(p.grad is None and not p.requires_grad for p in method.teacher.parameters())
 
@@ -80,17 +86,25 @@ def test_the_step_after_moves_the_teacher_towards_the_student_and_the_state_roun
     method(make_views(name, arch), EARLY)
     shake(method.student, 0.1)
     student = {key: p.clone() for key, p in method.student.named_parameters()}
-    teacher = {key: p.clone() for key, p in method.teacher.named_parameters()} if has_teacher(name) else {}
+    teacher = (
+        {key: p.clone() for key, p in method.teacher.named_parameters()}
+        if has_teacher(name)
+        else {}
+    )
     method.after_step(0.0)
     assert all(torch.equal(p, student[key]) for key, p in method.student.named_parameters())
     for key, old in teacher.items():
-        torch.testing.assert_close(method.teacher.get_parameter(key), 0.75 * old + 0.25 * student[key])
+        torch.testing.assert_close(
+            method.teacher.get_parameter(key), 0.75 * old + 0.25 * student[key]
+        )
 
     other = build(name, arch)
     other.load_state_dict(method.state_dict())
     for key, value in method.state_dict().items():
         assert torch.equal(value, other.state_dict()[key]), key
-    assert list(method.student.backbone.state_dict()) == list(create(arch, **FAMILIES[arch]).state_dict())
+    assert list(method.student.backbone.state_dict()) == list(
+        create(arch, **FAMILIES[arch]).state_dict()
+    )
     method.eval(), other.eval()
     views = make_views(name, arch)
     ours, theirs = method(views, EARLY), other(views, EARLY)
@@ -115,14 +129,18 @@ def test_every_float_of_the_config_changes_a_loss_or_the_teacher(name):
         return [*losses.values(), *(method.teacher.parameters() if has_teacher(name) else [])]
 
     plain = outcome()
-    floats = [f.name for f in dataclasses.fields(METHODS[name].Config) if isinstance(f.default, float)]
+    floats = [
+        f.name for f in dataclasses.fields(METHODS[name].Config) if isinstance(f.default, float)
+    ]
     assert floats
     for field in floats:
         changed = outcome(**{field: 0.9 * getattr(METHODS[name].Config(), field)})
         assert any(not torch.equal(a, b) for a, b in zip(plain, changed, strict=True)), field
 
 
-queued = pytest.mark.parametrize("name", [name for name, m in METHODS.items() if hasattr(m.Config(), "queue_length")])
+queued = pytest.mark.parametrize(
+    "name", [name for name, m in METHODS.items() if hasattr(m.Config(), "queue_length")]
+)
 
 
 @queued
@@ -132,7 +150,7 @@ def test_any_batch_size_wraps_around_the_queue(name, counts):
     written = 0
     for count in counts:
         method(make_views(name, count=count), 1.0)
-        last = method.queue._held[0][0]
+        last = method.queue._pending[0][0]
         method.after_step(1.0)
         kept = last[-24:]
         written += min(count, 24)
@@ -158,10 +176,15 @@ def test_teacher_and_student_start_equal(name):
         assert torch.equal(value, student[key]), key
 
 
-COLD = [(name, f.name) for name, m in METHODS.items() for f in dataclasses.fields(m.Config) if "temperature" in f.name]
+TEMPERATURES = [
+    (name, f.name)
+    for name, m in METHODS.items()
+    for f in dataclasses.fields(m.Config)
+    if "temperature" in f.name
+]
 
 
-@pytest.mark.parametrize("name, field", COLD)
+@pytest.mark.parametrize("name, field", TEMPERATURES)
 def test_a_temperature_too_low_for_float32_is_refused_with_a_sentence(name, field):
     with pytest.raises(Exception, match=f"{field}=0.001: at least {MIN_TEMPERATURE}"):
         METHODS[name].Config(**{field: 0.001})
@@ -178,7 +201,23 @@ def test_a_backbone_without_feature_maps_works_or_is_one_sentence(name, monkeypa
     owner = next(c for c in type(backbone).__mro__ if "forward_intermediates" in vars(c))
     monkeypatch.delattr(owner, "forward_intermediates")
     if name in ("cgh", "lewel", "lewel_m"):
-        with pytest.raises(InputError, match=r"taps=\d: resnet18_cifar_w16 does not give that many feature maps"):
+        with pytest.raises(
+            InputError, match=r"taps=\d: resnet18_cifar_w16 does not give that many feature maps"
+        ):
             METHODS[name](backbone)
     else:
         assert METHODS[name](backbone).student.backbone is backbone
+
+
+def test_a_config_without_some_fields_is_completed_with_their_defaults():
+    images = {"input_size": (3, 32, 32)}
+    old = {"projection_width": 8, "hidden_width": 16, "queue_length": 24}  # before `multi_crop`
+    method = build_method("ressl", "resnet18_cifar_w16", images, old)
+    assert method.config == METHODS["ressl"].Config(**old)
+    with pytest.raises(InputError, match="there is no key 'queue_size', did you mean queue_length"):
+        build_method("ressl", "resnet18_cifar_w16", images, {"queue_size": 24})
+
+
+def test_a_method_that_does_not_exist_is_one_sentence_with_those_that_do():
+    with pytest.raises(InputError, match="method 'cgg': there is no such method; .* cgh, lewel"):
+        build_method("cgg", "resnet18_cifar_w16", {}, None)

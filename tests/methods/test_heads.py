@@ -24,7 +24,7 @@ grid = pytest.mark.parametrize("widths", WIDTHS, ids=str)
 
 
 def numpy_head(s, x, widths, training, norm_=False, last_norm=False):
-    """Linear, (norm), ReLU, ..., linear, (norm): places in the Sequential counted as the layers go by."""
+    """Linear, (norm), ReLU, ..., linear, (norm): places in the Sequential are counted."""
     place = 0
     for i in range(len(widths) - 1):
         last = i == len(widths) - 2
@@ -48,7 +48,9 @@ def test_a_head_is_its_layers(flavour, widths, rows, training):
     x = torch.randn(rows, widths[0], dtype=torch.float64)
     s = state(head)  # before the running statistics move
     kinds = dict(norm_=flavour.get("norm", False), last_norm=flavour.get("last_norm", False))
-    np.testing.assert_allclose(array(head(x)), numpy_head(s, array(x), widths, training, **kinds), rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(
+        array(head(x)), numpy_head(s, array(x), widths, training, **kinds), rtol=1e-9, atol=1e-9
+    )
 
 
 @every
@@ -73,14 +75,14 @@ def test_running_statistics_take_a_tenth_of_the_batch():
 @pytest.mark.parametrize("splits", [1, 2])
 def test_a_branch_projects_the_embedding_and_is_in_float32_whatever_the_networks_compute_in(splits):
     torch.manual_seed(0)
-    branch = Branch(create("resnet18_cifar_w16"), lambda width: mlp(width, 6, 5)).eval()
+    branch = Branch(create("resnet18_cifar_w16"), 6, 5).eval()
     images = torch.randn(4, 3, 32, 32)
     s, embedding = state(branch.projector), array(branch.backbone(images))
     wanted = linear(s, "2", relu(linear(s, "0", embedding)))
     np.testing.assert_allclose(array(branch(images, splits)), wanted, rtol=1e-4, atol=1e-5)
     unit = wanted / np.linalg.norm(wanted, axis=1, keepdims=True)
-    np.testing.assert_allclose(array(branch.unit(images, splits)), unit, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(array(branch.normalized(images, splits)), unit, rtol=1e-4, atol=1e-5)
     with torch.autocast("cpu", torch.bfloat16):
-        cast = branch.unit(images, splits)
+        cast = branch.normalized(images, splits)
     assert cast.dtype == branch(images).dtype == torch.float32
     np.testing.assert_allclose(np.linalg.norm(array(cast), axis=1), 1, rtol=1e-6)

@@ -9,7 +9,7 @@ from golden import array, normed_head, scatter, state, unit
 from cgh_models.backbone import create
 from cgh_models.errors import InputError
 from cgh_models.methods.lewel import LEWEL, LEWELM, AlignedBranch, alignment_maps
-from cgh_models.methods.momentum_teacher import cosine_momentum
+from cgh_models.schedule import cosine_momentum
 
 ARCH = "resnet18_cifar_w16"  # an embedding of 128, maps of 4 x 4
 
@@ -17,7 +17,9 @@ ARCH = "resnet18_cifar_w16"  # an embedding of 128, maps of 4 x 4
 def build(method, arch=ARCH, size=32, **settings):
     torch.manual_seed(0)
     backbone = create(arch, {"input_size": (3, size, size)})
-    made = method(backbone, method.Config(**(dict(projection_width=8, hidden_width=16, heads=2) | settings)))
+    made = method(
+        backbone, method.Config(**(dict(projection_width=8, hidden_width=16, heads=2) | settings))
+    )
     scatter(made.student, 0.05, seed=1)
     scatter(made.teacher, 0.05, seed=2)
     return made
@@ -29,9 +31,11 @@ def two_views(count, size=32):
 
 @torch.no_grad()
 def numpy_branch(branch, images, heads, map_temperature=1.0):
-    """z (N, P), aligned (N, M, P) and the maps (N, heads, M, h, w), one map after another, from timm's output on."""
+    """z (N, P), aligned (N, M, P) and the maps (N, heads, M, h, w), from timm's output on."""
     embedding = array(branch.backbone(images))
-    final = array(branch.backbone.forward_intermediates(images, indices=1, intermediates_only=True)[0])
+    final = array(
+        branch.backbone.forward_intermediates(images, indices=1, intermediates_only=True)[0]
+    )
     n, c, h, w = final.shape
     s, training = state(branch), branch.training
     if (widen := s.get("widen.weight")) is not None:
@@ -40,10 +44,16 @@ def numpy_branch(branch, images, heads, map_temperature=1.0):
     pixels = final.reshape(n, c, h * w).transpose(0, 2, 1)
     rows = np.concatenate([embedding[:, None], pixels], 1)  # one batch for the norm
     g = {k.removeprefix("projector."): v for k, v in s.items() if k.startswith("projector.")}
-    p = {k.removeprefix("aligned_projector."): v for k, v in s.items() if k.startswith("aligned_projector.")}
+    p = {
+        k.removeprefix("aligned_projector."): v
+        for k, v in s.items()
+        if k.startswith("aligned_projector.")
+    }
     projected = normed_head(g, rows.reshape(-1, c), training).reshape(n, 1 + h * w, -1)
     scores = unit(projected[:, 1:]) / map_temperature  # (N, pixels, P)
-    weights = np.exp(golden.log_softmax(scores.transpose(0, 2, 1)))  # (N, P, pixels): softmax over the pixels
+    weights = np.exp(
+        golden.log_softmax(scores.transpose(0, 2, 1))
+    )  # (N, P, pixels): softmax over the pixels
     m, part = weights.shape[1] // heads, c // heads
     aligned = np.zeros((n, m, c))
     for head in range(heads):
@@ -66,9 +76,14 @@ GRID = [  # batch, heads, projection, hidden
 @pytest.mark.parametrize("batch, heads, projection, hidden", GRID)
 def test_the_losses_of_lewel_are_the_equations(batch, heads, projection, hidden, average_norms):
     method = build(
-        LEWEL, heads=heads, projection_width=projection, hidden_width=hidden,
-        map_temperature=0.2, global_weight=0.3, average_norms=average_norms,
-    )  # fmt: skip
+        LEWEL,
+        heads=heads,
+        projection_width=projection,
+        hidden_width=hidden,
+        map_temperature=0.2,
+        global_weight=0.3,
+        average_norms=average_norms,
+    )
     views = two_views(batch)
     assert method.teacher.training is not average_norms
     student = [numpy_branch(method.student, view, heads, 0.2)[:2] for view in views]
@@ -88,9 +103,15 @@ def test_the_losses_of_lewel_are_the_equations(batch, heads, projection, hidden,
 @pytest.mark.parametrize("batch, heads, projection, hidden", GRID)
 def test_the_losses_of_lewel_m_are_our_equations(batch, heads, projection, hidden, negatives):
     method = build(
-        LEWELM, heads=heads, projection_width=projection, hidden_width=hidden,
-        map_temperature=0.2, global_weight=0.3, queue_length=20, negatives=negatives,
-    )  # fmt: skip
+        LEWELM,
+        heads=heads,
+        projection_width=projection,
+        hidden_width=hidden,
+        map_temperature=0.2,
+        global_weight=0.3,
+        queue_length=20,
+        negatives=negatives,
+    )
     first, second = two_views(batch)
     z, a, _ = map(unit, numpy_branch(method.student, first, heads, 0.2))
     z_target, a_target, _ = map(unit, numpy_branch(method.teacher, second, heads, 0.2))
@@ -130,7 +151,9 @@ def test_there_are_projection_width_over_heads_aligned_embeddings(heads, project
 
 
 def test_a_map_narrower_than_the_embedding_is_widened_and_the_rest_is_the_same():
-    branch = build(LEWEL, "mobilenetv3_small_050", 64).student.eval()  # its head widens what it has pooled
+    branch = build(
+        LEWEL, "mobilenetv3_small_050", 64
+    ).student.eval()  # its head widens what it has pooled
     images = two_views(2, 64)[0]
     embedded = branch.backbone(images).shape[1]
     assert branch.widen.weight.shape[0] == embedded > branch.widen.weight.shape[1]
@@ -138,7 +161,9 @@ def test_a_map_narrower_than_the_embedding_is_widened_and_the_rest_is_the_same()
         np.testing.assert_allclose(array(mine), wanted, rtol=1e-4, atol=1e-5 * np.abs(wanted).max())
 
 
-@pytest.mark.parametrize("arch", [ARCH, "test_resnet", "test_byobnet", "test_efficientnet", "test_nfnet"])
+@pytest.mark.parametrize(
+    "arch", [ARCH, "test_resnet", "test_byobnet", "test_efficientnet", "test_nfnet"]
+)
 def test_the_pooled_vector_is_the_mean_of_the_pixels(arch):
     branch = build(LEWEL, arch, 64).student.eval()
     images = two_views(2, 64)[0]
@@ -159,7 +184,9 @@ def test_alignment_maps_sum_to_one_and_are_the_students_in_eval_mode(method, tra
     assert maps.std() > 1e-3  # at this temperature they are not uniform
     assert [m.training for m in made.modules()] == modes
     assert all(torch.equal(value, before[key]) for key, value in made.state_dict().items())
-    np.testing.assert_allclose(array(maps), numpy_branch(made.student.eval(), images, 4, 0.1)[2], rtol=1e-4)
+    np.testing.assert_allclose(
+        array(maps), numpy_branch(made.student.eval(), images, 4, 0.1)[2], rtol=1e-4
+    )
 
 
 def test_alignment_maps_of_a_map_that_is_not_square_keep_its_rows_and_columns():
@@ -167,17 +194,23 @@ def test_alignment_maps_of_a_map_that_is_not_square_keep_its_rows_and_columns():
     images = torch.randn(2, 3, 32, 64)
     maps = alignment_maps(made, images)
     assert maps.shape[3:] == (4, 8)
-    np.testing.assert_allclose(array(maps), numpy_branch(made.student.eval(), images, 2, 0.1)[2], rtol=1e-4)
+    np.testing.assert_allclose(
+        array(maps), numpy_branch(made.student.eval(), images, 2, 0.1)[2], rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize("progress", [0.0, 0.5])
 def test_with_averaged_norms_the_whole_teacher_follows_and_stays_in_eval_mode(progress):
     method = build(LEWEL, teacher_momentum=0.9)
     method.train()
-    assert method.training and method.student.training and not any(m.training for m in method.teacher.modules())
+    assert (
+        method.training
+        and method.student.training
+        and not any(m.training for m in method.teacher.modules())
+    )
     before = {key: value.clone() for key, value in method.teacher.state_dict().items()}
     method(two_views(4), progress)
-    for key, value in method.teacher.state_dict().items():  # it does not look at its batch
+    for key, value in method.teacher.state_dict().items():  # it does not use its batch
         assert torch.equal(value, before[key]), key
     method.after_step(progress)
     share, student = cosine_momentum(0.9, progress), method.student.state_dict()
@@ -188,13 +221,19 @@ def test_with_averaged_norms_the_whole_teacher_follows_and_stays_in_eval_mode(pr
             assert not torch.equal(before[key], student[key]), key
             torch.testing.assert_close(value, share * before[key] + (1 - share) * student[key])
         else:
-            assert key.endswith("num_batches_tracked") and torch.equal(value, student[key]) and value > 0
+            assert (
+                key.endswith("num_batches_tracked")
+                and torch.equal(value, student[key])
+                and value > 0
+            )
 
 
 def test_without_averaged_norms_the_teacher_has_statistics_of_its_own():
     method = build(LEWEL, average_norms=False, teacher_momentum=0.9).train()
     assert method.teacher.training
-    running = [key for key in method.teacher.state_dict() if "running_" in key or key.endswith("tracked")]
+    running = [
+        key for key in method.teacher.state_dict() if "running_" in key or key.endswith("tracked")
+    ]
     before = {key: method.teacher.state_dict()[key].clone() for key in running}
     method(two_views(4), 0.0)
     seen = {key: method.teacher.state_dict()[key].clone() for key in running}
@@ -211,12 +250,20 @@ def test_only_the_norms_of_the_heads_have_biases():
     assert not any("predictor" in key for key in method.teacher.state_dict())
 
 
-@pytest.mark.parametrize("heads, projection", [(3, 8), (5, 8), (16, 8), (256, 256), (6, 9), (10, 100)])
-def test_heads_that_do_not_divide_a_width_are_refused_with_a_value_that_divides_both(heads, projection):
+@pytest.mark.parametrize(
+    "heads, projection", [(3, 8), (5, 8), (16, 8), (256, 256), (6, 9), (10, 100)]
+)
+def test_heads_that_do_not_divide_a_width_are_refused_with_a_value_that_divides_both(
+    heads, projection
+):
     with pytest.raises(InputError) as refusal:
         build(LEWEL, heads=heads, projection_width=projection)
     sentence = str(refusal.value)
-    assert sentence.startswith(f"heads={heads}: has to divide") and ARCH in sentence and "\n" not in sentence
+    assert (
+        sentence.startswith(f"heads={heads}: has to divide")
+        and ARCH in sentence
+        and "\n" not in sentence
+    )
     build(LEWEL, heads=int(sentence.rpartition("heads=")[2]), projection_width=projection)
 
 

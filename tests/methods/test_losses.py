@@ -10,19 +10,29 @@ import torch.nn.functional as F
 from golden import array, relative
 
 from cgh_models.methods import losses
-from cgh_models.methods.losses import batch_info_nce, cosine_loss, info_nce, nearest, nt_xent, relation_losses
+from cgh_models.methods.losses import (
+    batch_info_nce,
+    cosine_loss,
+    crossed_relation_losses,
+    info_nce,
+    nearest,
+    nt_xent,
+    relation_loss,
+)
 
 
 def unit(*shape, seed=0, dtype=torch.float32):
     return F.normalize(
-        torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64), dim=-1
+        torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64),
+        dim=-1,
     ).to(dtype)
 
 
 def near(rows, queue, seed=9):
     """Unit vectors that resemble rows of the queue, as trained projections do."""
     return F.normalize(
-        queue[:rows].double() + 0.03 * unit(rows, queue.shape[1], seed=seed, dtype=torch.float64), dim=-1
+        queue[:rows].double() + 0.03 * unit(rows, queue.shape[1], seed=seed, dtype=torch.float64),
+        dim=-1,
     )
 
 
@@ -37,47 +47,51 @@ def softmax(x):
     return e / e.sum(1, keepdims=True)
 
 
-def relation_loss(s, t, q, cold, hot):
-    """Of a single context."""
-    return relation_losses([s], [t], q[None], [hot], [cold])[0]
-
-
-def cross_entropy(s, qs, t, qt, hot, cold):
-    p = softmax(t.numpy() @ qt.numpy().T / cold)
-    return -(p * np.log(softmax(s.numpy() @ qs.numpy().T / hot))).sum(1).mean()
+def cross_entropy(s, qs, t, qt, student_temperature, teacher_temperature):
+    p = softmax(t.numpy() @ qt.numpy().T / teacher_temperature)
+    return -(p * np.log(softmax(s.numpy() @ qs.numpy().T / student_temperature))).sum(1).mean()
 
 
 @pytest.mark.parametrize("queue_length", [5, 2048, 5000])
 def test_relation_losses_are_the_cross_entropies_of_the_papers(queue_length):
     s, sh, t, th = (unit(6, 8, seed=i, dtype=torch.float64) for i in range(4))
-    q, qh = queues = torch.stack([unit(queue_length, 8, seed=i, dtype=torch.float64) for i in (5, 6)])
-    one, two = relation_losses([s, sh], [t, th], queues, [0.1, 0.07], [0.04, 0.08])
+    q, qh = queues = torch.stack(
+        [unit(queue_length, 8, seed=i, dtype=torch.float64) for i in (5, 6)]
+    )
+    one, two = crossed_relation_losses((s, sh), (t, th), queues, (0.1, 0.07), (0.04, 0.08))
     assert one.item() == pytest.approx(cross_entropy(s, q, th, qh, 0.1, 0.08), rel=1e-12)
     assert two.item() == pytest.approx(cross_entropy(sh, qh, t, q, 0.07, 0.04), rel=1e-12)
-    assert relation_loss(s, t, q, 0.04, 0.1).item() == pytest.approx(cross_entropy(s, q, t, q, 0.1, 0.04), rel=1e-12)
+    assert relation_loss(s, t, q, 0.1, 0.04).item() == pytest.approx(
+        cross_entropy(s, q, t, q, 0.1, 0.04), rel=1e-12
+    )
 
 
 def test_several_views_have_the_mean_of_their_losses():
     s, t = unit(18, 8, seed=1, dtype=torch.float64), unit(6, 8, seed=2, dtype=torch.float64)
     q = unit(50, 8, seed=3, dtype=torch.float64)
     each = [cross_entropy(part, q, t, q, 0.1, 0.04) for part in s.split(6)]
-    assert relation_loss(s, t, q, 0.04, 0.1).item() == pytest.approx(np.mean(each), rel=1e-12)
+    assert relation_loss(s, t, q, 0.1, 0.04).item() == pytest.approx(np.mean(each), rel=1e-12)
 
 
 def test_each_context_has_the_gradient_of_its_own_loss():
     s, sh, t, th = (unit(6, 8, seed=i, dtype=torch.float64) for i in range(4))
     q, qh = queues = torch.stack([unit(5000, 8, seed=i, dtype=torch.float64) for i in (5, 6)])
     s.requires_grad_(), sh.requires_grad_()
-    one, two = relation_losses([s, sh], [t, th], queues, [0.1, 0.07], [0.04, 0.08])
+    one, two = crossed_relation_losses((s, sh), (t, th), queues, (0.1, 0.07), (0.04, 0.08))
     mine = torch.autograd.grad(2 * one + 3 * two, [s, sh])
-    wanted = (2 * reference_gradient(s, th @ qh.T / 0.08, q, 0.1), 3 * reference_gradient(sh, t @ q.T / 0.04, qh, 0.07))
+    wanted = (
+        2 * reference_gradient(s, th @ qh.T / 0.08, q, 0.1),
+        3 * reference_gradient(sh, t @ q.T / 0.04, qh, 0.07),
+    )
     torch.testing.assert_close(mine[0], wanted[0], rtol=1e-10, atol=1e-14)
     torch.testing.assert_close(mine[1], wanted[1], rtol=1e-10, atol=1e-14)
 
 
 def test_info_nce_is_the_paper_formula():
     s, k, q = (unit(n, 8, seed=i, dtype=torch.float64) for i, n in enumerate((6, 6, 5000)))
-    logits = np.concatenate([(s * k).sum(1, keepdim=True).numpy(), s.numpy() @ q.numpy().T], 1) / 0.2
+    logits = (
+        np.concatenate([(s * k).sum(1, keepdim=True).numpy(), s.numpy() @ q.numpy().T], 1) / 0.2
+    )
     expected = -np.log(softmax(logits)[:, 0]).mean()
     assert info_nce(s, k, q, 0.2).item() == pytest.approx(expected, rel=1e-12)
 
@@ -94,13 +108,16 @@ def reference_gradient(s, target_logits, queue, temperature, positive=None):
 
 
 def errors(s, t, q, temperature):
-    """Gradient errors (Frobenius) of both losses in float32 against float64 autograd, and the gradients' norms."""
+    """Frobenius errors of both float32 gradients against float64, and the gradients' norms."""
     for loss, wanted in (
         (
             lambda s: relation_loss(s, t, q, temperature, temperature),
             reference_gradient(s, t.double() @ q.double().T / temperature, q, temperature),
         ),
-        (lambda s: info_nce(s, t, q, temperature), reference_gradient(s, None, q, temperature, positive=t)),
+        (
+            lambda s: info_nce(s, t, q, temperature),
+            reference_gradient(s, None, q, temperature, positive=t),
+        ),
     ):
         mine = s.clone().requires_grad_()
         loss(mine).backward()
@@ -117,8 +134,10 @@ def test_float32_gradients_are_within_two_millionths_of_float64(temperature, res
 
 
 @pytest.mark.parametrize("temperature", [0.02, 0.1])
-def test_where_student_and_teacher_agree_the_error_stays_small_beside_the_terms_that_cancel(temperature):
-    """The gradient itself is then next to nothing, so the scale is that of its two terms, 1 / (t sqrt(N))."""
+def test_where_student_and_teacher_agree_the_error_stays_small_beside_the_terms_that_cancel(
+    temperature,
+):
+    """The gradient is then almost zero: the scale is that of its two terms, 1 / (t sqrt(N))."""
     q = long_queue()
     s, t = near(32, q, seed=1).float(), near(32, q, seed=2).float()
     for error, _ in errors(s, t, q, temperature):
@@ -135,9 +154,9 @@ def test_gradient_of_a_scaled_loss_is_scaled():
 
 def test_autocast_leaves_the_losses_in_float32():
     s, t, q = unit(4, 64), unit(4, 64, seed=1), unit(5000, 64, seed=2)
-    plain = relation_loss(s, t, q, 0.04, 0.1)
+    plain = relation_loss(s, t, q, 0.1, 0.04)
     with torch.autocast("cpu", torch.bfloat16):
-        cast = relation_loss(s, t, q, 0.04, 0.1)
+        cast = relation_loss(s, t, q, 0.1, 0.04)
     assert torch.equal(plain, cast)
 
 
@@ -155,12 +174,16 @@ def test_losses_within_a_batch_are_the_papers(loss, wanted, rows, width, tempera
     a, b = (unit(rows, width, seed=i, dtype=torch.float64) for i in (1, 2))
     expected = wanted(array(a), array(b), temperature)
     assert loss(a, b, temperature).item() == pytest.approx(expected, rel=1e-12, abs=1e-12)
-    assert loss(a.float(), b.float(), temperature).item() == pytest.approx(expected, rel=2e-5, abs=2e-6 / temperature)
+    assert loss(a.float(), b.float(), temperature).item() == pytest.approx(
+        expected, rel=2e-5, abs=2e-6 / temperature
+    )
 
 
 def test_the_cosine_loss_takes_rows_of_any_length():
     a, b = unit(6, 5, seed=1, dtype=torch.float64), unit(6, 5, seed=2, dtype=torch.float64)
-    assert cosine_loss(3 * a, b / 7).item() == pytest.approx(golden.cosine_loss(array(a), array(b)), rel=1e-12)
+    assert cosine_loss(3 * a, b / 7).item() == pytest.approx(
+        golden.cosine_loss(array(a), array(b)), rel=1e-12
+    )
     assert cosine_loss(a, a).item() == pytest.approx(0, abs=1e-12)
     assert cosine_loss(a, -a).item() == pytest.approx(4, rel=1e-12)
 
@@ -168,19 +191,25 @@ def test_the_cosine_loss_takes_rows_of_any_length():
 @pytest.mark.parametrize("groups, rows, width", [(1, 4, 3), (6, 5, 8), (3, 1, 4)])
 def test_batch_info_nce_of_groups_is_the_mean_over_them(groups, rows, width):
     a, b = (unit(groups, rows, width, seed=i, dtype=torch.float64) for i in (1, 2))
-    expected = np.mean([golden.batch_info_nce(x, y, 0.2) for x, y in zip(array(a), array(b), strict=True)])
+    expected = np.mean(
+        [golden.batch_info_nce(x, y, 0.2) for x, y in zip(array(a), array(b), strict=True)]
+    )
     assert batch_info_nce(a, b, 0.2).item() == pytest.approx(expected, rel=1e-12, abs=1e-12)
     turned = a.transpose(0, 1).contiguous().transpose(0, 1)  # as LEWEL_M and MNCLGLF hand them over
     assert batch_info_nce(turned, b, 0.2) == batch_info_nce(a, b, 0.2)
     assert batch_info_nce(a[:1].expand(groups, -1, -1), b, 0.2).item() == pytest.approx(
-        np.mean([golden.batch_info_nce(array(a[0]), y, 0.2) for y in array(b)]), rel=1e-12, abs=1e-12
+        np.mean([golden.batch_info_nce(array(a[0]), y, 0.2) for y in array(b)]),
+        rel=1e-12,
+        abs=1e-12,
     )
 
 
 def plain_batch_info_nce(a, b, t):
     a, b = (x.reshape(-1, *x.shape[-2:]) for x in (a, b))
     labels = torch.arange(a.shape[1])
-    return torch.stack([F.cross_entropy(x @ y.T / t, labels) for x, y in zip(a, b, strict=True)]).mean()
+    return torch.stack(
+        [F.cross_entropy(x @ y.T / t, labels) for x, y in zip(a, b, strict=True)]
+    ).mean()
 
 
 def plain_nt_xent(a, b, t):
@@ -206,7 +235,7 @@ within = pytest.mark.parametrize(
 
 
 def both_gradients(loss, plain, a, b, temperature):
-    """Of three times the loss, for both arguments: (float32 of ours, float64 of the plain formula)."""
+    """Of 3 * loss, for both arguments: (float32 of ours, float64 of the plain formula)."""
     exact = [x.double().requires_grad_() for x in (a, b)]
     mine = [x.clone().requires_grad_() for x in (a, b)]
     (3 * plain(*exact, temperature)).backward()
@@ -215,10 +244,16 @@ def both_gradients(loss, plain, a, b, temperature):
 
 
 @within
-@pytest.mark.parametrize("temperature, amount", [(0.02, 0), (0.1, 0), (0.2, 0), (1.0, 0), (0.2, 2), (1.0, 2)])
-def test_float32_gradients_within_a_batch_are_within_two_millionths_of_float64(loss, plain, shape, temperature, amount):
+@pytest.mark.parametrize(
+    "temperature, amount", [(0.02, 0), (0.1, 0), (0.2, 0), (1.0, 0), (0.2, 2), (1.0, 2)]
+)
+def test_float32_gradients_within_a_batch_are_within_two_millionths_of_float64(
+    loss, plain, shape, temperature, amount
+):
     a = unit(*shape, seed=1)
-    b = F.normalize(amount * a + unit(*shape, seed=2), dim=-1)  # pairs that resemble each other, or do not
+    b = F.normalize(
+        amount * a + unit(*shape, seed=2), dim=-1
+    )  # pairs that resemble each other, or do not
     for mine, exact in both_gradients(loss, plain, a, b, temperature):
         assert relative(mine, exact) <= 2e-6
 
@@ -258,9 +293,9 @@ def test_of_equally_near_rows_the_first_is_taken(monkeypatch, places):
 @pytest.mark.parametrize("length", [5, 128, 300])
 def test_the_size_of_a_chunk_changes_no_loss(monkeypatch, length):
     s, t, q = (unit(n, 8, seed=i, dtype=torch.float64) for i, n in enumerate((6, 6, length)))
-    whole = info_nce(s, t, q, 0.2), relation_loss(s, t, q, 0.04, 0.1)
+    whole = info_nce(s, t, q, 0.2), relation_loss(s, t, q, 0.1, 0.04)
     monkeypatch.setattr(losses, "_SCORES", 1)
-    parts = info_nce(s, t, q, 0.2), relation_loss(s, t, q, 0.04, 0.1)
+    parts = info_nce(s, t, q, 0.2), relation_loss(s, t, q, 0.1, 0.04)
     for x, y in zip(whole, parts, strict=True):
         assert x.item() == pytest.approx(y.item(), rel=1e-12)
     assert whole[0].item() == pytest.approx(golden.info_nce(*map(array, (s, t, q)), 0.2), rel=1e-12)
@@ -276,7 +311,10 @@ def test_autocast_leaves_the_losses_within_a_batch_and_nearest_in_float32():
     plain = values()
     with torch.autocast("cpu", torch.bfloat16):
         cast = values()
-    assert all(torch.equal(x, y) and x.dtype == y.dtype == torch.float32 for x, y in zip(plain, cast, strict=True))
+    assert all(
+        torch.equal(x, y) and x.dtype == y.dtype == torch.float32
+        for x, y in zip(plain, cast, strict=True)
+    )
 
 
 @pytest.mark.parametrize("rows", [256, 8192])  # 8192: LEWEL_M's 32 aligned embeddings of 256 images
@@ -284,7 +322,9 @@ def test_with_many_query_rows_nothing_of_size_batch_x_queue_is_kept(counters, ro
     with torch.device("meta"):
         queue = torch.empty(16384, 128)
         s, t = torch.empty(rows, 128, requires_grad=True), torch.empty(rows, 128)
-    limit = 4 * 2**20 + 10 * s.nbytes  # the scores of one chunk, and a few tensors as large as the batch
+    limit = (
+        4 * 2**20 + 10 * s.nbytes
+    )  # the scores of one chunk, and a few tensors as large as the batch
     assert limit < rows * 16384 * 4 / 2
     with counters.LiveBytes() as live:
         nearest(t, queue)

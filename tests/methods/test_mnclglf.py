@@ -1,4 +1,4 @@
-"""MNCLGLF against the equations, in NumPy: twelve local pairs, nearest neighbours, and where the gradient goes."""
+"""MNCLGLF against the equations, in NumPy: local pairs, nearest neighbours, gradients."""
 
 from itertools import combinations
 
@@ -39,35 +39,59 @@ def numpy_losses(method, views, temperature):
     local = []
     for global_, tiled in ((p[1], views[0]), (p[0], views[1])):
         cut = tiled.numpy().reshape(n, 3, 2, height // 2, 2, width // 2)
-        tiles = cut.transpose(4, 2, 0, 1, 3, 5).reshape(4 * n, 3, height // 2, width // 2)  # left column first
+        tiles = cut.transpose(4, 2, 0, 1, 3, 5).reshape(
+            4 * n, 3, height // 2, width // 2
+        )  # left column first
         e = array(student.backbone(torch.from_numpy(tiles))).reshape(4, n, -1)
         pairs = list(combinations(range(4), 2))
-        c = long_head(g, np.concatenate([(e[i] + e[j]) / 2 for i, j in pairs])).reshape(len(pairs), n, -1)
+        c = long_head(g, np.concatenate([(e[i] + e[j]) / 2 for i, j in pairs])).reshape(
+            len(pairs), n, -1
+        )
         local += [golden.batch_info_nce(global_, unit(one), temperature) for one in c]
     assert len(local) == 12
     j1, j3 = (long_head(g_teacher, array(teacher.backbone(views[i]))) for i in (0, 2))
     near1, near3 = golden.nearest(j1, queue), golden.nearest(j3, queue)
-    nearest = (golden.nt_xent(near3, p[0], temperature) + golden.nt_xent(near1, p[2], temperature)) / 2
+    nearest = (
+        golden.nt_xent(near3, p[0], temperature) + golden.nt_xent(near1, p[2], temperature)
+    ) / 2
     return sum(local) / 12, nearest
 
 
 @pytest.mark.parametrize("local_gradient", [True, False])
-@pytest.mark.parametrize("batch, projection, hidden, predictor", [(2, 8, 16, 12), (5, 4, 24, 8), (7, 16, 8, 32)])
+@pytest.mark.parametrize(
+    "batch, projection, hidden, predictor", [(2, 8, 16, 12), (5, 4, 24, 8), (7, 16, 8, 32)]
+)
 def test_the_losses_are_the_equations(batch, projection, hidden, predictor, local_gradient):
     method = build(
-        projection_width=projection, hidden_width=hidden, predictor_width=predictor,
-        temperature=0.3, nearest_weight=2.5, local_gradient=local_gradient,
-    )  # fmt: skip
+        projection_width=projection,
+        hidden_width=hidden,
+        predictor_width=predictor,
+        temperature=0.3,
+        nearest_weight=2.5,
+        local_gradient=local_gradient,
+    )
     views = three_views(batch)
     local, nearest = numpy_losses(method, views, 0.3)
     losses = {key: value.item() for key, value in method(views, 0.5).items()}
-    assert losses == pytest.approx({"local": local, "nearest": nearest, "loss": local + 2.5 * nearest}, rel=1e-5)
+    assert losses == pytest.approx(
+        {"local": local, "nearest": nearest, "loss": local + 2.5 * nearest}, rel=1e-5
+    )
 
 
 def test_the_defaults_are_the_authors():
     c = MNCLGLF.Config()
-    assert (c.temperature, c.nearest_weight, c.queue_length, c.teacher_momentum) == (1, 6, 16384, 0.99)
-    assert (c.projection_width, c.hidden_width, c.predictor_width, c.local_gradient) == (2048, 2048, 512, True)
+    assert (c.temperature, c.nearest_weight, c.queue_length, c.teacher_momentum) == (
+        1,
+        6,
+        16384,
+        0.99,
+    )
+    assert (c.projection_width, c.hidden_width, c.predictor_width, c.local_gradient) == (
+        2048,
+        2048,
+        512,
+        True,
+    )
     assert len(PAIRS) == 6
 
 
@@ -91,7 +115,11 @@ def test_without_the_local_gradient_what_is_left_is_the_nearest_loss_times_its_w
     plain = build(local_gradient=False, nearest_weight=weight)
     assert not plain(views, 0.5)["local"].requires_grad
     total, nearest = gradients(plain, "loss", views), gradients(plain, "nearest", views)
-    assert set(total) == set(nearest) == {f"student.{key}" for key, _ in plain.student.named_parameters()}
+    assert (
+        set(total)
+        == set(nearest)
+        == {f"student.{key}" for key, _ in plain.student.named_parameters()}
+    )
     for key, g in total.items():
         assert torch.equal(g, weight * nearest[key]), key
     figure = gradients(build(nearest_weight=weight), "loss", views)
@@ -102,7 +130,9 @@ def test_without_the_local_gradient_what_is_left_is_the_nearest_loss_times_its_w
 def test_the_second_view_moves_the_gradient_only_through_the_local_loss(local_gradient):
     one, other = three_views(), three_views()
     other[1] = torch.randn_like(other[1])
-    a, b = (gradients(build(local_gradient=local_gradient), "loss", views) for views in (one, other))
+    a, b = (
+        gradients(build(local_gradient=local_gradient), "loss", views) for views in (one, other)
+    )
     assert all(torch.equal(a[key], b[key]) for key in a) is not local_gradient
 
 
@@ -133,7 +163,7 @@ def test_tiles_leave_running_statistics_alone():
 
 
 def test_tiles_are_normalized_by_their_own_statistics():
-    """With the running ones, which they leave alone, a projection would not depend on the other images."""
+    """With running statistics a projection would not depend on the other images."""
     method, view = build(), three_views()[0]
     whole, part = method._pairs_of_tiles(view), method._pairs_of_tiles(view[:2])
     assert whole.shape == (6, 4, 8) and not torch.allclose(whole[:, :2], part, atol=1e-3)
@@ -142,7 +172,9 @@ def test_tiles_are_normalized_by_their_own_statistics():
 def test_the_queue_takes_the_teachers_third_view_after_the_step():
     method, views = build(), three_views()
     before = method.queue.rows.clone()
-    third = unit(long_head(state(method.teacher.projector), array(method.teacher.backbone(views[2]))))
+    third = unit(
+        long_head(state(method.teacher.projector), array(method.teacher.backbone(views[2])))
+    )
     method(views, 0.5)
     assert torch.equal(before, method.queue.rows)
     method.after_step(0.5)
@@ -151,9 +183,13 @@ def test_the_queue_takes_the_teachers_third_view_after_the_step():
 
 
 def enlarged(x):
-    """Twice the side along the last axis, bilinear: a quarter of the neighbour, the edge repeated."""
-    left, right = (np.concatenate(p, -1) for p in ((x[..., :1], x[..., :-1]), (x[..., 1:], x[..., -1:])))
-    return np.stack([0.75 * x + 0.25 * left, 0.75 * x + 0.25 * right], -1).reshape(*x.shape[:-1], -1)
+    """Doubles the last axis, bilinear: a quarter of the neighbour, the edge repeated."""
+    left, right = (
+        np.concatenate(p, -1) for p in ((x[..., :1], x[..., :-1]), (x[..., 1:], x[..., -1:]))
+    )
+    return np.stack([0.75 * x + 0.25 * left, 0.75 * x + 0.25 * right], -1).reshape(
+        *x.shape[:-1], -1
+    )
 
 
 def test_a_backbone_of_a_fixed_size_sees_its_tiles_enlarged():
@@ -162,7 +198,9 @@ def test_a_backbone_of_a_fixed_size_sees_its_tiles_enlarged():
     method.student.backbone.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     view = three_views(2, 64)[0]
     assert method._pairs_of_tiles(view).shape == (6, 2, 8)
-    tiles = view.numpy().reshape(2, 3, 2, 32, 2, 32).transpose(2, 4, 0, 1, 3, 5).reshape(8, 3, 32, 32)
+    tiles = (
+        view.numpy().reshape(2, 3, 2, 32, 2, 32).transpose(2, 4, 0, 1, 3, 5).reshape(8, 3, 32, 32)
+    )
     wanted = enlarged(enlarged(tiles).swapaxes(2, 3)).swapaxes(2, 3)
     np.testing.assert_allclose(array(*seen), wanted, atol=1e-5)
     losses = method.train()(three_views(2, 64), 0.5)

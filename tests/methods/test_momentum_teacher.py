@@ -1,4 +1,4 @@
-"""The teacher: its momentum over a run, what follows and what does not, and split batches in their order."""
+"""The teacher: its momentum over a run, what follows the student, the order of split batches."""
 
 import copy
 
@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from cgh_models.methods.momentum_teacher import cosine_momentum, make_teacher, move_teacher, teach
+from cgh_models.methods.momentum_teacher import make_teacher, teacher_forward, update_teacher
+from cgh_models.schedule import cosine_momentum
 
 
 def student():
@@ -36,7 +37,7 @@ def test_a_predictor_that_the_teacher_has_not_is_left_to_the_student():
             p.add_(1)
     kept = copy.deepcopy(net.state_dict())
     old = copy.deepcopy(follower.state_dict())
-    move_teacher(follower, net, 0.75)
+    update_teacher(follower, net, 0.75)
     assert not [key for key in follower.state_dict() if "predictor" in key]
     assert all(torch.equal(value, kept[key]) for key, value in net.state_dict().items())
     for key, p in follower.named_parameters():
@@ -46,7 +47,7 @@ def test_a_predictor_that_the_teacher_has_not_is_left_to_the_student():
 def test_parameters_are_paired_by_name_and_not_by_their_order():
     follower = make_teacher(nn.ModuleDict({"a": nn.Linear(2, 2), "b": nn.Linear(2, 2)}))
     turned = nn.ModuleDict({"b": nn.Linear(2, 2), "a": nn.Linear(2, 2)})
-    move_teacher(follower, turned, 0.0)
+    update_teacher(follower, turned, 0.0)
     assert torch.equal(follower["a"].weight, turned["a"].weight)
     assert torch.equal(follower["b"].weight, turned["b"].weight)
 
@@ -58,7 +59,7 @@ def test_statistics_follow_only_if_asked_and_counts_are_copied(buffers):
     net(torch.randn(8, 3))
     net(torch.randn(8, 3))
     old, theirs = copy.deepcopy(follower.state_dict()), net.state_dict()
-    move_teacher(follower, net, 0.75, buffers=buffers)
+    update_teacher(follower, net, 0.75, buffers=buffers)
     mine = follower.state_dict()
     for key in ("1.running_mean", "1.running_var"):
         wanted = 0.75 * old[key] + 0.25 * theirs[key] if buffers else old[key]
@@ -70,8 +71,12 @@ def test_statistics_follow_only_if_asked_and_counts_are_copied(buffers):
 def test_the_teacher_is_a_copy_without_gradient():
     net = student()
     follower = make_teacher(net)
-    assert all(p.requires_grad for p in net.parameters()) and not any(p.requires_grad for p in follower.parameters())
-    assert not {p.data_ptr() for p in net.parameters()} & {p.data_ptr() for p in follower.parameters()}
+    assert all(p.requires_grad for p in net.parameters()) and not any(
+        p.requires_grad for p in follower.parameters()
+    )
+    assert not {p.data_ptr() for p in net.parameters()} & {
+        p.data_ptr() for p in follower.parameters()
+    }
 
 
 @pytest.mark.parametrize("tuple_", [False, True])
@@ -83,10 +88,12 @@ def test_split_batches_are_shuffled_for_the_branch_and_come_back_in_order(tuple_
         seen.append((given.clone(), splits))
         return (given + 1, given * 2) if tuple_ else given + 1
 
-    out = teach(branch, images, 4)
+    out = teacher_forward(branch, images, 4)
     for mine, wanted in zip(out if tuple_ else (out,), (images + 1, images * 2), strict=False):
         assert torch.equal(mine, wanted) and not mine.requires_grad
     ((given, splits),) = seen
-    assert splits == 4 and not torch.equal(given, images) and torch.equal(given.sort(0).values, images)
-    teach(branch, images, 1)
+    assert (
+        splits == 4 and not torch.equal(given, images) and torch.equal(given.sort(0).values, images)
+    )
+    teacher_forward(branch, images, 1)
     assert torch.equal(seen[1][0], images)

@@ -8,9 +8,9 @@ from golden import array, plain_head, scatter, state, unit
 from test_cgh import numpy_branch
 
 from cgh_models.backbone import create
-from cgh_models.data.views import RECIPES
 from cgh_models.errors import InputError
 from cgh_models.methods import METHODS
+from cgh_models.view_recipes import RECIPES
 
 each = pytest.mark.parametrize("name", ["cgh", "ressl"])
 
@@ -38,7 +38,10 @@ def projection(branch, view):
 def test_ressls_loss_is_the_mean_over_five_student_views():
     method, views = build("ressl"), six_views()
     queue, t = array(method.queue.rows[0]), projection(method.teacher, views[0])
-    each = [golden.relation_loss(t, queue, projection(method.student, v), queue, 0.04, 0.1) for v in views[1:]]
+    each = [
+        golden.relation_loss(t, queue, projection(method.student, v), queue, 0.04, 0.1)
+        for v in views[1:]
+    ]
     assert len(each) == 5 and np.std(each) > 1e-3
     assert method(views, 0.5)["loss"].item() == pytest.approx(np.mean(each), rel=1e-5)
 
@@ -47,13 +50,18 @@ def test_cghs_global_student_learns_the_mean_over_five_views_and_its_hypercolumn
     method, views = build("cgh"), six_views()
     _, h2 = numpy_branch(method.teacher, views[0])
     queue, hyper_queue = array(method.queue.rows)
-    each = [golden.relation_loss(h2, hyper_queue, projection(method.student, v), queue, 0.08, 0.1) for v in views[1:]]
+    each = [
+        golden.relation_loss(h2, hyper_queue, projection(method.student, v), queue, 0.08, 0.1)
+        for v in views[1:]
+    ]
     assert len(each) == 5 and np.std(each) > 1e-3
     plain = build("cgh", multi_crop=False)
     plain.load_state_dict(method.state_dict())
     losses, of_two = method(views, 0.5), plain(views[:2], 0.5)
     assert losses["hyper_to_global"].item() == pytest.approx(np.mean(each), rel=1e-5)
-    assert losses["global_to_hyper"].item() == pytest.approx(of_two["global_to_hyper"].item(), rel=1e-6)
+    assert losses["global_to_hyper"].item() == pytest.approx(
+        of_two["global_to_hyper"].item(), rel=1e-6
+    )
     total = (losses["hyper_to_global"] + losses["global_to_hyper"]) / 2
     assert losses["loss"].item() == pytest.approx(total.item(), rel=1e-6)
 
@@ -93,5 +101,8 @@ def test_a_vit_of_a_fixed_size_is_refused_in_one_sentence(name):
     with pytest.raises(InputError) as refusal:
         build(name, "test_vit", 64, {"dynamic_img_size": False})
     sentence = str(refusal.value)
-    assert sentence.startswith("multi_crop=True: test_vit cannot take images of 55 x 55") and "\n" not in sentence
+    assert (
+        sentence.startswith("multi_crop=True: test_vit cannot take images of 55 x 55")
+        and "\n" not in sentence
+    )
     assert build(name, "test_vit", 64, {"dynamic_img_size": False}, multi_crop=False)

@@ -31,15 +31,22 @@ def projection(method, view):
     "batch, width, hidden, predictor, queue, temperature",
     [(2, 8, 16, 12, 30, 0.2), (6, 4, 24, 8, 3, 0.1), (9, 16, 8, 32, 200, 1.0)],
 )
-def test_the_loss_is_half_the_sum_of_both_directions(batch, width, hidden, predictor, queue, temperature):
+def test_the_loss_is_half_the_sum_of_both_directions(
+    batch, width, hidden, predictor, queue, temperature
+):
     method = build(
-        projection_width=width, hidden_width=hidden, predictor_width=predictor,
-        queue_length=queue, temperature=temperature,
-    )  # fmt: skip
+        projection_width=width,
+        hidden_width=hidden,
+        predictor_width=predictor,
+        queue_length=queue,
+        temperature=temperature,
+    )
     views, rows = two_views(batch), array(method.queue.rows[0])
     z = [projection(method, view) for view in views]
     p = [unit(normed_head(state(method.student.predictor), one)) for one in z]
-    one, back = (golden.batch_info_nce(golden.nearest(z[u], rows), p[1 - u], temperature) for u in (0, 1))
+    one, back = (
+        golden.batch_info_nce(golden.nearest(z[u], rows), p[1 - u], temperature) for u in (0, 1)
+    )
     assert one != pytest.approx(back, rel=1e-4)
     assert method(views, 0.5)["loss"].item() == pytest.approx((one + back) / 2, rel=1e-5)
 
@@ -71,4 +78,4 @@ def test_the_gradient_comes_through_the_predictions_alone():
     method, views = build(), two_views(4)
     method(views, 0.5)["loss"].backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in method.student.parameters())
-    assert not method.queue._held[0].requires_grad and not hasattr(method, "teacher")
+    assert not method.queue._pending[0].requires_grad and not hasattr(method, "teacher")

@@ -16,7 +16,10 @@ def test_the_loss_is_the_equation():
         for p in method.teacher.parameters():
             p.add_(0.05 * torch.randn_like(p))
     weak, strong = torch.randn(2, 6, 3, 32, 32)
-    s, t = (f(x, 1).detach().double().numpy() for f, x in ((method.student.unit, strong), (method.teacher.unit, weak)))
+    s, t = (
+        f(x, 1).detach().double().numpy()
+        for f, x in ((method.student.normalized, strong), (method.teacher.normalized, weak))
+    )
     q = method.queue.rows[0].double().numpy()
     np.testing.assert_allclose(np.linalg.norm(s, axis=1), 1, rtol=1e-6)
 
