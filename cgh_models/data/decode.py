@@ -1,14 +1,15 @@
-"""Reads one image file from a stranger: checked before it is decoded, always 8-bit RGB after."""
+"""Reads one image file: checked before it is decoded, always 8-bit RGB afterwards."""
 
 import contextlib
 import os
 import stat
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from PIL import Image, ImageOps
 
-from ..errors import printable
+from ..errors import BadImage, printable
 
 simplejpeg: Any = None
 with contextlib.suppress(ImportError):  # the extra "jpeg": the same pixels, sooner
@@ -16,40 +17,46 @@ with contextlib.suppress(ImportError):  # the extra "jpeg": the same pixels, soo
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"})
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
+_OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 MAX_BYTES = 256 * 2**20
 MAX_PIXELS = 100 * 10**6
-_ORIENTATION = 0x0112  # of EXIF; 1: as it is
-BACKGROUND = (255, 255, 255)  # what shows through transparent pixels
+_ORIENTATION = 0x0112  # EXIF tag; 1: upright
+BACKGROUND = (255, 255, 255)  # behind transparent pixels
 
 
-class BadImage(Exception):  # noqa: N818 - a finding, not a failure of the program
-    """A file that is not a usable image; the text says why."""
+@dataclass(frozen=True)
+class BadFile:
+    """An image of a set that cannot be used, and why."""
+
+    index: int
+    reason: str
 
 
-def read_image(path: Path, least: float = 0) -> Image.Image:
-    """An RGB image, EXIF orientation applied, transparency composited on white, 16-bit greys scaled to 8.
+def read_image(path: Path, min_side: float = 0) -> Image.Image:
+    """Reads an image as 8-bit RGB and applies its EXIF orientation.
+
+    Transparent pixels show white; 16-bit greys are scaled to 8 bits.
 
     Args:
-        least: a JPEG whose shorter side stays this long is decoded at a half, a quarter or an eighth of its size, which
-            saves most of the work; 0: whole.
+        min_side: a JPEG is decoded at a half, a quarter or an eighth of its size, which saves most
+            of the work, if its shorter side stays this long; 0: at its full size.
 
     Raises:
-        BadImage: not a regular file, not one of JPEG PNG WEBP TIFF BMP whatever its name says, too large, damaged, or
-            of floating-point pixels.
+        BadImage: no regular file, not JPEG PNG WEBP TIFF BMP whatever its name says, too large,
+            damaged, or of floating-point pixels.
     """
     try:
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-        file = os.fdopen(handle, "rb")
+        file = os.fdopen(os.open(path, _OPEN_FLAGS), "rb")
     except OSError as error:
         raise BadImage(f"cannot be opened: {error.strerror}") from error
     with file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise BadImage("not a regular file")
-        return decode(file, least)
+        return decode(file, min_side)
 
 
-def decode(file: IO[bytes], least: float = 0) -> Image.Image:
-    """`read_image` of a file that is open."""
+def decode(file: IO[bytes], min_side: float = 0) -> Image.Image:
+    """`read_image` of an open file."""
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     if not 0 < size <= MAX_BYTES:
@@ -57,32 +64,36 @@ def decode(file: IO[bytes], least: float = 0) -> Image.Image:
     try:
         image = Image.open(file, formats=_FORMATS)
         if image.width * image.height > MAX_PIXELS:
-            raise BadImage(f"{image.width} x {image.height} pixels; at most {MAX_PIXELS} in all are decoded")
-        part = _part(image, least)
-        if quick := _quickly(file, image, part):
-            return quick
-        if part > 1:
-            image.draft(None, (image.width // part, image.height // part))
+            found = f"{image.width} x {image.height} pixels"
+            raise BadImage(f"{found}; at most {MAX_PIXELS} in all are decoded")
+        divisor = _divisor(image, min_side)
+        decoded = _decode_plain_jpeg(file, image, divisor)
+        if decoded:
+            return decoded
+        if divisor > 1:
+            image.draft(None, (image.width // divisor, image.height // divisor))
         return _to_rgb(image)
     except BadImage:
         raise
-    except Exception as error:  # Pillow's decoders raise a dozen kinds, ValueError and struct.error among them
+    except Exception as error:  # Pillow's decoders raise a dozen kinds, struct.error among them
         raise BadImage(f"not readable as an image: {printable(error)[:120]}") from error
 
 
-def _part(image: Image.Image, least: float) -> int:
-    """1, 2, 4 or 8: what each side can be divided by; only a JPEG can be decoded smaller."""
-    if not least or image.format != "JPEG":
+def _divisor(image: Image.Image, min_side: float) -> int:
+    """1, 2, 4 or 8, by which both sides are divided; only a JPEG can be decoded smaller."""
+    if not min_side or image.format != "JPEG":
         return 1
-    return next((part for part in (8, 4, 2) if min(image.size) >= part * least), 1)
+    return next((n for n in (8, 4, 2) if min(image.size) >= n * min_side), 1)
 
 
-def _quickly(file: IO[bytes], image: Image.Image, part: int) -> Image.Image | None:
-    """A plain JPEG without Pillow in between: the same library, the same pixels; None where Pillow has to look."""
-    if not simplejpeg or (image.format, image.mode) != ("JPEG", "RGB") or image.getexif().get(_ORIENTATION, 1) != 1:
+def _decode_plain_jpeg(file: IO[bytes], image: Image.Image, divisor: int) -> Image.Image | None:
+    """The pixels that Pillow would give, from the same library; None if Pillow is needed."""
+    is_plain = image.format == "JPEG" and image.mode == "RGB"
+    if not simplejpeg or not is_plain or image.getexif().get(_ORIENTATION, 1) != 1:
         return None
     file.seek(0)
-    height, width = -(-image.height // part), -(-image.width // part)
+    height = -(-image.height // divisor)
+    width = -(-image.width // divisor)
     try:
         pixels = simplejpeg.decode_jpeg(file.read(), "RGB", min_height=height, min_width=width)
     except ValueError:

@@ -1,10 +1,10 @@
-"""Image sets: what is in a folder or list, frozen, with pixels kept in memory or read when asked for."""
+"""Image sets: the frozen index of a folder, list or archive, with pixels in memory or on disk."""
 
 import hashlib
 import os
-from collections import Counter
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,191 +13,253 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..errors import InputError, printable, say
+from ..errors import BadImage, InputError, printable, say
 from .archives import Archive, open_archive
-from .decode import EXTENSIONS, BadImage, read_image, simplejpeg
+from .decode import EXTENSIONS, BadFile, decode, read_image, simplejpeg
 from .views import uniform
 
 MAX_BAD = 0.01  # share of bad files at which a run stops
 _SPLITS = {"train", "val", "test"}
-_REPLACE_STREAM = 1001  # keeps these random numbers apart from those of views and order
+_SUBSTITUTE_STREAM = 1001  # keeps these random numbers apart from those of views and order
 
 
 @dataclass
 class ImageSet:
-    """The frozen index of a set, and its pixels where they fit in memory.
+    """The frozen index of a set, and its pixels where they fit in memory."""
 
-    Attributes:
-        source: what `load` finds it by again: a path from the root, or hfds/NAME.
-        root: folder the names are relative to.
-        names: sorted relative paths.
-        labels: (N,) class of each image, or None where the set has no class folders.
-        classes: their names: of class folders sorted, of an archive as timm's reader numbers them.
-        digest: sha256 of names and sizes.
-        skipped: files left out, counted by extension (or "link").
-        archive: what reads the images where they are no files of their own.
-        pixels: uint8 (N, H, W, 3) if all images are equally large, a list of (H, W, 3) if not, None if streamed.
-        bad: reasons of the files that could not be used, by index.
-        bad_file: where each of them is named once.
-    """
-
-    source: str
-    root: Path
-    names: list[str]
-    labels: np.ndarray | None
-    classes: list[str]
-    digest: str
-    skipped: Counter = field(default_factory=Counter)
-    archive: Archive | None = None
+    source: str  # what `load` finds it by: a path from the root, or hfds/NAME
+    root: Path  # the folder that names are relative to
+    names: list[str]  # sorted relative paths
+    labels: np.ndarray | None  # (N,) class of each image; None: no class folders
+    classes: list[str]  # of folders sorted, of an archive as timm's reader numbers them
+    digest: str  # sha256 of names and sizes
+    skipped: Counter[str] = field(default_factory=Counter)  # files left out, by extension or "link"
+    archive: Archive | None = None  # what reads images that are no files of their own
+    # uint8 (N, H, W, 3) if all images are equally large, else a list of (H, W, 3); None: streamed
     pixels: Tensor | list[Tensor] | None = None
-    bad: dict[int, str] = field(default_factory=dict)
-    bad_file: Path | None = None
+    bad: dict[int, str] = field(default_factory=dict)  # why images cannot be used, by index
+    bad_file: Path | None = None  # names each of them once
 
     def __len__(self) -> int:
         return len(self.names)
 
-    def image(self, index: int, least: float = 0) -> Image.Image:
-        """The image as 8-bit RGB; a large one may come smaller, its shorter side ``least`` long. Raises `BadImage`."""
+    def path(self, index: int) -> Path:
+        """The image's file."""
+        return self.root / self.names[index]
+
+    def image(self, index: int, min_side: float = 0) -> Image.Image:
+        """The image as 8-bit RGB; ``min_side`` as in `read_image`. Raises `BadImage`."""
         if self.pixels is not None:
             return Image.fromarray(self.pixels[index].numpy())
         if self.archive:
-            return self.archive.image(index, least)
-        return read_image(self.root / self.names[index], least)
+            with self.archive.open(index) as file:
+                return decode(file, min_side)
+        return read_image(self.path(index), min_side)
 
     def changed(self, index: int) -> int:
-        """When it was last changed, in nanoseconds; 0 where that is not known, or the file is gone."""
+        """Its time of change in nanoseconds; 0 where that is not known, or the file is gone."""
         if self.archive:
             return self.archive.changed(index)
-        path = self.root / self.names[index]
+        path = self.path(index)
         return path.stat().st_mtime_ns if path.exists() else 0
 
-    def usable(self, index: int, least: float = 0) -> tuple[Image.Image, list[tuple[int, str]]]:
-        """The image, or in place of a bad one another that depends on the index alone; and the bad ones met."""
-        met: list[tuple[int, str]] = []
-        candidates = [index, *(uniform(0, 0, np.array([index]), 8, _REPLACE_STREAM)[0] * len(self)).astype(int)]
-        for candidate in map(int, candidates):
-            try:
-                return self.image(candidate, least), met
-            except BadImage as reason:
-                met.append((candidate, str(reason)))
-        raise InputError(f"{self._path(index)}: {met[0][1]}, and neither could its replacements be read")
+    def load_or_substitute(
+        self, index: int, min_side: float = 0
+    ) -> tuple[Image.Image, list[BadFile]]:
+        """The image, or for a bad one another that depends on the index alone; and the bad files.
 
-    def note_bad(self, met: list[tuple[int, str]]) -> None:
-        """Names new bad files in ``bad_file``. Raises InputError above 1 %."""
-        new = {index: reason for index, reason in met if index not in self.bad}
-        self.bad.update(new)
+        Raises:
+            InputError: eight substitutes are bad, too.
+        """
+        bad_files = []
+        u = uniform(0, 0, np.array([index]), 8, _SUBSTITUTE_STREAM)[0]
+        for candidate in (index, *(u * len(self)).astype(int).tolist()):
+            try:
+                return self.image(candidate, min_side), bad_files
+            except BadImage as reason:
+                bad_files.append(BadFile(candidate, str(reason)))
+        what = f"{printable(self.path(index))}: {bad_files[0].reason}"
+        raise InputError(f"{what}, and neither could its replacements be read")
+
+    def record_bad_files(self, bad_files: list[BadFile]) -> list[BadFile]:
+        """Counts bad files and names them in ``bad_file``; returns those that are new.
+
+        Raises:
+            InputError: more than 1 % of the set are bad.
+        """
+        new = []
+        for bad in bad_files:
+            if bad.index not in self.bad:
+                self.bad[bad.index] = bad.reason
+                new.append(bad)
         if self.bad_file and new:
+            lines = [f"{printable(self.names[bad.index])}\t{bad.reason}\n" for bad in new]
             try:
                 with open(self.bad_file, "a", encoding="utf-8") as file:
-                    file.writelines(f"{printable(self.names[index])}\t{reason}\n" for index, reason in new.items())
+                    file.writelines(lines)
             except OSError as error:
-                say(f"warning: {self.bad_file}: bad files cannot be named in it ({error.strerror}); make room")
+                what = f"bad files cannot be named in it ({error.strerror})"
+                say(f"warning: {self.bad_file}: {what}; make room")
         if len(self.bad) > MAX_BAD * len(self):
             index, reason = next(iter(self.bad.items()))
             what = f"{len(self.bad)} of {len(self)} images cannot be read, more than 1 %"
-            where = f"all are named in {self.bad_file}; remove them" if self.bad_file else "remove them"
-            raise InputError(f"{self._path(index)}: {reason}; {what}; {where}")
+            names = f"all are named in {self.bad_file}; " if self.bad_file else ""
+            raise InputError(f"{printable(self.path(index))}: {reason}; {what}; {names}remove them")
+        return new
 
-    def log_bad_to(self, path: Path) -> None:
-        """Names bad files in ``path`` from now on, and counts those it names already, as a resumed run must."""
+    def log_bad_files_to(self, path: Path) -> None:
+        """Names bad files in ``path`` from now on, and counts those that it names already."""
         self.bad_file = path
-        if path.exists():
-            places = {printable(name): index for index, name in enumerate(self.names)}
-            lines = (line.partition("\t") for line in path.read_text("utf-8").splitlines())
-            self.bad.update({places[name]: reason for name, _, reason in lines if name in places})
+        if not path.exists():
+            return
+        indices = {printable(name): index for index, name in enumerate(self.names)}
+        for line in path.read_text("utf-8").splitlines():
+            name, _, reason = line.partition("\t")
+            if name in indices:
+                self.bad[indices[name]] = reason
 
-    def keep_pixels(self, gib: float, stopped: Callable[[], bool] = lambda: False) -> None:
-        """Decodes every image once and keeps the pixels if they fit in ``gib``; else, or if stopped, streams them."""
-        sample = [self.usable(i)[0] for i in np.linspace(0, len(self) - 1, min(64, len(self))).astype(int)]
+    def cache_pixels(self, gib: float, stopped: Callable[[], bool] = lambda: False) -> None:
+        """Keeps all decoded pixels if they fit in ``gib``; else, or if stopped, streams them."""
         budget = gib * 2**30
-        if np.mean([i.width * i.height * 3 for i in sample]) * len(self) > budget:
+        sizes = []
+        for index in np.linspace(0, len(self) - 1, min(64, len(self))).astype(int).tolist():
+            image, _ = self.load_or_substitute(index)
+            sizes.append(image.width * image.height * 3)
+            if stopped():
+                return
+        if np.mean(sizes) * len(self) > budget:
             return
         pixels: list[Tensor] = []
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for start in range(0, len(self), 4096):
-                for image, met in pool.map(self.usable, range(start, min(start + 4096, len(self)))):
-                    self.note_bad(met)
-                    pixels.append(torch.from_numpy(np.array(image)))
-                    budget -= pixels[-1].numel()
-                if budget < 0 or stopped():
-                    return
+        for image, bad_files in self._decode_all():
+            self.record_bad_files(bad_files)
+            pixels.append(torch.from_numpy(np.array(image)))
+            budget -= pixels[-1].numel()
+            if budget < 0 or stopped():
+                return
         if len({p.shape for p in pixels}) > 1:
             self.pixels = pixels
             return
         self.pixels = torch.empty(len(pixels), *pixels[0].shape, dtype=torch.uint8)
-        for place in reversed(range(len(pixels))):  # one by one: never both copies of the set at once
-            self.pixels[place] = pixels.pop()
+        for index in reversed(range(len(pixels))):  # never two copies of the set at once
+            self.pixels[index] = pixels.pop()
 
-    def say_skipped(self) -> None:
-        """What was left out, to stderr."""
+    def _decode_all(self) -> Iterator[tuple[Image.Image, list[BadFile]]]:
+        """All images in order, decoded by threads that are a few images ahead."""
+        threads = os.cpu_count() or 1
+        pool = ThreadPoolExecutor(threads)
+        ahead: deque[Future[tuple[Image.Image, list[BadFile]]]] = deque()
+        try:
+            for index in range(len(self)):
+                ahead.append(pool.submit(self.load_or_substitute, index))
+                if len(ahead) > 4 * threads:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def report_skipped(self) -> None:
+        """Says on stderr what was left out."""
         if self.skipped:
-            say(f"{self.root}: left out " + ", ".join(f"{n} x {kind}" for kind, n in self.skipped.most_common(5)))
+            counts = [f"{count} x {kind}" for kind, count in self.skipped.most_common(5)]
+            say(f"{self.root}: left out {', '.join(counts)}")
 
     def decoder_hint(self) -> str:
-        """What would read these files sooner, if it is not installed."""
+        """What to install to read these files faster; "" if there is nothing."""
         if simplejpeg or not any(name.lower().endswith((".jpg", ".jpeg")) for name in self.names):
             return ""
-        return "JPEG files are decoded by Pillow; with `pip install 'cgh-models[jpeg]'` the same pixels come sooner"
-
-    def _path(self, index: int) -> str:
-        return printable(self.root / self.names[index])
+        install = "`pip install '.[jpeg]'`"
+        return f"JPEG files are decoded by Pillow; with {install} the same pixels come sooner"
 
 
 def load(data: str | Path, follow_links: bool = False) -> ImageSet:
-    """The index of a folder of images (flat, nested or in class folders), or of a text file with a path a line.
+    """The index of a folder of images (flat, nested or in class folders), or of a list of paths.
 
-    Also of a tar archive, a folder of tar archives, or ``hfds/NAME``, a dataset of the Hub: what timm's readers read.
+    Also of what timm's readers read: a tar archive, a folder of those, or ``hfds/NAME``, a dataset
+    of the Hub.
 
     Raises:
         InputError: nothing there, or no image in it.
     """
-    if archive := open_archive(data):
-        classes = archive.classes
-        labels = np.array(archive.labels) if len(classes) > 1 else None
-        source = str(Path(data).resolve() if Path(data).exists() else data)
-        classes = classes if labels is not None else []
-        return ImageSet(source, archive.root, archive.names, labels, classes, archive.digest, archive=archive)
     path = Path(data)
+    source = str(path.resolve() if path.exists() else data)
+    archive = open_archive(data, EXTENSIONS)
+    if archive:
+        labels = np.array(archive.labels) if archive.classes else None
+        index = (archive.names, labels, archive.classes, archive.digest)
+        return ImageSet(source, archive.root, *index, archive=archive)
     if path.is_dir():
-        entries, skipped = _walk(path, follow_links)
         root = path
+        names, skipped = _walk(path, follow_links)
     elif path.is_file():
-        entries, skipped, root = _read_list(path), Counter(), path.parent
+        root = path.parent
+        names, skipped = _read_list(path), Counter()
     else:
-        raise InputError(f"{printable(path)}: there is no such folder or list; give --data a folder of images")
-    if not entries:
-        found = ", ".join(f"{n} x {ext}" for ext, n in skipped.most_common(3)) or "nothing"
-        kinds = " ".join(sorted(EXTENSIONS))
-        raise InputError(f"{printable(path)}: no images ({found} found); expected files ending in {kinds}")
-    lines = "".join(f"{name}\t{_size(root / name)}\n" for name in entries)
+        what = f"{printable(path)}: there is no such folder or list"
+        raise InputError(f"{what}; give --data a folder of images")
+    if not names:
+        found = ", ".join(f"{n} x {kind}" for kind, n in skipped.most_common(3)) or "nothing"
+        expected = f"expected files ending in {' '.join(sorted(EXTENSIONS))}"
+        raise InputError(f"{printable(path)}: no images ({found} found); {expected}")
+    lines = "".join(f"{name}\t{_size(root / name)}\n" for name in names)
     digest = hashlib.sha256(lines.encode("utf-8", "replace")).hexdigest()
-    tops = [name.partition("/")[0] if "/" in name else "" for name in entries]
-    classes = sorted(set(tops))
-    if "" in classes or path.is_file():
-        labels, classes = None, []
-    elif set(classes) <= _SPLITS:
-        splits = ", ".join(classes)
-        raise InputError(
-            f"{printable(path)}: holds the splits {splits}; give one of them: {printable(path / classes[0])}"
-        )
-    else:
-        labels = np.searchsorted(classes, tops)
-    return ImageSet(str(path.resolve()), root, entries, labels, classes, digest, skipped)
+    labels, classes = (None, []) if path.is_file() else _class_folders(path, names)
+    return ImageSet(source, root, names, labels, classes, digest, skipped)
+
+
+def _class_folders(root: Path, names: list[str]) -> tuple[np.ndarray | None, list[str]]:
+    """Labels (N,) and classes, the folders in ``root``; none if an image lies in none of them."""
+    folders = [name.partition("/")[0] if "/" in name else "" for name in names]
+    classes = sorted(set(folders))
+    if "" in classes:
+        return None, []
+    if set(classes) <= _SPLITS:
+        what = f"{printable(root)}: holds the splits {', '.join(classes)}"
+        raise InputError(f"{what}; give one of them: {printable(root / classes[0])}")
+    return np.searchsorted(classes, folders), classes
+
+
+def _walk(root: Path, follow_links: bool) -> tuple[list[str], Counter[str]]:
+    """Sorted names of the images under ``root``, and what was left out."""
+    names: list[str] = []
+    skipped: Counter[str] = Counter()
+    home = root.resolve()
+    for folder, folders, files in os.walk(root, followlinks=follow_links, onerror=_unreadable):
+        for name in list(folders):
+            if not follow_links and Path(folder, name).is_symlink():
+                skipped["linked folder (--follow-links reads it)"] += 1
+                folders.remove(name)
+        folders.sort()
+        for file in files:
+            path = Path(folder, file)
+            if path.suffix.lower() not in EXTENSIONS:
+                skipped[printable(path.suffix.lower()) or "no extension"] += 1
+            elif not follow_links and path.is_symlink() and home not in path.resolve().parents:
+                skipped["link out of the folder (--follow-links reads it)"] += 1
+            else:
+                names.append(path.relative_to(root).as_posix())
+    return sorted(names), skipped
+
+
+def _unreadable(error: OSError) -> None:
+    what = f"{printable(error.filename)}: cannot be read ({error.strerror})"
+    raise InputError(f"{what}; mend or remove it") from error
 
 
 def _read_list(path: Path) -> list[str]:
-    start = path.open("rb").read(4096)
-    if b"\0" in start:
-        raise InputError(f"{printable(path)}: neither a folder nor a text file of paths; unpack an archive first")
+    with path.open("rb") as file:
+        if b"\0" in file.read(4096):
+            what = f"{printable(path)}: neither a folder nor a text file of paths"
+            raise InputError(f"{what}; unpack an archive first")
     lines = path.read_text("utf-8", errors="replace").splitlines()
-    entries = sorted({line.strip() for line in lines if line.strip()})
-    missing = [name for name in entries if len(name) > 4000 or not os.path.isfile(path.parent / name)]
+    names = sorted({line.strip() for line in lines if line.strip()})
+    missing = [n for n in names if len(n) > 4000 or not os.path.isfile(path.parent / n)]
     if missing:
-        raise InputError(
-            f"{printable(path)}: {len(missing)} of its {len(entries)} lines are not files, the first is "
-            f"{printable(missing[0])[:80]!r}; expected one image path a line, relative to the list's folder"
-        )
-    return entries
+        what = f"{len(missing)} of its {len(names)} lines are not files"
+        first = f"the first is {printable(missing[0])[:80]!r}"
+        expected = "expected one image path a line, relative to the list's folder"
+        raise InputError(f"{printable(path)}: {what}, {first}; {expected}")
+    return names
 
 
 def _size(path: Path) -> int:
@@ -211,50 +273,27 @@ def load_splits(root: str | Path, follow_links: bool = False) -> tuple[ImageSet,
     """The train and val class folders under ``root``, with one common numbering of the classes.
 
     Raises:
-        InputError: a split or its class folders are missing, or val has a class that train has not.
+        InputError: a split or its classes are missing, or val has a class that train has not.
     """
-    sets = []
-    for split in ("train", "val"):
-        folder = Path(root) / split
-        if not folder.is_dir():
-            raise InputError(
-                f"{printable(root)}: has no {split}/ folder; expected train/ and val/, class folders in both"
-            )
-        sets.append(load(folder, follow_links))
-        sets[-1].say_skipped()
-        if sets[-1].labels is None:
-            stray = next((name for name in sets[-1].names if "/" not in name), "")
-            found = "lies in no class folder" if stray else "has no two classes"
-            raise InputError(f"{printable(folder / stray)}: {found}; expected {folder}/<class>/<image>")
-    train, val = sets
-    if strange := sorted(set(val.classes) - set(train.classes)):
-        raise InputError(
-            f"{printable(root)}: val/ has the class {strange[0]!r} that train/ has not ({len(strange)} such)"
-        )
-    place = {name: number for number, name in enumerate(train.classes)}
-    val.labels = np.array([place[name] for name in val.classes])[val.labels]
+    train, val = (_load_split(Path(root) / split, follow_links) for split in ("train", "val"))
+    unknown = sorted(set(val.classes) - set(train.classes))
+    if unknown:
+        what = f"val/ has the class {unknown[0]!r} that train/ has not ({len(unknown)} such)"
+        raise InputError(f"{printable(root)}: {what}")
+    numbers = {name: number for number, name in enumerate(train.classes)}
+    val.labels = np.array([numbers[name] for name in val.classes])[val.labels]
     return train, val
 
 
-def _unreadable(error: OSError) -> None:
-    raise InputError(f"{printable(error.filename)}: cannot be read ({error.strerror}); mend or remove it") from error
-
-
-def _walk(root: Path, follow_links: bool) -> tuple[list[str], Counter]:
-    names: list[str] = []
-    skipped: Counter = Counter()
-    home = root.resolve()
-    for folder, folders, files in os.walk(root, followlinks=follow_links, onerror=_unreadable):
-        for link in [name for name in folders if not follow_links and Path(folder, name).is_symlink()]:
-            skipped["linked folder (--follow-links reads it)"] += 1
-            folders.remove(link)
-        folders.sort()
-        for file in files:
-            path = Path(folder, file)
-            if path.suffix.lower() not in EXTENSIONS:
-                skipped[printable(path.suffix.lower()) or "no extension"] += 1
-            elif not follow_links and path.is_symlink() and home not in path.resolve().parents:
-                skipped["link out of the folder (--follow-links reads it)"] += 1
-            else:
-                names.append(path.relative_to(root).as_posix())
-    return sorted(names), skipped
+def _load_split(folder: Path, follow_links: bool) -> ImageSet:
+    if not folder.is_dir():
+        what = f"{printable(folder.parent)}: has no {folder.name}/ folder"
+        raise InputError(f"{what}; expected train/ and val/, class folders in both")
+    images = load(folder, follow_links)
+    images.report_skipped()
+    if images.labels is None:
+        stray = next((name for name in images.names if "/" not in name), "")
+        found = "lies in no class folder" if stray else "has no two classes"
+        expected = f"expected {folder}/<class>/<image>"
+        raise InputError(f"{printable(folder / stray)}: {found}; {expected}")
+    return images

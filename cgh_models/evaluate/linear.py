@@ -1,9 +1,7 @@
-"""Linear evaluation as papers do it: one linear layer on the frozen backbone, SGD on augmented images, last epoch."""
+"""Linear evaluation as in papers: a layer on the frozen backbone, SGD on augmented images."""
 
 import dataclasses
 import math
-from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,86 +11,108 @@ from ..backbone import widths
 from ..data.image_set import ImageSet
 from ..errors import InputError
 from ..schedule import learning_rate
-from .classifier import accuracy, decode, labelled_views, new_layer, steps
-from .extraction import borrowed, extract, forward, pick_device
-from .protocols import LinearConfig
+from .classifier import accuracy, choose, labelled_views, new_layer, step_counts
+from .devices import pick_device
+from .extraction import embedder, eval_mode_on, extract_labelled, readable_images
+from .protocols import EvalSettings, LinearConfig, Measurement
 from .splits import held_out, subset
 
-# Learning rates to choose from, half a decade apart: those of the papers' small-image code (0.2, 1, 30) lie among them.
+# Half a decade apart: the rates of the papers' small-image code (0.2, 1, 30) lie among them.
 RATES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+PROTOCOL = (
+    "linear layer on the frozen backbone, SGD on augmented train/ (crop, flip), "
+    "top-1 of val/ after the last epoch"
+)
 CHOICE = 5  # the choice takes one epoch where the run takes this many
 
 
 def sgd(
-    model: nn.Module, train: ImageSet, val: ImageSet, config: LinearConfig, *,
-    seed: int = 0, say: Callable[[str], None] = lambda text: None, **extraction: Any,
-) -> dict[str, Any]:  # fmt: skip
-    """Percent of val images that the layer classifies after its last epoch (``value``), and the numbers behind it.
+    model: nn.Module, train: ImageSet, val: ImageSet, config: LinearConfig, settings: EvalSettings
+) -> Measurement:
+    """Accuracy of the layer after its last epoch.
 
-    With ``config.lr`` 0 the rate is chosen first: layers with each of RATES, trained side by side without the held-out
-    training images, and tested on those; the first best one wins, and a new layer is trained on all training images.
+    With ``config.lr`` 0 the rate is chosen first: layers with each of RATES are trained side by
+    side without the held-out training images, and tested on those. The first best one wins, and a
+    new layer is trained on all training images.
 
     Args:
-        say: gets a line of progress now and then.
-        extraction: batch_size, workers, device, fast (of augmented images, too) and cache_dir of `extract`.
+        settings: ``fast`` holds for augmented images, too.
 
     Raises:
         InputError: unusable images, or a rate at which the layer is not finite.
 
-    Source: Wu et al., arXiv 1805.01978, as in the code of CGH (arXiv 2308.13392) and ReSSL (arXiv 2107.09282).
-    Differs from the authors' code: the last epoch is reported, not the best one on val.
+    Source: Wu et al., arXiv 1805.01978, as in the code of CGH (arXiv 2308.13392) and ReSSL (arXiv
+    2107.09282). Differs from the authors' code: the last epoch is reported, not the best on val.
     """
-    assert train.labels is not None and val.labels is not None
-    how = {name: extraction[name] for name in ("device", "workers", "fast") if name in extraction}
-    size, _, _ = steps(train, config.epochs, config.train_batch_size)
-    queries = extract(model, val, **extraction)
-    decode(train)
-    rate, choice = config.lr, None
-    if not rate:
-        rest, held = held_out(train.labels, seed)
-        short = dataclasses.replace(config, epochs=-(-config.epochs // CHOICE))
-        say(f"choosing the learning rate on {len(held)} held-out training images, {short.epochs} epochs")
-        layers = _layers(model, subset(train, rest), RATES, short, seed, say, **how)
-        rows = extract(model, train, indices=held, **extraction)
-        found = [accuracy(layer.weight, layer.bias, rows, train.labels[held]) for layer in layers]
-        rate = RATES[found.index(max(found))]
-        choice = {"grid": list(RATES), "held_out_images": len(held), "epochs": short.epochs,
-                  "held_out_accuracy": [round(value, 3) for value in found], "chosen": rate}  # fmt: skip
-        edge = ", at the edge of what was tried" if rate in (RATES[0], RATES[-1]) else ""
-        say(f"chosen: learning rate {rate:g}{edge}, {max(found):.2f} % of the held-out images")
-    (layer,) = _layers(model, train, (rate,), config, seed, say, **how)
-    if not all(p.isfinite().all() for p in layer.parameters()):
-        raise InputError(f"learning rate {rate:g}: the linear layer is not finite; give a lower --lr, or 0 to choose")
-    value = accuracy(layer.weight, layer.bias, queries, val.labels)
-    settings = dataclasses.asdict(config) | {"lr": rate, "train_batch_size": size, "weight_decay": 0.0}
-    return {"value": value, **settings, "seed": seed, "choice": choice}
+    step_counts(train, config.epochs, config.train_batch_size)  # refuses a single class at once
+    queries, labels = extract_labelled(model, val, settings)
+    train = readable_images(train, settings.workers)
+    lr = config.lr
+    choice = None
+    if not lr:
+        lr, choice = _choose_rate(model, train, config, settings)
+    (layer,) = _train_layers(model, train, (lr,), config, settings)
+    if not all(parameter.isfinite().all() for parameter in layer.parameters()):
+        what = f"learning rate {lr:g}: the linear layer is not finite"
+        raise InputError(f"{what}; give a lower --lr, or 0 to choose")
+    batch_size = min(config.train_batch_size, len(train))
+    config = dataclasses.replace(config, lr=lr, train_batch_size=batch_size)
+    parameters = {"protocol": "sgd", **dataclasses.asdict(config), "weight_decay": 0.0}
+    parameters |= {"seed": settings.seed, "choice": choice, "train": len(train)}
+    value = accuracy(layer.weight, layer.bias, queries, labels)
+    return Measurement(PROTOCOL, parameters | settings.recorded, value, len(queries))
 
 
-def _layers(
-    model: nn.Module, images: ImageSet, rates: tuple[float, ...], config: LinearConfig, seed: int,
-    say: Callable[[str], None], *, device: str | torch.device = "auto", workers: int = 2, fast: bool = False,
-) -> list[nn.Linear]:  # fmt: skip
-    """A trained layer per learning rate. All start alike and see the same embeddings: one forward serves them all."""
-    size, per_epoch, total = steps(images, config.epochs, config.train_batch_size)
-    with borrowed(model, place := pick_device(device)):
+def _choose_rate(
+    model: nn.Module, train: ImageSet, config: LinearConfig, settings: EvalSettings
+) -> tuple[float, dict[str, object]]:
+    assert train.labels is not None
+    rest, held = held_out(train.labels, settings.seed)
+    config = dataclasses.replace(config, epochs=-(-config.epochs // CHOICE))
+    images = f"{len(held)} held-out training images"
+    settings.log(f"choosing the learning rate on {images}, {config.epochs} epochs")
+    layers = _train_layers(model, subset(train, rest), RATES, config, settings)
+    rows, labels = extract_labelled(model, subset(train, held), settings)
+    accuracies = [accuracy(layer.weight, layer.bias, rows, labels) for layer in layers]
+    rate, choice = choose(RATES, accuracies, len(held))
+    edge = ", at the edge of what was tried" if rate in (RATES[0], RATES[-1]) else ""
+    best = f"{max(accuracies):.2f} % of the held-out images"
+    settings.log(f"chosen: learning rate {rate:g}{edge}, {best}")
+    return rate, choice | {"epochs": config.epochs}
+
+
+def _train_layers(
+    model: nn.Module,
+    images: ImageSet,
+    rates: tuple[float, ...],
+    config: LinearConfig,
+    settings: EvalSettings,
+) -> list[nn.Linear]:
+    """A trained layer per learning rate. All start alike, and one forward serves them all."""
+    steps = step_counts(images, config.epochs, config.train_batch_size)
+    device = pick_device(settings.device)
+    classes = len(images.classes)
+    with eval_mode_on(model, device):
         width = widths(model)[0]
-        layers = [new_layer(width, len(images.classes), seed).to(place) for _ in rates]
+        layers = [new_layer(width, classes, settings.seed).to(device) for _ in rates]
         groups = [{"params": list(layer.parameters())} for layer in layers]
-        optimizer = torch.optim.SGD(groups, lr=0.0, momentum=config.momentum, nesterov=config.nesterov)
-        embed = forward(model, place, fast)
-        views = labelled_views(images, model, size, total, seed=seed, workers=workers, device=place)
-        for done, (view, labels) in enumerate(views):
-            rows = embed(view).clone()  # (N, D); a copy, since autograd takes no tensors of inference mode
+        optimizer = torch.optim.SGD(
+            groups, lr=0.0, momentum=config.momentum, nesterov=config.nesterov
+        )
+        embed = embedder(model, device, settings.fast)
+        for step, (view, labels) in enumerate(labelled_views(images, model, steps, settings)):
+            rows = embed(view).clone()  # (N, D); autograd takes no tensors of inference mode
             losses = torch.stack([F.cross_entropy(layer(rows), labels) for layer in layers])
             losses.sum().backward()
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = learning_rate(done / total, rate, warmup=0)
+                group["lr"] = learning_rate(step / steps.total, rate, warmup=0)
             optimizer.step()
             optimizer.zero_grad()
-            epoch, ends = (done + 1) // per_epoch, (done + 1) % per_epoch == 0
-            if ends and (epoch % max(1, config.epochs // 10) == 0 or epoch == config.epochs):
-                least = losses.detach().nan_to_num(float("inf")).min().item()
-                say(f"epoch {epoch} of {config.epochs}: loss {least:.4f}")
-                if epoch == config.epochs and least > (guess := math.log(len(images.classes))):
-                    say(f"warning: the loss ended above that of guessing, {guess:.4f}; give a lower --lr")
+            epoch = steps.epoch_to_report(step)
+            if epoch:
+                loss = losses.detach().nan_to_num(float("inf")).min().item()
+                settings.log(f"epoch {epoch} of {config.epochs}: loss {loss:.4f}")
+                if epoch == config.epochs and loss > math.log(classes):
+                    above = f"the loss ended above that of guessing, {math.log(classes):.4f}"
+                    settings.log(f"warning: {above}; give a lower --lr")
     return layers

@@ -1,23 +1,72 @@
-"""Settings of `cgh evaluate linear` and `cgh evaluate finetune`, and their defaults by recipe. Light: no torch."""
+"""Settings of the protocols, their defaults by recipe, and what is measured. No torch."""
 
+import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ..config import check_range
 from ..errors import InputError
+
+if TYPE_CHECKING:
+    import torch
 
 LABELS = ("1%", "10%", "100%")
 
 
 @dataclass(frozen=True)
+class Measurement:
+    """Percent of n val images classified correctly, and every parameter that changes the value."""
+
+    protocol: str
+    parameters: dict[str, Any]
+    value: float
+    n: int
+
+    def to_json(self) -> dict[str, Any]:
+        """As a row of the manifest holds it."""
+        return dataclasses.asdict(self) | {"value": round(self.value, 3)}
+
+    def with_parameters(self, **more: Any) -> "Measurement":
+        """The same with more parameters."""
+        return dataclasses.replace(self, parameters=self.parameters | more)
+
+
+@dataclass(frozen=True)
+class EvalSettings:
+    """How an evaluation runs: five arguments of `extract`, and a function that gets progress."""
+
+    batch_size: int = 256
+    workers: int = 2
+    device: "str | torch.device" = "auto"
+    fast: bool = False
+    cache_dir: str | Path | None = None
+    seed: int = 0
+    log: Callable[[str], None] = lambda text: None
+
+    def __post_init__(self):
+        if self.batch_size < 1 or self.workers < 0:
+            given = f"batch size {self.batch_size}, workers {self.workers}"
+            raise InputError(f"{given}: expected at least 1 and at least 0")
+
+    @property
+    def recorded(self) -> dict[str, bool]:
+        """What a measurement's parameters say of it."""
+        return {"fast": True} if self.fast else {}
+
+
+@dataclass(frozen=True)
 class LinearConfig:
-    """Of --protocol sgd. Defaults: the linear evaluation of CGH and ReSSL on ImageNet (authors' code)."""
+    """Of --protocol sgd. Defaults: CGH's and ReSSL's linear evaluation on ImageNet (their code)."""
 
     lr: float = 0.3
-    """Learning rate at the top of the cosine; 0: chosen on held-out training images from 0.1, 0.3, 1, 3, 10, 30."""
+    """Learning rate at the top of the cosine; 0: the best of 0.1, 0.3, 1, 3, 10, 30 on held-out
+    training images."""
     epochs: int = 100
-    """Passes over the training images (both papers). Where a rate is chosen, a fifth as many for the choice."""
+    """Passes over the images (both papers); where a rate is chosen, a fifth as many for that."""
     train_batch_size: int = 256
-    """Images a step (both papers), at most all there are; the last, smaller batch of an epoch is left out."""
+    """Images a step (both papers), at most all; the last, smaller batch of an epoch is left out."""
     momentum: float = 0.9
     """Of SGD (both papers)."""
     nesterov: bool = False
@@ -26,21 +75,22 @@ class LinearConfig:
     def __post_init__(self):
         _check(self, "lr", "momentum")
         if self.nesterov and not self.momentum:
-            raise InputError("nesterov=True with momentum=0: Nesterov needs momentum; give --momentum 0.9")
+            what = "nesterov=True with momentum=0: Nesterov needs momentum"
+            raise InputError(f"{what}; give --momentum 0.9")
 
 
 @dataclass(frozen=True)
 class FinetuneConfig:
-    """Of `cgh evaluate finetune`. Defaults: CGH's semi-supervised run on ImageNet (arXiv 2308.13392, authors' code)."""
+    """Of `cgh evaluate finetune`. Defaults: CGH's semi-supervised run on ImageNet (its code)."""
 
     lr: float = 0.005
-    """Learning rate of the backbone; times 0.1 after 3/7 and again after 6/7 of the steps (30 and 60 of 70 epochs)."""
+    """Learning rate of the backbone; a tenth after 3/7 and 6/7 of the run (30, 60 of 70 epochs)."""
     head_lr: float = 0.02
     """Learning rate of the linear layer on top; lowered at the same steps."""
     epochs: int = 70
     """Passes over the labelled images."""
     train_batch_size: int = 256
-    """Images a step, at most all that are labelled; the last, smaller batch of an epoch is left out."""
+    """Images a step, at most all; the last, smaller batch of an epoch is left out."""
     momentum: float = 0.9
     """Of SGD."""
     weight_decay: float = 0.0
@@ -57,15 +107,17 @@ def _check(config: LinearConfig | FinetuneConfig, *positive: str) -> None:
     check_range(config, 0, 1, "momentum")
 
 
-# Small images: the sources of ReSSL's small-image recipe differ in the learning rate (30 in steps; 0.2 or 1 with a
-# cosine), so it is a cosine whose top is chosen on held-out training images.
+# Small images: the sources of ReSSL's small-image recipe differ in the learning rate (30 in steps;
+# 0.2 or 1 with a cosine), so it is a cosine whose top is chosen on held-out training images.
 _SMALL = LinearConfig(lr=0, nesterov=True)
 LINEAR = {"imagenet": LinearConfig(), "cifar": _SMALL, "tiny": _SMALL}
 
-# All labels: ours, nothing is published; rates and decay are those of LEWEL's code for 10 % (arXiv 2203.14898).
-# Small images: ours too; 1 % of them are a step or two of 256, so 64 a step, with the same rates.
-_WHOLE = FinetuneConfig(lr=0.01, head_lr=0.1, epochs=30, weight_decay=1e-4)
-_FEW = {"imagenet": FinetuneConfig()} | dict.fromkeys(
-    ("cifar", "tiny"), FinetuneConfig(lr=0.01, head_lr=0.1, train_batch_size=64)
-)
-FINETUNE = {(recipe, labels): _WHOLE if labels == "100%" else few for recipe, few in _FEW.items() for labels in LABELS}
+# Few labels of small images: 1 % of them are a step or two of 256, so 64 a step. All labels:
+# nothing is published. Both are ours; rates and decay are those of LEWEL's code for 10 % (arXiv
+# 2203.14898).
+_FEW_SMALL = FinetuneConfig(lr=0.01, head_lr=0.1, train_batch_size=64)
+_ALL = FinetuneConfig(lr=0.01, head_lr=0.1, epochs=30, weight_decay=1e-4)
+FINETUNE = {}
+for _recipe in LINEAR:
+    _few = FinetuneConfig() if _recipe == "imagenet" else _FEW_SMALL
+    FINETUNE |= {(_recipe, "1%"): _few, (_recipe, "10%"): _few, (_recipe, "100%"): _ALL}

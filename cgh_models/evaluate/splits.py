@@ -1,4 +1,4 @@
-"""Which labelled images: those held out to choose on, and fixed small shares, functions of the seed and the images."""
+"""Which labelled images: those held out to choose on, and fixed small shares, drawn by the seed."""
 
 import dataclasses
 import hashlib
@@ -15,14 +15,16 @@ from ..errors import InputError, printable
 from ..files import atomic
 
 HELD_OUT = 5_000  # images, or a tenth of a set of fewer than ten times as many
-_HELD_OUT_STREAM, _LABELS_STREAM = 1002, 1003  # keep these random numbers apart from those of order and views
+# Keep these random numbers apart from those of order and views.
+_HELD_OUT_STREAM = 1002
+_LABELS_STREAM = 1003
 
 
 def held_out(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Two index arrays, sorted and disjoint: images to train on, and images held out to choose on.
+    """Indices of the images to train on, and of those held out to choose on; sorted and disjoint.
 
-    Held out are 5,000 images or a tenth, whichever is less, of each class its share; one image of a class always stays
-    to train on.
+    5,000 images or a tenth are held out, whichever is less, of each class its share; one image of a
+    class always stays to train on.
 
     Raises:
         InputError: not one can be held out.
@@ -32,53 +34,57 @@ def held_out(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     take = np.floor(exact).astype(int)
     short = round(exact.sum()) - take.sum()
     take[np.argsort(take - exact, kind="stable")[:short]] += 1
-    chosen = _places(labels, seed, _HELD_OUT_STREAM) < np.minimum(take, sizes - 1)[labels]
+    chosen = _class_ranks(labels, seed, _HELD_OUT_STREAM) < np.minimum(take, sizes - 1)[labels]
     if not chosen.any():
         raise InputError(
-            f"{len(labels)} training images of {np.count_nonzero(sizes)} classes: none can be held out to choose on; "
-            "give more of each class, or --protocol sgd with its --lr"
+            f"{len(labels)} training images of {np.count_nonzero(sizes)} classes: none can be held "
+            "out to choose on; give more of each class, or --protocol sgd with its --lr"
         )
     return np.flatnonzero(~chosen), np.flatnonzero(chosen)
 
 
 def draw(labels: np.ndarray, percent: int, seed: int) -> np.ndarray:
-    """Indices (n,), sorted, of the labelled share: equally many of every class, or all that a smaller class has.
+    """Indices (n,), sorted, of the labelled share: equally many of every class, or all it has.
 
     The 1 % of a seed are among its 10 %.
 
     Raises:
         InputError: fewer labels than classes.
     """
-    count, classes = len(labels) * percent // 100, int(labels.max()) + 1
-    if percent < 100 and count < classes:
-        enough = next(more for more in (10, 100) if len(labels) * more // 100 >= classes)
-        raise InputError(
-            f"--labels {percent}%: {count} of {len(labels)} training images, fewer labels than the {classes} classes; "
-            f"give --labels {enough}%, or more images"
-        )
+    total = len(labels)
+    count = total * percent // 100
+    classes = int(labels.max()) + 1
     if percent == 100:
-        return np.arange(len(labels))
-    return np.flatnonzero(_places(labels, seed, _LABELS_STREAM) < count // classes)
+        return np.arange(total)
+    if count < classes:
+        enough = 10 if total * 10 // 100 >= classes else 100
+        raise InputError(
+            f"--labels {percent}%: {count} of {total} training images, fewer labels than the "
+            f"{classes} classes; give --labels {enough}%, or more images"
+        )
+    return np.flatnonzero(_class_ranks(labels, seed, _LABELS_STREAM) < count // classes)
 
 
-def _places(labels: np.ndarray, seed: int, stream: int) -> np.ndarray:
-    """(N,) place of each image in a random order of its class, from 0."""
+def _class_ranks(labels: np.ndarray, seed: int, stream: int) -> np.ndarray:
+    """(N,) rank of each image in a random order of its class, from 0."""
     order = np.lexsort((uniform(seed, 0, np.arange(len(labels)), 1, stream)[:, 0], labels))
     sizes = np.bincount(labels)
-    places = np.empty(len(labels), int)
-    places[order] = np.arange(len(labels)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    return places
+    ranks = np.empty(len(labels), int)
+    ranks[order] = np.arange(len(labels)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return ranks
 
 
-def labelled(images: ImageSet, percent: int, seed: int, file: str | Path | None = None) -> tuple[np.ndarray, str]:
-    """Indices of the labelled images, and the sha256 of their names, a line each.
+def labelled(
+    images: ImageSet, percent: int, seed: int, file: str | Path | None = None
+) -> tuple[np.ndarray, str]:
+    """Indices of the labelled images, and the sha256 of their names, one a line.
 
     Args:
-        file: a text file of names relative to train/. Where it is there, its images are taken and the seed plays no
-            part; else the names that the seed draws are written to it.
+        file: a text file of names relative to train/. If it exists, its images are taken and the
+            seed plays no part; else the names that the seed draws are written to it.
 
     Raises:
-        InputError: fewer labels than classes, or a file that does not hold such a share of these images.
+        InputError: fewer labels than classes, or a file that does not hold such a share.
         DiskError: the file cannot be written.
     """
     assert images.labels is not None
@@ -94,35 +100,53 @@ def labelled(images: ImageSet, percent: int, seed: int, file: str | Path | None 
 
 def _read(file: Path, images: ImageSet, percent: int, drawn: int) -> np.ndarray:
     if not file.is_file():
-        raise InputError(f"{printable(file)}: not a file; give --splits-file a text file of image names, or a new name")
+        raise InputError(
+            f"{printable(file)}: not a file; give --splits-file a text file of image names, "
+            "or a new name"
+        )
     lines = [line for line in os.fsdecode(file.read_bytes()).splitlines() if line]
-    where = {name: index for index, name in enumerate(images.names)}
-    expected = f"expected names of images in {printable(images.root)}, one a line; or give a new --splits-file"
-    if strange := [line for line in lines if line not in where]:
-        what = f"{len(strange)} of its {len(lines)} lines name no such image, the first is"
-        raise InputError(f"{printable(file)}: {what} {printable(strange[0])[:80]!r}; {expected}")
-    if twice := [name for name, times in Counter(lines).items() if times > 1]:
-        raise InputError(f"{printable(file)}: names {printable(twice[0])[:80]!r} more than once; {expected}")
-    indices = np.sort(np.array([where[line] for line in lines], int))
-    most = -(-len(images) * percent // 100)
-    if not drawn <= len(lines) <= most:
-        given = f"{len(lines)} images, which are not {percent}% of {len(images)} ({drawn} to {most})"
-        raise InputError(f"{printable(file)}: {given}; give another --labels or a new --splits-file")
+    index_of = {name: index for index, name in enumerate(images.names)}
+    unknown = [line for line in lines if line not in index_of]
+    indices = np.array([index_of[line] for line in lines if line in index_of], int)
     assert images.labels is not None
-    if missing := set(range(len(images.classes))) - set(images.labels[indices].tolist()):
-        name = printable(images.classes[min(missing)])
-        raise InputError(f"{printable(file)}: has no image of {len(missing)} classes, {name!r} first; {expected}")
-    return indices
+    missing = set(range(len(images.classes))) - set(images.labels[indices].tolist())
+    most = -(-len(images) * percent // 100)
+    problem = ""
+    if unknown:
+        first = printable(unknown[0])[:80]
+        problem = f"{len(unknown)} of its {len(lines)} lines name no such image, {first!r} first"
+    elif len(set(lines)) < len(lines):
+        twice = printable(Counter(lines).most_common(1)[0][0])[:80]
+        problem = f"names {twice!r} more than once"
+    elif not drawn <= len(lines) <= most:
+        problem = f"{len(lines)} images, which are not {percent}% of {len(images)}"
+    elif missing:
+        first = printable(images.classes[min(missing)])
+        problem = f"has no image of {len(missing)} classes, {first!r} first"
+    if problem:
+        raise InputError(
+            f"{printable(file)}: {problem}; expected {drawn} to {most} names of images in "
+            f"{printable(images.root)}, one a line: give another --labels or a new --splits-file"
+        )
+    return np.sort(indices)
 
 
 def subset(images: ImageSet, indices: np.ndarray) -> ImageSet:
     """These images as a set of their own, with the same classes and a digest of its own."""
-    digest = hashlib.sha256(images.digest.encode() + np.asarray(indices, "<i8").tobytes()).hexdigest()
+    digest = hashlib.sha256(images.digest.encode() + np.asarray(indices, "<i8").tobytes())
     pixels = images.pixels
-    if pixels is not None:
-        pixels = pixels[indices] if isinstance(pixels, Tensor) else [pixels[index] for index in indices]
+    if isinstance(pixels, Tensor):
+        pixels = pixels[indices]
+    elif pixels is not None:
+        pixels = [pixels[index] for index in indices]
     assert images.labels is not None
     return dataclasses.replace(
-        images, names=[images.names[index] for index in indices], labels=images.labels[indices], digest=digest,
-        archive=images.archive and images.archive.take(indices), pixels=pixels, bad={}, bad_file=None,
-    )  # fmt: skip
+        images,
+        names=[images.names[index] for index in indices],
+        labels=images.labels[indices],
+        digest=digest.hexdigest(),
+        archive=images.archive and images.archive.take(indices),
+        pixels=pixels,
+        bad={},
+        bad_file=None,
+    )

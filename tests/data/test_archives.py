@@ -1,4 +1,4 @@
-"""Images in tar archives and datasets of the Hub: the same images, names and runs as from a folder."""
+"""Images in tar archives and datasets of the Hub: the same names and runs as from a folder."""
 
 import io
 import os
@@ -15,15 +15,14 @@ from small_runs import QUICK, build, final
 from timm.data.readers import img_extensions
 
 from cgh_models.config import TrainConfig
-from cgh_models.data.decode import BadImage
 from cgh_models.data.image_set import load, load_splits
 from cgh_models.data.loader import batches
-from cgh_models.data.views import RECIPES
-from cgh_models.errors import InputError
+from cgh_models.errors import BadImage, InputError
 from cgh_models.evaluate import extract
 from cgh_models.evaluate.splits import subset
 from cgh_models.train.checkpoint import read_run
 from cgh_models.train.loop import pretrain
+from cgh_models.view_recipes import RECIPES
 
 
 def pack(folder, target, names=None):
@@ -71,7 +70,8 @@ def test_processes_read_one_archive_side_by_side(archives, image_root, workers):
     packed, folder = load(archives), load(image_root / "train")
     packed.image(5)  # read before the processes start: a file that they shared would lose its place
     ours, theirs = (
-        list(batches(images, RECIPES["weak_strong"], config, 0, 8, torch.device("cpu"))) for images in (packed, folder)
+        list(batches(images, RECIPES["weak_strong"], config, 0, 8, torch.device("cpu")))
+        for images in (packed, folder)
     )
     for (views, indices), (wanted, same) in zip(ours, theirs, strict=True):
         np.testing.assert_array_equal(indices, same)
@@ -80,7 +80,9 @@ def test_processes_read_one_archive_side_by_side(archives, image_root, workers):
 
 def test_embeddings_of_an_archive(archive, image_root):
     model = build().student.backbone
-    np.testing.assert_array_equal(extract(model, archive, workers=0), extract(model, image_root / "train", workers=0))
+    np.testing.assert_array_equal(
+        extract(model, archive, workers=0), extract(model, image_root / "train", workers=0)
+    )
 
 
 def test_kept_embeddings_of_an_archive_notice_a_member_that_was_rewritten(tmp_path):
@@ -93,7 +95,9 @@ def test_kept_embeddings_of_an_archive_notice_a_member_that_was_rewritten(tmp_pa
         packed = pack(tmp_path / "images", tmp_path / "a.tar")
         found.append(extract(model, packed, workers=0, cache_dir=tmp_path / "kept"))
     assert len(found[0]) == 5 and (found[0] != found[1]).any()
-    np.testing.assert_array_equal(extract(model, packed, workers=0, cache_dir=tmp_path / "kept"), found[1])
+    np.testing.assert_array_equal(
+        extract(model, packed, workers=0, cache_dir=tmp_path / "kept"), found[1]
+    )
     assert len(list((tmp_path / "kept").glob("*.safetensors"))) == 2
 
 
@@ -129,7 +133,9 @@ def test_a_bad_archive_is_one_sentence(tmp_path):
         load(tmp_path / "a.tar")
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "note.txt").write_text("x")
-    with pytest.raises(InputError, match=r"b.tar: no images in it; expected files ending in .bmp .jpeg"):
+    with pytest.raises(
+        InputError, match=r"b.tar: no images in it; expected files ending in .bmp .jpeg"
+    ):
         load(pack(tmp_path / "images", tmp_path / "b.tar"))
 
 
@@ -161,7 +167,9 @@ def test_links_and_devices_in_an_archive_are_not_followed(tmp_path, image_root):
 
 
 def test_a_set_without_an_order_of_its_own_is_refused():
-    with pytest.raises(InputError, match="^wds/shards: gives its images in an order of its own, which no run could"):
+    with pytest.raises(
+        InputError, match="^wds/shards: gives its images in an order of its own, which no run could"
+    ):
         load("wds/shards")
 
 
@@ -175,7 +183,9 @@ def test_a_folder_that_is_called_like_a_reader_is_a_folder(tmp_path, monkeypatch
 def test_datasets_that_is_not_installed_is_one_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"hfds/cifar10: needs .*; type `pip install 'cgh-models\[datasets\]'`"):
+    with pytest.raises(
+        InputError, match=r"hfds/cifar10: needs .*; type `pip install '\.\[datasets\]'`"
+    ):
         load("hfds/cifar10")
 
 
@@ -191,9 +201,14 @@ def test_a_dataset_of_the_hub_is_read_through_timm(image_root, tmp_path, monkeyp
     assert mine == sorted(np.array(folder.image(i)).tobytes() for i in range(64))
     assert load(f"hfds/{tmp_path}/set:train").digest == images.digest
     pretrain(build("ressl"), f"hfds/{tmp_path}/set:train", QUICK, tmp_path / "run")
-    assert read_run(tmp_path / "run")["data"]["path"] == f"hfds/{tmp_path}/set:train"  # what resume opens
+    assert (
+        read_run(tmp_path / "run")["data"]["path"] == f"hfds/{tmp_path}/set:train"
+    )  # what resume opens
     assert cgh("resume", "run", cwd=tmp_path).returncode == 0
-    with pytest.raises(InputError, match=r"set:nothing: cannot be read as a dataset of images \(.*\); give hfds/NAME"):
+    with pytest.raises(
+        InputError,
+        match=r"set:nothing: cannot be read as a dataset of images \(.*\); give hfds/NAME",
+    ):
         load(f"hfds/{tmp_path}/set:nothing")
 
 
@@ -213,7 +228,7 @@ def test_a_dataset_of_the_hub_without_classes_is_a_set_without_labels(tmp_path, 
 
 @pytest.fixture
 def numbered(tmp_path):
-    """train/ and val/ of classes 1, 2, 10, as folders and as archives, one a class; timm numbers those by value."""
+    """train/ and val/ of classes 1, 2, 10, as folders and archives; timm numbers them by value."""
     for split, count in (("train", 24), ("val", 12)):
         make_images(tmp_path / "folders" / split, count, classes=3)
         (tmp_path / "tars" / split).mkdir(parents=True)
@@ -226,7 +241,10 @@ def numbered(tmp_path):
 def by_name(images):
     """Pixels and class name of each image."""
     return {
-        name.replace(".tar", ""): (np.array(images.image(i)).tobytes(), images.classes[images.labels[i]])
+        name.replace(".tar", ""): (
+            np.array(images.image(i)).tobytes(),
+            images.classes[images.labels[i]],
+        )
         for i, name in enumerate(images.names)
     }
 
@@ -243,7 +261,7 @@ def test_val_of_an_archive_has_the_classes_of_its_train(numbered):
 def test_a_part_of_an_archive_is_those_images_with_their_classes(numbered, kept):
     (whole, _), (expected, _) = load_splits(numbered / "tars"), load_splits(numbered / "folders")
     if kept:
-        whole.keep_pixels(1.0)
+        whole.cache_pixels(1.0)
     part = by_name(subset(whole, np.array([23, 2, 9])))
     assert len(part) == 3 and part.items() <= by_name(expected).items()
 

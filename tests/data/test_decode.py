@@ -1,4 +1,4 @@
-"""One file from a stranger: what is read, how, and what is refused with which words."""
+"""Reading one image file: which pixels come out, and what is refused with which words."""
 
 import os
 import struct
@@ -9,7 +9,8 @@ import pytest
 from PIL import Image, ImageOps
 
 from cgh_models.data import decode as images
-from cgh_models.data.decode import BadImage, read_image
+from cgh_models.data.decode import read_image
+from cgh_models.errors import BadImage
 
 
 def gradient(size=(20, 10)) -> Image.Image:
@@ -58,7 +59,9 @@ def test_orientation_is_applied(tmp_path):
 
 def png_with_text_bomb() -> bytes:
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     text = b"Comment\0\0" + zlib.compress(b"a" * (80 * 2**20))
     header = struct.pack(">IIBBBBB", 1, 1, 8, 2, 0, 0, 0)
@@ -125,12 +128,12 @@ quick = pytest.mark.skipif(images.simplejpeg is None, reason="the jpeg extra is 
 @pytest.mark.parametrize(
     "options", [{}, {"quality": 60}, {"progressive": True}, {"subsampling": 0}, {"optimize": True}]
 )
-@pytest.mark.parametrize("least", [0, 100])
-def test_the_jpeg_extra_changes_no_pixel(tmp_path, monkeypatch, options, least):
+@pytest.mark.parametrize("min_side", [0, 100])
+def test_the_jpeg_extra_changes_no_pixel(tmp_path, monkeypatch, options, min_side):
     photo((641, 479)).save(tmp_path / "a.jpg", **options)
-    with_it = np.array(read_image(tmp_path / "a.jpg", least))
+    with_it = np.array(read_image(tmp_path / "a.jpg", min_side))
     monkeypatch.setattr(images, "simplejpeg", None)
-    np.testing.assert_array_equal(with_it, np.array(read_image(tmp_path / "a.jpg", least)))
+    np.testing.assert_array_equal(with_it, np.array(read_image(tmp_path / "a.jpg", min_side)))
 
 
 @quick
@@ -158,12 +161,16 @@ def test_a_damaged_jpeg_is_bad_with_and_without_the_extra(tmp_path, monkeypatch,
 
 
 @pytest.mark.parametrize("extra", [pytest.param(True, marks=quick), False])
-@pytest.mark.parametrize("least, part", [(0, 1), (481, 1), (241, 1), (240, 2), (121, 2), (120, 4), (60, 8), (10, 8)])
-def test_a_large_photo_is_decoded_as_small_as_it_may_be(tmp_path, monkeypatch, extra, least, part):
+@pytest.mark.parametrize(
+    "min_side, part", [(0, 1), (481, 1), (241, 1), (240, 2), (121, 2), (120, 4), (60, 8), (10, 8)]
+)
+def test_a_large_photo_is_decoded_as_small_as_it_may_be(
+    tmp_path, monkeypatch, extra, min_side, part
+):
     if not extra:
         monkeypatch.setattr(images, "simplejpeg", None)
     photo().save(tmp_path / "a.jpg", quality=95)
-    small = read_image(tmp_path / "a.jpg", least)
+    small = read_image(tmp_path / "a.jpg", min_side)
     assert small.size == (640 // part, 480 // part)
     whole = read_image(tmp_path / "a.jpg").resize(small.size, Image.Resampling.BOX)
     assert np.abs(np.array(small, int) - np.array(whole, int)).mean() < 2

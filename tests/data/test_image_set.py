@@ -2,9 +2,7 @@
 
 import dataclasses
 import os
-import re
 import shutil
-import signal
 import time
 
 import numpy as np
@@ -14,10 +12,11 @@ from conftest import make_images
 from PIL import Image
 
 from cgh_models.config import TrainConfig
+from cgh_models.data.decode import BadFile
 from cgh_models.data.image_set import load, load_splits
-from cgh_models.data.loader import batches, eval_batches, naming_dead_readers, order
-from cgh_models.data.views import RECIPES
+from cgh_models.data.loader import batches, order
 from cgh_models.errors import InputError
+from cgh_models.view_recipes import RECIPES
 
 RECIPE = RECIPES["weak_strong"]
 CPU = torch.device("cpu")
@@ -27,7 +26,8 @@ def test_class_folders_give_labels_and_a_flat_folder_none(image_root, tmp_path):
     images = load(image_root / "train")
     assert images.classes == ["class0", "class1", "class2", "class3"] and len(images) == 64
     assert all(
-        images.classes[label] == name.split("/")[0] for name, label in zip(images.names, images.labels, strict=True)
+        images.classes[label] == name.split("/")[0]
+        for name, label in zip(images.names, images.labels, strict=True)
     )
     for name in images.names[:5]:
         shutil.copy(image_root / "train" / name, tmp_path)
@@ -41,7 +41,9 @@ def test_a_text_file_names_images_relative_to_itself(image_root, tmp_path):
     assert images.names == sorted(f"train/{n}" for n in names) and images.labels is None
     assert images.image(0).size == (32, 32)
     (image_root / "bad.txt").write_text("train/none.png\n")
-    with pytest.raises(InputError, match=r"1 of its 1 lines are not files, the first is 'train/none.png'"):
+    with pytest.raises(
+        InputError, match=r"1 of its 1 lines are not files, the first is 'train/none.png'"
+    ):
         load(image_root / "bad.txt")
 
 
@@ -64,8 +66,8 @@ def test_links_to_folders_and_to_nothing_are_counted_or_found_bad(image_root, tm
     assert len(load(tmp_path / "in")) == 4 and load(tmp_path / "in").skipped.total() == 2
     images = load(tmp_path / "in", follow_links=True)
     assert len(images) == 4 + 64 + 1
-    image, met = images.usable(images.names.index("gone.png"))
-    assert image.size == (32, 32) and "cannot be opened" in met[0][1]
+    image, bad_files = images.load_or_substitute(images.names.index("gone.png"))
+    assert image.size == (32, 32) and "cannot be opened" in bad_files[0].reason
 
 
 @pytest.mark.parametrize(
@@ -83,7 +85,9 @@ def test_nothing_to_read_is_one_sentence(tmp_path, make, message):
 
 
 def test_the_parent_of_the_splits_is_not_taken_for_two_classes(image_root):
-    with pytest.raises(InputError, match=r"holds the splits train, val; give one of them: .*/train"):
+    with pytest.raises(
+        InputError, match=r"holds the splits train, val; give one of them: .*/train"
+    ):
         load(image_root)
 
 
@@ -108,8 +112,13 @@ def test_the_digest_tells_sets_apart_and_does_not_mind_a_move(image_root, tmp_pa
 
 
 def test_an_epoch_is_a_permutation_and_another_one_next_time():
-    first, again, second, other = order(0, 0, 1000), order(0, 0, 1000), order(0, 1, 1000), order(1, 0, 1000)
-    assert sorted(first) == list(range(1000)) and (first == again).all()
+    first, repeated, second, other = (
+        order(0, 0, 1000),
+        order(0, 0, 1000),
+        order(0, 1, 1000),
+        order(1, 0, 1000),
+    )
+    assert sorted(first) == list(range(1000)) and (first == repeated).all()
     assert (first != second).mean() > 0.9 and (first != other).mean() > 0.9
 
 
@@ -120,9 +129,11 @@ def collect(images, config, start=0, stop=6):
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_batches_do_not_depend_on_where_a_run_starts(image_root, in_memory):
     images = load(image_root / "train")
-    config = TrainConfig(image_size=32, batch_size=20, workers=0)  # 3 steps an epoch, 4 images left out
+    config = TrainConfig(
+        image_size=32, batch_size=20, workers=0
+    )  # 3 steps an epoch, 4 images left out
     if in_memory:
-        images.keep_pixels(1)
+        images.cache_pixels(1)
         assert images.pixels.shape == (64, 32, 32, 3)
     whole, tail = collect(images, config), collect(images, config, start=2)
     for (views, indices), (views_again, indices_again) in zip(whole[2:], tail, strict=True):
@@ -146,27 +157,65 @@ def test_views_that_do_not_fit_in_memory_are_a_sentence(image_root, monkeypatch)
 
     monkeypatch.setattr("cgh_models.data.loader.fast_views", full)
     config = TrainConfig(image_size=32, batch_size=16, workers=0)
-    with pytest.raises(InputError, match="views of 16 images do not fit in the memory of cpu; give a smaller --batch-"):
+    with pytest.raises(
+        InputError,
+        match="views of 16 images do not fit in the memory of cpu; give a smaller --batch-",
+    ):
         collect(load(image_root / "train"), config)
 
 
-@pytest.mark.parametrize("sizes, held", [((20, 32, 45, 64), list), ((80,), torch.Tensor)], ids=["many", "one, large"])
+@pytest.mark.parametrize(
+    "sizes, held", [((20, 32, 45, 64), list), ((80,), torch.Tensor)], ids=["many", "one, large"]
+)
 def test_images_of_these_sizes_are_kept_and_give_the_same_views_as_streamed(tmp_path, sizes, held):
-    """Large ones are cut by workers, in memory too: whole, they would go through matrices as large as they are."""
+    """Large ones are cut by workers, in memory too: whole, their matrices would be as large."""
     for number, size in enumerate(sizes):
         make_images(tmp_path / f"c{number}", 12 // len(sizes), classes=1, size=size)
     kept, streamed = load(tmp_path), load(tmp_path)
-    kept.keep_pixels(1)
+    kept.cache_pixels(1)
     assert isinstance(kept.pixels, held)
     config = TrainConfig(image_size=32, batch_size=6, workers=0)
-    for (views, _), (views_again, _) in zip(collect(kept, config), collect(streamed, config), strict=True):
+    for (views, _), (views_again, _) in zip(
+        collect(kept, config), collect(streamed, config), strict=True
+    ):
         assert all(torch.equal(a, b) for a, b in zip(views, views_again, strict=True))
 
 
 def test_a_set_larger_than_the_budget_is_streamed(image_root):
     images = load(image_root / "train")
-    images.keep_pixels(64 * 32 * 32 * 3 / 2**30 * 0.9)
+    images.cache_pixels(64 * 32 * 32 * 3 / 2**30 * 0.9)
     assert images.pixels is None
+
+
+def test_decoding_into_memory_stops_at_the_next_image(image_root, monkeypatch):
+    images = load(image_root / "train")
+    real = type(images).image
+    monkeypatch.setattr(type(images), "image", lambda *of: time.sleep(0.02) or real(*of))
+    asked = []
+
+    def stopped():
+        asked.append(time.monotonic())
+        return len(asked) == 70  # 64 sizes, then six images
+
+    images.cache_pixels(1, stopped)
+    assert images.pixels is None and len(asked) == 70
+
+
+def test_decoding_into_memory_ends_soon_after_the_budget(tmp_path, monkeypatch):
+    """64 images are measured beforehand; the others may be larger."""
+    make_images(tmp_path / "a", 64 * 12, size=2)
+    images, decoded = load(tmp_path), []
+    measured = set(np.linspace(0, len(images) - 1, 64).astype(int).tolist())
+    large = Image.new("RGB", (100, 100))
+    real = type(images).image
+
+    def image(self, index, min_side=0.0):
+        decoded.append(index)
+        return real(self, index) if index in measured else large
+
+    monkeypatch.setattr(type(images), "image", image)
+    images.cache_pixels(10 * 100 * 100 * 3 / 2**30)
+    assert images.pixels is None and len(decoded) - 64 <= 12 + 5 * os.cpu_count()
 
 
 @pytest.fixture
@@ -181,18 +230,18 @@ def spoiled(tmp_path):
 def test_a_bad_file_is_replaced_by_the_same_other_image_and_named_once(spoiled, gib, workers):
     images = load(spoiled / "set")
     images.bad_file = spoiled / f"bad_files_{gib}_{workers}.txt"
-    images.keep_pixels(gib)
+    images.cache_pixels(gib)
     bad = images.names.index("class1/00077.png")
     config = TrainConfig(image_size=32, batch_size=50, workers=workers)
     seen = collect(images, config, stop=9)
     assert sum(i.count(bad) for _, i in seen) == 3
     assert images.bad_file.read_text().count("class1/00077.png\tnot readable as an image") == 1
-    again = load(spoiled / "set")
-    replaced = np.array(again.usable(bad)[0])
-    assert (replaced == np.array(load(spoiled / "set").usable(bad)[0])).all()
+    reopened = load(spoiled / "set")
+    replaced = np.array(reopened.load_or_substitute(bad)[0])
+    assert (replaced == np.array(load(spoiled / "set").load_or_substitute(bad)[0])).all()
     if gib:
         assert (replaced == images.pixels[bad].numpy()).all()
-    images.note_bad([(bad, "again")])
+    images.record_bad_files([BadFile(bad, "again")])
     assert len(images.bad_file.read_text().splitlines()) == 1
 
 
@@ -203,7 +252,7 @@ def test_more_than_one_percent_of_bad_files_stops_the_run(spoiled, gib):
     images = load(spoiled / "set")
 
     def use():
-        images.keep_pixels(gib)
+        images.cache_pixels(gib)
         collect(images, TrainConfig(image_size=32, batch_size=50, workers=0), stop=3)
 
     with pytest.raises(InputError, match=r"\d of 150 images cannot be read, more than 1 %"):
@@ -232,63 +281,24 @@ def test_no_crop_is_enlarged_because_a_photo_was_decoded_small(tmp_path):
     images, asked = load(tmp_path), []
     real = type(images).image
 
-    def image(self, index, least=0.0):
-        asked.append((real(self, index, least).size, least))
-        return real(self, index, least)
+    def image(self, index, min_side=0.0):
+        asked.append((real(self, index, min_side).size, min_side))
+        return real(self, index, min_side)
 
     images.image = image.__get__(images)
     config = TrainConfig(batch_size=4, image_size=32, workers=0, views="fast")
     list(batches(images, RECIPES["weak_strong"], config, 0, 1, torch.device("cpu")))
     assert sorted(size[1] for size, _ in asked) == [85, 88, 100, 160]
-    assert {round(least, 2) for _, least in asked} == {round(32 * (4 / 3 / 0.2) ** 0.5, 2)}
+    assert {round(min_side, 2) for _, min_side in asked} == {round(32 * (4 / 3 / 0.2) ** 0.5, 2)}
     asked.clear()
-    list(batches(images, RECIPES["weak_strong"], dataclasses.replace(config, views="exact"), 0, 1, torch.device("cpu")))
+    list(
+        batches(
+            images,
+            RECIPES["weak_strong"],
+            dataclasses.replace(config, views="exact"),
+            0,
+            1,
+            torch.device("cpu"),
+        )
+    )
     assert sorted(size[1] for size, _ in asked) == [160, 170, 400, 700]
-
-
-@pytest.mark.parametrize("evaluating", [False, True], ids=["training", "evaluation"])
-def test_a_reader_that_was_killed_names_the_file_it_was_on(image_root, monkeypatch, evaluating):
-    """Killed by the kernel in the middle of one image, as where memory ends."""
-    images = load(image_root / "train")
-    real = type(images).image
-
-    def image(self, index, least=0.0):
-        if index == 9:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return real(self, index, least)
-
-    monkeypatch.setattr(type(images), "image", image)
-    config = TrainConfig(batch_size=16, image_size=32, workers=2)
-    file = re.escape(str(images.root / images.names[9]))
-    made = batches(images, RECIPE, config, 0, 4, CPU)
-    if evaluating:
-        made = eval_batches(images, np.arange(64), lambda x: torch.zeros(1), 16, 2)
-    with pytest.raises(InputError, match=rf"killed by signal: Killed, at {file}; often memory was short: try again"):
-        list(made)
-
-
-def test_a_reader_that_was_killed_during_a_step_is_the_same_sentence(image_root, monkeypatch):
-    """torch raises in the middle of whatever the trainer does."""
-    images = load(image_root / "train")
-    last, real = order(0, 0, len(images))[31], type(images).image  # of the second batch
-
-    def image(self, index, least=0.0):
-        if index == last:
-            time.sleep(1)
-            os.kill(os.getpid(), signal.SIGKILL)
-        return real(self, index, least)
-
-    monkeypatch.setattr(type(images), "image", image)
-    config = TrainConfig(batch_size=16, image_size=32, workers=2)
-    steps, file = [], re.escape(str(images.root / images.names[last]))
-
-    def train():
-        with naming_dead_readers():
-            for _ in batches(images, RECIPE, config, 0, 4, CPU):
-                steps.append("begun")
-                time.sleep(30)
-                steps.append("ended")
-
-    with pytest.raises(InputError, match=rf"killed by signal: Killed, at {file};"):
-        train()
-    assert steps == ["begun"]

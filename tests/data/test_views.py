@@ -1,4 +1,4 @@
-"""View recipes: torchvision's distributions and pixels in the exact mode, close to them in the fast one."""
+"""Views: torchvision's distributions and pixels in the exact mode, close ones in the fast mode."""
 
 import dataclasses
 from unittest import mock
@@ -14,10 +14,11 @@ from torchvision.transforms import functional as TF
 
 from cgh_models.config import TrainConfig
 from cgh_models.data import views
-from cgh_models.data.batched_views import _gaussian, colour_matrices, crop, fast_views
+from cgh_models.data.batched_views import _blur_weights, colour_matrices, crop, fast_views
 from cgh_models.data.image_set import load
 from cgh_models.data.loader import batches
-from cgh_models.data.views import COLUMNS, FIRST, RECIPES, SECOND, STRONG, WEAK, View, boxes, draw, exact_view, uniform
+from cgh_models.data.views import COLUMNS, boxes, draw, exact_view, uniform
+from cgh_models.view_recipes import FIRST, RECIPES, SECOND, SMALL, STRONG, WEAK, View
 
 photographs = benchmark("views").photographs
 ZERO, ONE = torch.zeros(3), torch.ones(3)
@@ -31,7 +32,10 @@ def fast(view: View, images: Tensor, u: np.ndarray, size: int = 32) -> Tensor:
 
 def exact(view: View, images: Tensor, u: np.ndarray, size: int = 32) -> Tensor:
     """The same from the exact mode."""
-    made = [exact_view(view, Image.fromarray(p.numpy()), u[i : i + 1], size) for i, p in enumerate(images)]
+    made = [
+        exact_view(view, Image.fromarray(p.numpy()), u[i : i + 1], size)
+        for i, p in enumerate(images)
+    ]
     return torch.from_numpy(np.stack([np.array(image) for image in made])).permute(0, 3, 1, 2) / 255
 
 
@@ -43,7 +47,9 @@ def pictures(count: int, size: int = 32) -> torch.Tensor:
     """Smooth colours with sharp edges, uint8 (N, H, W, 3)."""
     rng = np.random.default_rng(0)
     low = rng.integers(0, 256, (count, 6, 6, 3), np.uint8)
-    return torch.from_numpy(np.stack([np.array(Image.fromarray(p).resize((size, size), 3)) for p in low]))
+    return torch.from_numpy(
+        np.stack([np.array(Image.fromarray(p).resize((size, size), 3)) for p in low])
+    )
 
 
 def test_random_numbers_are_uniform_and_independent_of_the_batch():
@@ -64,14 +70,19 @@ def test_crop_boxes_have_torchvisions_distribution(height, width):
     ours = boxes(WEAK, numbers(count), height, width)
     torch.manual_seed(0)
     image = torch.empty(3, height, width)
-    theirs = np.array([T.RandomResizedCrop.get_params(image, [0.2, 1.0], [3 / 4, 4 / 3]) for _ in range(count)])
+    theirs = np.array(
+        [T.RandomResizedCrop.get_params(image, [0.2, 1.0], [3 / 4, 4 / 3]) for _ in range(count)]
+    )
     spread = np.sqrt(ours.var(0) / count + theirs.var(0) / count)
     assert (np.abs(ours.mean(0) - theirs.mean(0)) < 4.5 * spread + 1e-9).all()
     np.testing.assert_allclose(ours.std(0), theirs.std(0), rtol=0.06)
-    for ours_side, their_side in zip(ours.T, theirs.T, strict=True):  # the whole distribution, not only two moments
+    for ours_side, their_side in zip(
+        ours.T, theirs.T, strict=True
+    ):  # the whole distribution, not only two moments
         grid = np.unique(np.concatenate([ours_side, their_side]))
         gap = np.abs(
-            np.searchsorted(np.sort(ours_side), grid, "right") - np.searchsorted(np.sort(their_side), grid, "right")
+            np.searchsorted(np.sort(ours_side), grid, "right")
+            - np.searchsorted(np.sort(their_side), grid, "right")
         )
         assert gap.max() / count < 0.04
     assert (ours[:, :2] >= 0).all() and (ours[:, :2] + ours[:, 2:] <= [height, width]).all()
@@ -82,26 +93,37 @@ def test_an_image_no_box_fits_gets_a_centred_one():
     assert (box == [0, (1000 - 13) // 2, 10, 13]).all()
 
 
+def blurred(image: Image.Image, sigma: float) -> Image.Image:
+    """As MoCo blurs."""
+    return image.filter(ImageFilter.GaussianBlur(sigma)) if sigma else image
+
+
 @pytest.mark.parametrize(
-    "view", [WEAK, STRONG, FIRST, SECOND, views.SMALL[2]], ids=["weak", "strong", "first", "second", "small"]
+    "view",
+    [WEAK, STRONG, FIRST, SECOND, SMALL[2]],
+    ids=["weak", "strong", "first", "second", "small"],
 )
 def test_exact_views_are_torchvisions_to_the_bit(view):
-    """torchvision's own transforms, told what was drawn instead of drawing themselves."""
+    """torchvision's own transforms, given the drawn numbers instead of drawing themselves."""
     pixels, u, size = pictures(60), numbers(60), view.side(32)
     ours, box, drawn = exact(view, pixels, u, size), boxes(view, u, 32, 32), draw(view, u)
     for i, picture in enumerate(pixels):
-        theirs = T.Compose([
-            T.RandomResizedCrop(size),
-            T.RandomApply([T.ColorJitter(*view.jitter)], float(drawn.jittered[i])),
-            T.RandomGrayscale(float(drawn.grey[i])),
-            T.Lambda(lambda x, s=float(drawn.sigma[i]): x.filter(ImageFilter.GaussianBlur(s)) if s else x),  # MoCo's
-            T.RandomSolarize(128, float(drawn.solarize[i])),
-            T.RandomHorizontalFlip(float(drawn.flip[i])),
-            T.ToTensor(),
-        ])  # fmt: skip
+        theirs = T.Compose(
+            [
+                T.RandomResizedCrop(size),
+                T.RandomApply([T.ColorJitter(*view.jitter)], float(drawn.jittered[i])),
+                T.RandomGrayscale(float(drawn.grey[i])),
+                T.Lambda(lambda x, s=float(drawn.sigma[i]): blurred(x, s)),
+                T.RandomSolarize(128, float(drawn.solarize[i])),
+                T.RandomHorizontalFlip(float(drawn.flip[i])),
+                T.ToTensor(),
+            ]
+        )
         factors = (torch.from_numpy(drawn.order[i]), *drawn.factors[i])
         with (
-            mock.patch.object(T.RandomResizedCrop, "get_params", lambda *_, b=box[i]: tuple(map(int, b))),
+            mock.patch.object(
+                T.RandomResizedCrop, "get_params", lambda *_, b=box[i]: tuple(map(int, b))
+            ),
             mock.patch.object(T.ColorJitter, "get_params", lambda *_, f=factors: f),
         ):
             assert torch.equal(theirs(Image.fromarray(picture.numpy())), ours[i])
@@ -118,21 +140,35 @@ def test_fast_crops_are_within_one_step_of_pillows(size):
         assert (crops / 255 - wanted).abs().max() <= 1.0001 / 255
 
 
-@pytest.mark.parametrize("name, jitter, mean, most", [
-    ("brightness", (0.4, 0, 0, 0), 0.004, 0.05),
-    ("contrast", (0, 0.4, 0, 0), 0.004, 0.05),
-    ("saturation", (0, 0, 0.4, 0), 0.004, 0.05),
-    ("hue", (0, 0, 0, 0.1), 0.013, 0.3),  # a turn of another space: in the right direction, not more
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, jitter, mean, most",
+    [
+        ("brightness", (0.4, 0, 0, 0), 0.004, 0.05),
+        ("contrast", (0, 0.4, 0, 0), 0.004, 0.05),
+        ("saturation", (0, 0, 0.4, 0), 0.004, 0.05),
+        (
+            "hue",
+            (0, 0, 0, 0.1),
+            0.013,
+            0.3,
+        ),  # turns in another space: the right direction, not more
+    ],
+)
 def test_fast_colours_are_near_torchvisions(name, jitter, mean, most):
     pixels, u = photographs(256), numbers(256)
     view, plain = View(jitter=jitter, jitter_p=1), View()
     off = (fast(view, pixels, u) - exact(view, pixels, u)).abs()
     moved = (exact(view, pixels, u) - exact(plain, pixels, u)).abs().mean()
-    assert off.mean() < mean and off.amax() < most and off.mean() < (1 if name == "hue" else 0.5) * moved
+    assert (
+        off.mean() < mean
+        and off.amax() < most
+        and off.mean() < (1 if name == "hue" else 0.5) * moved
+    )
 
 
-@pytest.mark.parametrize("view", [WEAK, STRONG, FIRST, SECOND], ids=["weak", "strong", "first", "second"])
+@pytest.mark.parametrize(
+    "view", [WEAK, STRONG, FIRST, SECOND], ids=["weak", "strong", "first", "second"]
+)
 def test_fast_views_have_the_channel_statistics_of_exact_ones(view):
     pixels = photographs(1000)
     u = numbers(1000)
@@ -165,13 +201,15 @@ def test_colour_matrices_are_the_operations_one_after_the_other():
                 x = along + np.cos(turn) * (x - along) + np.sin(turn) * np.cross(axis, x)
         if drawn.grey[i]:
             x = np.repeat((x @ luma)[:, None], 3, 1)
-        np.testing.assert_allclose(start @ of_pixel[i].T + start.mean(0) @ of_mean[i].T, x, atol=1e-12)
+        np.testing.assert_allclose(
+            start @ of_pixel[i].T + start.mean(0) @ of_mean[i].T, x, atol=1e-12
+        )
 
 
 @pytest.mark.parametrize("sigma", [0.1, 0.7, 2.0])
 def test_the_fast_blur_is_torchvisions_away_from_the_edge_and_near_pillows(sigma):
     x = photographs(16).permute(0, 3, 1, 2) / 255
-    weights = _gaussian(np.full(16, sigma), 32, x)
+    weights = _blur_weights(np.full(16, sigma), 32, x)
     ours = weights[:, None] @ x @ weights[:, None].transpose(2, 3)
     theirs = TF.gaussian_blur(x, [17, 17], [sigma, sigma])
     torch.testing.assert_close(ours[:, :, 8:-8, 8:-8], theirs[:, :, 8:-8, 8:-8], atol=1e-3, rtol=0)
@@ -192,10 +230,14 @@ def test_a_view_is_the_same_in_any_batch(make):
 @pytest.mark.parametrize("view", [WEAK, STRONG, SECOND], ids=["weak", "strong", "second"])
 def test_fast_views_of_crops_are_those_of_whole_images_but_for_rounding(view):
     pixels, u = photographs(64), numbers(64)
-    crops = torch.stack([crop(p, b, 32) for p, b in zip(pixels, boxes(view, u, 32, 32), strict=True)])
+    crops = torch.stack(
+        [crop(p, b, 32) for p, b in zip(pixels, boxes(view, u, 32, 32), strict=True)]
+    )
     made = fast_views(view, crops, u, 32, ZERO, ONE)
     off = (made - fast(view, pixels, u)).abs()
-    assert off.mean() < 0.5 / 255 and (off > 4 / 255).float().mean() < (1e-3 if view is SECOND else 1e-9)
+    assert off.mean() < 0.5 / 255 and (off > 4 / 255).float().mean() < (
+        1e-3 if view is SECOND else 1e-9
+    )
 
 
 @pytest.mark.parametrize("make, count", [(fast, 3000), (exact, 1500)], ids=["fast", "exact"])
@@ -214,7 +256,11 @@ def test_the_strong_view_does_what_it_says_as_often_as_it_says(make, count):
 
 
 def test_views_are_normalized_with_the_given_statistics():
-    crops, mean, std = pictures(4).permute(0, 3, 1, 2), torch.tensor([0.4, 0.5, 0.6]), torch.tensor([0.2, 0.3, 0.4])
+    crops, mean, std = (
+        pictures(4).permute(0, 3, 1, 2),
+        torch.tensor([0.4, 0.5, 0.6]),
+        torch.tensor([0.2, 0.3, 0.4]),
+    )
     x = fast_views(View(flip=0), crops, numbers(4), 32, mean, std)
     torch.testing.assert_close(x * std[:, None, None] + mean[:, None, None], crops / 255)
 
@@ -222,7 +268,12 @@ def test_views_are_normalized_with_the_given_statistics():
 def test_the_recipe_of_cgh_and_ressl_is_a_weak_and_a_strong_view():
     weak, strong = RECIPES["weak_strong"]
     assert (weak.jitter_p, weak.grey_p, weak.blur_p, weak.scale) == (0, 0, 0, (0.2, 1.0))
-    assert (strong.jitter_p, strong.jitter, strong.grey_p, strong.blur_p) == (0.8, (0.4, 0.4, 0.4, 0.1), 0.2, 0.5)
+    assert (strong.jitter_p, strong.jitter, strong.grey_p, strong.blur_p) == (
+        0.8,
+        (0.4, 0.4, 0.4, 0.1),
+        0.2,
+        0.5,
+    )
 
 
 def test_the_column_of_solarize_changed_no_other_random_number():
@@ -233,7 +284,7 @@ def test_the_column_of_solarize_changed_no_other_random_number():
     pixels, u = pictures(16), numbers(16)
     other = u.copy()
     other[:, 35] = 1 - u[:, 35]
-    for view in (WEAK, STRONG, *views.SMALL):
+    for view in (WEAK, STRONG, *SMALL):
         for make in (fast, exact):
             assert torch.equal(make(view, pixels, u), make(view, pixels, other))
 
@@ -241,7 +292,9 @@ def test_the_column_of_solarize_changed_no_other_random_number():
 def test_fast_solarize_is_torchvisions_from_128_on():
     every = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).expand(1, 3, 16, 16)
     for crops in (every, pictures(8).permute(0, 3, 1, 2)):
-        ours = fast_views(View(flip=0, solarize_p=1), crops, numbers(len(crops)), crops.shape[2], ZERO, ONE)
+        ours = fast_views(
+            View(flip=0, solarize_p=1), crops, numbers(len(crops)), crops.shape[2], ZERO, ONE
+        )
         torch.testing.assert_close(ours, TF.solarize(crops, 128) / 255)
     first = fast_views(View(flip=0, solarize_p=1), every, numbers(1), 16, ZERO, ONE).flatten()
     assert first[127] == 127 / 255 and first[128] == pytest.approx(127 / 255)
@@ -249,7 +302,12 @@ def test_fast_solarize_is_torchvisions_from_128_on():
 
 def test_the_recipes_of_byol_and_lewel_blur_one_view_always_and_solarize_the_other_sometimes():
     first, second = RECIPES["asymmetric"]
-    assert (first.blur_p, first.solarize_p, second.blur_p, second.solarize_p) == (1.0, 0.0, 0.1, 0.2)
+    assert (first.blur_p, first.solarize_p, second.blur_p, second.solarize_p) == (
+        1.0,
+        0.0,
+        0.1,
+        0.2,
+    )
     for view in (first, second):
         assert (view.jitter, view.jitter_p, view.grey_p) == ((0.4, 0.4, 0.2, 0.1), 0.8, 0.2)
         assert (view.sigma, view.flip, view.scale, view.size) == ((0.1, 2.0), 0.5, (0.2, 1.0), 1.0)
@@ -257,12 +315,19 @@ def test_the_recipes_of_byol_and_lewel_blur_one_view_always_and_solarize_the_oth
     assert [view.solarize_p for view in RECIPES["asymmetric_sharp"]] == [0.0, 0.2]
 
 
-@pytest.mark.parametrize("size, sides", [(224, [192, 160, 128, 96]), (64, [55, 46, 37, 27]), (32, [27, 23, 18, 14])])
+@pytest.mark.parametrize(
+    "size, sides", [(224, [192, 160, 128, 96]), (64, [55, 46, 37, 27]), (32, [27, 23, 18, 14])]
+)
 def test_the_small_views_of_multi_crop_are_the_authors_shares_of_the_image(size, sides):
     weak, strong, *small = RECIPES["multi_crop"]
     assert (weak, strong) == (WEAK, STRONG)
     assert [view.side(size) for view in (weak, strong, *small)] == [size, size, *sides]
-    assert [view.scale for view in small] == [(0.172, 0.86), (0.143, 0.715), (0.114, 0.571), (0.086, 0.429)]
+    assert [view.scale for view in small] == [
+        (0.172, 0.86),
+        (0.143, 0.715),
+        (0.114, 0.571),
+        (0.086, 0.429),
+    ]
 
 
 @pytest.mark.parametrize("mode", ["fast", "exact"])
@@ -270,8 +335,10 @@ def test_the_small_views_of_multi_crop_are_the_authors_shares_of_the_image(size,
 def test_batches_hold_the_views_of_their_images(image_root, in_memory, mode):
     images = load(image_root / "train")
     if in_memory:
-        images.keep_pixels(1)
-    config = TrainConfig(batch_size=16, image_size=32, mean=(0, 0, 0), std=(1, 1, 1), workers=1, views=mode)
+        images.cache_pixels(1)
+    config = TrainConfig(
+        batch_size=16, image_size=32, mean=(0, 0, 0), std=(1, 1, 1), workers=1, views=mode
+    )
     recipe = (*RECIPES["multi_crop"], SECOND)
     made = list(batches(images, recipe, config, 0, 2, CPU))
     assert len(made) == 2
@@ -284,4 +351,6 @@ def test_batches_hold_the_views_of_their_images(image_root, in_memory, mode):
             if mode == "exact" or in_memory:
                 torch.testing.assert_close(x, wanted)
             else:  # crops were rounded; at solarize's threshold that turns a value
-                assert ((x - wanted).abs() > 4 / 255).float().mean() < (1e-2 if view is SECOND else 1e-9)
+                assert ((x - wanted).abs() > 4 / 255).float().mean() < (
+                    1e-2 if view is SECOND else 1e-9
+                )

@@ -1,4 +1,4 @@
-"""Kept embeddings: found without a forward, made again for another network or other images, never trusted blindly."""
+"""Cached embeddings: read without a forward, checked, and recomputed after a change."""
 
 import contextlib
 import shutil
@@ -33,10 +33,12 @@ def test_kept_embeddings_are_read_without_a_forward(image_root, model, tmp_path)
     with forwards(model) as seen:
         first = extract(model, image_root / "val", workers=0, cache_dir=tmp_path / "new" / "folder")
         assert len(seen) == 1
-        again = extract(model, load(image_root / "val"), batch_size=3, cache_dir=tmp_path / "new" / "folder")
-    assert len(seen) == 1 and again.dtype == np.float32 and np.array_equal(first, again)
+        repeated = extract(
+            model, load(image_root / "val"), batch_size=3, cache_dir=tmp_path / "new" / "folder"
+        )
+    assert len(seen) == 1 and repeated.dtype == np.float32 and np.array_equal(first, repeated)
     assert np.array_equal(first, extract(model, image_root / "val", workers=0))
-    again[0] = 0  # it is the caller's own
+    repeated[0] = 0  # it is the caller's own
     names = sorted(path.suffix for path in (tmp_path / "new" / "folder").iterdir())
     assert names == [".json", ".safetensors"]
 
@@ -95,10 +97,20 @@ def test_a_vits_pooling_is_part_of_the_key(image_root):
     assert len({cache.key(model, images, np.arange(3)) for model in models}) == 2
 
 
-CHANGES = [nudge, nudge_buffer, other_activation, other_preprocessing, other_order, fewer_images, renamed_image]
+CHANGES = [
+    nudge,
+    nudge_buffer,
+    other_activation,
+    other_preprocessing,
+    other_order,
+    fewer_images,
+    renamed_image,
+]
 
 
-@pytest.mark.parametrize("change", [*CHANGES, larger_image, rewritten_image], ids=lambda change: change.__name__)
+@pytest.mark.parametrize(
+    "change", [*CHANGES, larger_image, rewritten_image], ids=lambda change: change.__name__
+)
 def test_embeddings_are_made_again_after(change, image_root, model, tmp_path):
     root, indices = tmp_path / "val", np.arange(20)
     shutil.copytree(image_root / "val", root)
@@ -106,7 +118,9 @@ def test_embeddings_are_made_again_after(change, image_root, model, tmp_path):
     change(model, indices, root)
     with forwards(model) as seen:
         found = extract(model, root, indices=indices, workers=0, cache_dir=tmp_path / "kept")
-        assert len(seen) == 1 and np.array_equal(found, extract(model, root, indices=indices, workers=0))
+        assert len(seen) == 1 and np.array_equal(
+            found, extract(model, root, indices=indices, workers=0)
+        )
         extract(model, root, indices=indices, workers=0, cache_dir=tmp_path / "kept")
     assert len(seen) == 2
 
@@ -131,10 +145,14 @@ def test_damaged_embeddings_are_noticed_and_made_again(damage, image_root, model
     first = extract(model, image_root / "val", workers=0, cache_dir=tmp_path)
     DAMAGE[damage](next(tmp_path.glob("*.safetensors")))
     with forwards(model) as seen:
-        with pytest.warns(UserWarning, match=r"safetensors: kept embeddings are damaged and are made again"):
-            again = extract(model, image_root / "val", workers=0, cache_dir=tmp_path)
-        assert len(seen) == 1 and np.array_equal(first, again)
-        assert np.array_equal(first, extract(model, image_root / "val", workers=0, cache_dir=tmp_path))
+        with pytest.warns(
+            UserWarning, match=r"safetensors: cached embeddings are damaged and are computed again"
+        ):
+            repeated = extract(model, image_root / "val", workers=0, cache_dir=tmp_path)
+        assert len(seen) == 1 and np.array_equal(first, repeated)
+        assert np.array_equal(
+            first, extract(model, image_root / "val", workers=0, cache_dir=tmp_path)
+        )
     assert len(seen) == 1
 
 
@@ -142,9 +160,9 @@ def test_embeddings_that_cannot_be_kept_are_returned_all_the_same(image_root, mo
     extract(model, image_root / "val", workers=0, cache_dir=tmp_path)
     path = next(tmp_path.glob("*.safetensors"))
     path.unlink()
-    path.mkdir()  # whoever puts a folder there, nothing can be written over it
+    path.mkdir()  # nothing can be written over a folder
     with (
-        pytest.warns(UserWarning, match="the embeddings are not kept: .*cannot be written"),
+        pytest.warns(UserWarning, match="the embeddings are not cached: .*cannot be written"),
         pytest.warns(UserWarning, match="damaged"),
     ):
         found = extract(model, image_root / "val", workers=0, cache_dir=tmp_path)
@@ -153,7 +171,10 @@ def test_embeddings_that_cannot_be_kept_are_returned_all_the_same(image_root, mo
 
 def test_a_cache_that_is_no_folder_is_one_sentence_before_any_work(image_root, model, tmp_path):
     (tmp_path / "file").write_text("")
-    with forwards(model) as seen, pytest.raises(InputError, match="file: cannot keep embeddings .* a folder$"):
+    with (
+        forwards(model) as seen,
+        pytest.raises(InputError, match="file: cannot keep embeddings .* a folder$"),
+    ):
         extract(model, image_root / "val", workers=0, cache_dir=tmp_path / "file")
     assert not seen
 

@@ -13,9 +13,10 @@ from cgh_models.backbone import create
 from cgh_models.data.image_set import load_splits
 from cgh_models.errors import InputError
 from cgh_models.evaluate.finetune import finetune, rate_at
-from cgh_models.evaluate.protocols import FINETUNE, FinetuneConfig
+from cgh_models.evaluate.protocols import FINETUNE, EvalSettings, FinetuneConfig
 from cgh_models.evaluate.splits import draw, labelled, subset
 
+SETTINGS = EvalSettings(workers=0)
 QUICK = FinetuneConfig(lr=0.05, head_lr=0.5, epochs=2, train_batch_size=16)
 
 
@@ -38,7 +39,9 @@ def test_a_share_has_equally_many_images_of_every_class(percent, a_class):
     labels = np.random.default_rng(0).permutation(np.arange(5000) % 10)
     indices = draw(labels, percent, 0)
     assert np.bincount(labels[indices]).tolist() == [a_class] * 10 and (np.diff(indices) > 0).all()
-    assert np.array_equal(indices, draw(labels, percent, 0)) and not np.array_equal(indices, draw(labels, percent, 1))
+    assert np.array_equal(indices, draw(labels, percent, 0)) and not np.array_equal(
+        indices, draw(labels, percent, 1)
+    )
 
 
 def test_one_percent_is_among_ten_percent_and_all_is_all():
@@ -57,42 +60,62 @@ def test_fewer_labels_than_classes_is_one_sentence(count, percent, more):
     with pytest.raises(InputError) as error:
         draw(np.arange(count) % 4, percent, 0)
     assert str(error.value) == (
-        f"--labels {percent}%: {count * percent // 100} of {count} training images, fewer labels than the 4 classes; "
-        f"give --labels {more}%, or more images"
+        f"--labels {percent}%: {count * percent // 100} of {count} training images, "
+        f"fewer labels than the 4 classes; give --labels {more}%, or more images"
     )
 
 
 def test_the_names_are_written_and_read_again_in_place_of_the_seeds(splits, tmp_path):
     train, file = splits[0], tmp_path / "labelled.txt"
     indices, digest = labelled(train, 10, 0, file)
-    assert file.read_text().splitlines() == [train.names[index] for index in indices] and len(indices) == 4
+    assert (
+        file.read_text().splitlines() == [train.names[index] for index in indices]
+        and len(indices) == 4
+    )
     assert hashlib.sha256(file.read_bytes()).hexdigest() == digest
     assert not np.array_equal(labelled(train, 10, 1)[0], indices)
-    file.write_text("\n".join(reversed(file.read_text().splitlines())))  # any order, no newline at the end
-    again, same = labelled(train, 10, 1, file)
-    assert np.array_equal(again, indices) and same == digest
+    file.write_text(
+        "\n".join(reversed(file.read_text().splitlines()))
+    )  # any order, no newline at the end
+    repeated, same = labelled(train, 10, 1, file)
+    assert np.array_equal(repeated, indices) and same == digest
     assert not file.read_text().endswith("\n")  # it was read, not written
 
 
 def test_a_name_that_is_not_unicode_survives_the_file(tmp_path):
     make_images(tmp_path / "train", 40)
     make_images(tmp_path / "val", 4)
-    odd = b"\xff\xc3.png"
+    name = b"\xff\xc3.png"
     for path in sorted((tmp_path / "train").glob("*/*.png"))[::10]:
-        path.rename(path.parent / odd.decode("utf-8", "surrogateescape"))
+        path.rename(path.parent / name.decode("utf-8", "surrogateescape"))
     train, _ = load_splits(tmp_path)
     everything, digest = labelled(train, 100, 0, tmp_path / "names.txt")
-    assert (tmp_path / "names.txt").read_bytes().count(odd) == 4
+    assert (tmp_path / "names.txt").read_bytes().count(name) == 4
     assert labelled(train, 100, 0, tmp_path / "names.txt")[1] == digest and len(everything) == 40
 
 
 FILES = {
-    "a name of no image": (lambda lines: ["class0/none.png", *lines[1:]], "1 of its 4 lines name no such image, the"),
-    "a name twice": (lambda lines: [*lines[:3], lines[0]], "names 'class0/.*.png' more than once; expected"),
-    "too few": (lambda lines: lines[:3], "3 images, which are not 10% of 64 .4 to 7.; give another --labels or"),
+    "a name of no image": (
+        lambda lines: ["class0/none.png", *lines[1:]],
+        "1 of its 4 lines name no such image, 'cl",
+    ),
+    "a name twice": (
+        lambda lines: [*lines[:3], lines[0]],
+        "names 'class0/.*.png' more than once; expected",
+    ),
+    "too few": (
+        lambda lines: lines[:3],
+        "3 images, which are not 10% of 64; expected 4 to 7 names of images in",
+    ),
     "nothing": (lambda lines: [], "0 images, which are not 10% of 64"),
-    "too many": (lambda lines: [f"class0/{n:05d}.png" for n in range(0, 32, 4)], "8 images, which are not 10%"),
-    "a class without": (lambda lines: [f"class0/{n:05d}.png" for n in range(0, 16, 4)], "no image of 3 classes, 'cl"),
+    "too many": (
+        lambda lines: [f"class0/{n:05d}.png" for n in range(0, 32, 4)],
+        "8 images, which are not 10%",
+    ),
+    "a class without": (
+        lambda lines: [f"class0/{n:05d}.png" for n in range(0, 16, 4)],
+        "no image of 3 classes, 'cl",
+    ),
 }
 
 
@@ -104,7 +127,9 @@ def test_a_file_that_is_no_such_share_is_one_sentence(case, splits, tmp_path):
     file.write_text("\n".join(change(file.read_text().splitlines())))
     with pytest.raises(InputError, match=rf"names.txt: (has )?{message}"):
         labelled(splits[0], 10, 0, file)
-    with pytest.raises(InputError, match="not a file; give --splits-file a text file of image names"):
+    with pytest.raises(
+        InputError, match="not a file; give --splits-file a text file of image names"
+    ):
         labelled(splits[0], 10, 0, tmp_path)
 
 
@@ -112,10 +137,16 @@ def test_a_subset_keeps_names_labels_and_classes_and_has_a_digest_of_its_own(spl
     train, _ = splits
     for kept in (False, True):
         if kept:
-            train.keep_pixels(1.0)
+            train.cache_pixels(1.0)
         part = subset(train, np.array([40, 3, 17]))
-        assert part.names == [train.names[index] for index in (40, 3, 17)] and part.classes == train.classes
-        assert part.labels.tolist() == train.labels[[40, 3, 17]].tolist() and (part.pixels is not None) == kept
+        assert (
+            part.names == [train.names[index] for index in (40, 3, 17)]
+            and part.classes == train.classes
+        )
+        assert (
+            part.labels.tolist() == train.labels[[40, 3, 17]].tolist()
+            and (part.pixels is not None) == kept
+        )
         assert part.image(2).tobytes() == train.image(17).tobytes()
         assert part.digest != train.digest != subset(train, np.array([40, 3])).digest
 
@@ -126,17 +157,21 @@ def test_a_subset_keeps_names_labels_and_classes_and_has_a_digest_of_its_own(spl
 def test_all_of_the_backbone_is_trained_and_val_is_classified_above_chance(splits, model):
     before = copy.deepcopy(model.state_dict())
     model.train()
-    value = finetune(model, *splits, dataclasses.replace(QUICK, epochs=20), workers=0)
-    assert value >= 60  # of 4 classes that colour and stripes tell apart
+    found = finetune(model, *splits, dataclasses.replace(QUICK, epochs=20), SETTINGS)
+    assert (found.n, found.parameters["labelled"]) == (20, 64)
+    assert found.value >= 60  # of 4 classes that colour and stripes tell apart
     same = [key for key, tensor in model.state_dict().items() if torch.equal(tensor, before[key])]
-    assert same == [] and all(m.training for m in model.modules())  # running means of the batch norms moved as well
+    assert same == [] and all(
+        m.training for m in model.modules()
+    )  # running means of the batch norms moved as well
 
 
 def test_the_same_seed_gives_the_same_number_and_network(splits):
     def run(seed):
         torch.manual_seed(0)
         fresh = create("test_resnet", {"input_size": (3, 32, 32)})
-        return finetune(fresh, *splits, QUICK, seed=seed, workers=0), fresh.state_dict()
+        settings = EvalSettings(workers=0, seed=seed)
+        return finetune(fresh, *splits, QUICK, settings), fresh.state_dict()
 
     (first, ours), (second, theirs), (_, others) = run(0), run(0), run(1)
     assert first == second and all(torch.equal(ours[key], theirs[key]) for key in ours)
@@ -150,18 +185,24 @@ def test_images_outside_the_share_are_never_opened(tmp_path, model):
     indices, _ = labelled(train, 10, 0)
     for index in set(range(80)) - set(indices.tolist()):
         (tmp_path / "train" / train.names[index]).write_bytes(b"no")
-    assert len(indices) == 8 and 0 <= finetune(model, subset(train, indices), val, QUICK, workers=0) <= 100
+    found = finetune(model, subset(train, indices), val, QUICK, SETTINGS)
+    assert len(indices) == found.parameters["labelled"] == found.n == 8
 
 
 @pytest.mark.parametrize(
-    "count, batch, expected", [(5, 2, [2] * 4), (5, 256, [5] * 2), (9, 8, [8] * 2), (2, 16, [2] * 2)]
+    "count, batch, expected",
+    [(5, 2, [2] * 4), (5, 256, [5] * 2), (9, 8, [8] * 2), (2, 16, [2] * 2)],
 )
-def test_no_batch_is_smaller_than_the_others_so_no_norm_sees_one_image(count, batch, expected, splits, model):
+def test_no_batch_is_smaller_than_the_others_so_no_norm_sees_one_image(
+    count, batch, expected, splits, model
+):
     train, val = splits
     seen = []
-    model.register_forward_hook(lambda module, inputs, _: seen.append(len(inputs[0])) if module.training else None)
+    model.register_forward_hook(
+        lambda module, inputs, _: seen.append(len(inputs[0])) if module.training else None
+    )
     part = subset(train, np.arange(0, 64, 64 // count)[:count])
-    finetune(model, part, val, dataclasses.replace(QUICK, train_batch_size=batch), workers=0)
+    finetune(model, part, val, dataclasses.replace(QUICK, train_batch_size=batch), SETTINGS)
     assert seen == expected
 
 
@@ -175,7 +216,7 @@ def test_the_rates_fall_to_a_tenth_at_epochs_30_and_60_of_70():
 def test_backbone_and_layer_have_a_learning_rate_each(still, splits, model):
     before, lines = copy.deepcopy(dict(model.named_parameters())), []
     config = dataclasses.replace(QUICK, **{still: 0.0})
-    finetune(model, *splits, config, say=lines.append, workers=0)
+    finetune(model, *splits, config, EvalSettings(workers=0, log=lines.append))
     same = [torch.equal(p, before[name]) for name, p in model.named_parameters()]
     assert all(same) if still == "lr" else not any(same)
     assert len(lines) == 2 and lines[-1].startswith("epoch 2 of 2: loss ")
@@ -188,13 +229,15 @@ def test_a_bad_image_of_val_is_found_before_the_training(tmp_path, model):
     trained = []
     model.register_forward_hook(lambda module, *_: trained.append(module.training))
     with pytest.raises(InputError, match="val/class2/00002.png: not readable"):
-        finetune(model, *load_splits(tmp_path), QUICK, workers=0)
+        finetune(model, *load_splits(tmp_path), QUICK, SETTINGS)
     assert not any(trained)
 
 
 def test_a_run_that_diverges_is_one_sentence(splits, model):
-    with pytest.raises(InputError, match=r"epoch \d+: loss or weights are not finite; give a lower --lr or --head-lr"):
-        finetune(model, *splits, dataclasses.replace(QUICK, lr=1e6, head_lr=1e6, epochs=10), workers=0)
+    config = dataclasses.replace(QUICK, lr=1e6, head_lr=1e6, epochs=10)
+    message = r"epoch \d+: loss or weights are not finite; give a lower --lr or --head-lr"
+    with pytest.raises(InputError, match=message):
+        finetune(model, *splits, config, SETTINGS)
 
 
 def test_the_defaults_are_the_papers_for_imagenet_with_few_labels():

@@ -1,0 +1,85 @@
+"""Batches of single images as timm's evaluation transform makes them."""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+from timm.data import create_transform, resolve_model_data_config
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from ..errors import BadImage, InputError, printable, say
+from .decode import BadFile
+from .image_set import ImageSet
+from .workers import Key, Sample, read_batches
+
+Transform = Callable[[Image.Image], Tensor]
+OnBad = Literal["raise", "skip", "substitute"]
+_MOST_NAMED = 3  # bad files that get a line on stderr
+
+
+class EvalDataset(Dataset[Sample]):
+    """(0, index) -> the transformed image; a bad one is replaced, or has no tensor."""
+
+    def __init__(self, images: ImageSet, transform: Transform, substitute: bool):
+        self.images = images
+        self.transform = transform
+        self.substitute = substitute
+
+    def __getitem__(self, key: Key) -> Sample:
+        index = key[1]
+        if self.substitute:
+            image, bad_files = self.images.load_or_substitute(index)
+            return Sample(index, [self.transform(image)], bad_files)
+        try:
+            return Sample(index, [self.transform(self.images.image(index))], [])
+        except BadImage as reason:
+            return Sample(index, [], [BadFile(index, str(reason))])
+
+
+def eval_transform(backbone: nn.Module) -> Transform:
+    """timm's evaluation transform for this backbone: RGB image -> normalized (3, S, S)."""
+    config = resolve_model_data_config(backbone)
+    return create_transform(**config, is_training=False)  # pyright: ignore
+
+
+def eval_batches(
+    images: ImageSet,
+    indices: np.ndarray,
+    transform: Transform,
+    batch_size: int,
+    workers: int,
+    on_bad: OnBad = "raise",
+) -> Iterator[tuple[Tensor, np.ndarray]]:
+    """Normalized images (N, 3, S, S) in the order of ``indices``, and their indices (N,).
+
+    Args:
+        on_bad: what happens to an image that cannot be read. "skip": it is left out and named on
+            stderr; "substitute": another one is taken, as in training.
+
+    Raises:
+        InputError: an image is bad, or with "skip" and "substitute" more than 1 % are.
+    """
+    keys = [(0, int(index)) for index in indices]
+    batches = [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]
+    num_workers = workers if images.pixels is None and sys.platform == "linux" else 0
+    dataset = EvalDataset(images, transform, on_bad == "substitute")
+    left_out = 0
+    with contextlib.closing(read_batches(dataset, batches, images.path, num_workers)) as read:
+        for batch in read:
+            if on_bad == "raise" and batch.bad_files:
+                bad = batch.bad_files[0]
+                what = f"{printable(images.path(bad.index))}: {bad.reason}"
+                raise InputError(f"{what}; mend or remove it")
+            new = images.record_bad_files(batch.bad_files)
+            if on_bad == "skip":
+                for bad in new[: max(0, _MOST_NAMED - left_out)]:
+                    say(f"{printable(images.path(bad.index))}: {bad.reason}; left out")
+                left_out += len(new)
+            if batch.tensors:
+                yield batch.tensors[0], batch.indices
+    if left_out > _MOST_NAMED:
+        say(f"{printable(images.root)}: {left_out} images in all cannot be read and are left out")

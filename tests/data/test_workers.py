@@ -1,0 +1,210 @@
+"""Processes that read images: how they are fed, the error when one dies, none is left."""
+
+import contextlib
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import torch
+from conftest import make_images
+
+from cgh_models.config import TrainConfig
+from cgh_models.data.eval_loader import eval_batches
+from cgh_models.data.image_set import load
+from cgh_models.data.loader import batches, order
+from cgh_models.data.workers import explain_dead_workers
+from cgh_models.errors import InputError
+from cgh_models.view_recipes import RECIPES
+
+
+def training(images):
+    config = TrainConfig(batch_size=16, image_size=32, workers=2)
+    return batches(images, RECIPES["weak_strong"], config, 0, 8, torch.device("cpu"))
+
+
+def evaluation(images):
+    return eval_batches(images, order(0, 0, len(images)), lambda _: torch.zeros(1), 16, 2)
+
+
+both = pytest.mark.parametrize("make", [training, evaluation])
+
+
+@pytest.fixture
+def images_that(image_root, monkeypatch):
+    """Makes a set of 64 images that calls a function with the index before it reads an image."""
+
+    def make(before):
+        images = load(image_root / "train")
+        real = type(images).image
+
+        def image(self, index, min_side=0.0):
+            before(index)
+            return real(self, index, min_side)
+
+        monkeypatch.setattr(type(images), "image", image)
+        return images
+
+    return make
+
+
+class StopTraining(Exception):  # noqa: N818
+    pass
+
+
+@both
+@pytest.mark.parametrize("delay", [0.001, 0.01, 1.0])
+def test_an_exception_of_a_signal_handler_ends_slow_readers_at_once(images_that, make, delay):
+    def stop(*_):
+        raise StopTraining
+
+    images = images_that(lambda _: time.sleep(5))
+    before = signal.signal(signal.SIGUSR1, stop)
+    start = time.monotonic()
+    timer = threading.Timer(delay, os.kill, (os.getpid(), signal.SIGUSR1))
+
+    def timed_next(batches):
+        timer.start()
+        return next(batches)
+
+    try:
+        with pytest.raises(StopTraining):
+            timed_next(make(images))
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert time.monotonic() - start < delay + 2
+    assert not multiprocessing.active_children()
+
+
+@both
+def test_closing_the_batches_ends_slow_readers_at_once(images_that, make):
+    slow = set(order(0, 0, 64)[16:].tolist())
+    made = make(images_that(lambda index: time.sleep(5 * (index in slow))))
+    next(made)
+    assert len(multiprocessing.active_children()) == 2
+    start = time.monotonic()
+    made.close()
+    assert time.monotonic() - start < 1
+    assert not multiprocessing.active_children()
+
+
+def test_the_end_of_the_program_does_not_wait_for_readers_that_nobody_closed(image_root):
+    code = f"""
+import time
+from cgh_models.data.eval_loader import eval_batches
+from cgh_models.data.image_set import ImageSet, load
+ImageSet.image = lambda self, index: time.sleep(60 * (index > 7))
+made = eval_batches(load({str(image_root / "train")!r}), range(64), lambda _: torch.ones(1), 8, 2)
+import torch
+next(made)
+raise SystemExit(3)
+"""
+    done = subprocess.run([sys.executable, "-c", code], timeout=40, start_new_session=True)
+    assert done.returncode == 3
+
+
+@both
+def test_a_signal_to_all_processes_ends_no_reader(images_that, make):
+    """As a terminal, a container or a cluster sends it: the trainer decides."""
+    first = order(0, 0, 64)[0]
+
+    def signalled(index):
+        if index == first:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    assert len(list(make(images_that(signalled)))) >= 4
+
+
+def test_a_folder_that_goes_away_ends_a_run_in_one_sentence(tmp_path):
+    make_images(tmp_path / "photos", 400)
+    settings = (
+        "--data photos --out run --method ressl --set queue_length=64 --arch resnet18_cifar_w16 "
+        "--image-size 32 --batch-size 16 --epochs 1000 --eval-every -1 --memory-gib 0 --workers 2 "
+        "--device cpu"
+    )
+    command = [sys.executable, "-m", "cgh_models", "pretrain", *settings.split()]
+    run = subprocess.Popen(
+        command, cwd=tmp_path, text=True, stderr=subprocess.PIPE, start_new_session=True
+    )
+    try:
+        deadline = time.monotonic() + 120
+        metrics = tmp_path / "run" / "metrics.jsonl"
+        while not (metrics.exists() and len(metrics.read_text().splitlines()) > 1):
+            assert run.poll() is None and time.monotonic() < deadline, run.communicate()
+            time.sleep(0.1)
+        (tmp_path / "photos").rename(tmp_path / "elsewhere")
+        start = time.monotonic()
+        _, stderr = run.communicate(timeout=60)
+        assert time.monotonic() - start < 10
+        lines = [line for line in re.split(r"[\r\n]+", stderr) if "error" in line.lower()]
+        assert run.returncode == 2 and len(lines) == 1
+        assert re.match(r"error: photos/class\d/\d+.png: cannot be opened: No such file", lines[0])
+        assert "Traceback" not in stderr
+        with pytest.raises(ProcessLookupError):
+            os.killpg(run.pid, 0)  # nobody is left
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(run.pid, signal.SIGKILL)
+
+
+@both
+def test_an_error_in_a_reader_is_its_sentence_and_nothing_more(image_root, tmp_path, make):
+    shutil.copytree(image_root / "train", tmp_path / "photos")
+    images = load(tmp_path / "photos")
+    shutil.rmtree(tmp_path / "photos")
+    with pytest.raises(InputError) as caught:
+        list(make(images))
+    assert str(caught.value).startswith(str(tmp_path / "photos"))
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+    assert not multiprocessing.active_children()
+
+
+@both
+def test_a_reader_that_was_killed_names_its_batch(images_that, make):
+    """By the kernel, in the middle of an image, as where memory ends."""
+    indices = order(0, 0, 64)
+
+    def die(index):
+        if index == indices[20]:  # of the second batch
+            time.sleep(0.5)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    images = images_that(die)
+    batch = f"a batch of 16 images, the first of them {re.escape(str(images.path(indices[16])))}"
+    message = f"^a process that reads images is killed by signal: Killed, at {batch}; often memory"
+    with pytest.raises(InputError, match=message):
+        list(make(images))
+    assert not multiprocessing.active_children()
+
+
+def test_a_reader_that_was_killed_during_a_step_is_the_same_sentence(images_that):
+    """torch raises in the middle of whatever the trainer does."""
+    indices = order(0, 0, 64)
+
+    def die(index):
+        if index == indices[31]:  # of the second batch
+            time.sleep(1)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    images = images_that(die)
+    steps = []
+
+    def train():
+        with explain_dead_workers():
+            for _ in training(images):
+                steps.append("begun")
+                time.sleep(30)
+                steps.append("ended")
+
+    first = re.escape(str(images.path(indices[16])))
+    with pytest.raises(InputError, match=f"killed by signal: Killed, at .* of them {first};"):
+        train()
+    assert steps == ["begun"]
+    assert not multiprocessing.active_children()
