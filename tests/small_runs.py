@@ -10,8 +10,9 @@ import torch
 from cgh_models import tensors
 from cgh_models.backbone import create
 from cgh_models.config import TrainConfig
-from cgh_models.methods import METHODS
+from cgh_models.methods import METHODS, build_method, preprocessing
 from cgh_models.train import checkpoint
+from cgh_models.train.loop import pretrain
 
 SMALL = {"projection_width": 8, "hidden_width": 16, "queue_length": 40, "predictor_width": 16}
 # 64 images: 12 steps
@@ -19,7 +20,7 @@ QUICK = TrainConfig(image_size=32, batch_size=16, epochs=3, warmup_epochs=1, dev
 
 
 def small(name, **settings):
-    """Settings of a method, complete: its defaults, small heads and a short queue where it has them, ``settings``."""
+    """All settings of a method: its defaults, small heads, a short queue, then ``settings``."""
     defaults = {f.name: f.default for f in dataclasses.fields(METHODS[name].Config)}
     return defaults | {k: v for k, v in SMALL.items() if k in defaults} | settings
 
@@ -30,10 +31,21 @@ def build(name="cgh", config=QUICK, arch="resnet18_cifar_w16", **settings):
     return METHODS[name](backbone, METHODS[name].Config(**small(name, **settings)))
 
 
+def train_run(out, data, arch="test_resnet", name="cgh", **settings):
+    """Trains a method for one epoch on ``data``/train and returns it."""
+    config = dataclasses.replace(QUICK, image_size=64, epochs=1)
+    torch.manual_seed(0)
+    method = build_method(name, arch, preprocessing(config), small(name, **settings))
+    pretrain(method, data / "train", config, out)
+    return method
+
+
 def lines(run):
     """metrics.jsonl without what depends on the clock."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k not in ("images_per_second", "waiting")} for row in rows]
+    return [
+        {k: v for k, v in row.items() if k not in ("images_per_second", "waiting")} for row in rows
+    ]
 
 
 def final(run):

@@ -1,4 +1,4 @@
-"""What a run leaves to read: metrics.jsonl, the progress bar, TensorBoard, and measurements of the backbone."""
+"""What a run leaves to read: metrics.jsonl, the progress bar, and TensorBoard files."""
 
 import contextlib
 import errno
@@ -6,19 +6,21 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from .. import files
 from ..config import TrainConfig
 from ..data.image_set import ImageSet
-from ..errors import DiskError, InputError, printable
+from ..errors import DiskError, InputError, printable, say
+from ..methods.method import Losses
 from . import checkpoint
 
 ADVICE = "start anew with a lower --base-lr, or with --precision float32"
@@ -26,37 +28,70 @@ ADVICE = "start anew with a lower --base-lr, or with --precision float32"
 Item = TypeVar("Item")
 
 
-class Journal:
-    """Collects a run's numbers on the device and looks at them every ``log_every`` steps."""
+@dataclass(frozen=True)
+class _Step:
+    row: dict[str, float]  # of metrics.jsonl
+    losses: Losses  # on the device, with grad_norm and finite
+    indices: np.ndarray  # (N,) of its images
 
-    def __init__(self, run_dir: Path, config: TrainConfig, images: ImageSet, monitor: Any, done: int, total: int):
-        self.run_dir, self.config, self.images, self.monitor = run_dir, config, images, monitor
-        self.done, self.total, self.per_epoch = done, total, total // config.epochs
-        self.log_every = config.log_every or (1 if monitor.device.type == "cpu" else 10)
-        self.measure_every = max(1, round((config.eval_every or max(1, config.epochs / 10)) * self.per_epoch))
-        self.measured = config.eval_every >= 0
-        self._rows: list[dict[str, Any]] = []
-        self._batches: list[np.ndarray] = []
-        self._unwritten, self._warned = b"", set()
-        self._waited, self._since = 0.0, time.perf_counter()
+
+class MetricLogger:
+    """Collects a run's numbers on the device and writes them every ``log_every`` steps.
+
+    Args:
+        monitor: measures a backbone; the values go into the line of the step.
+        done: steps that were taken before.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        images: ImageSet,
+        config: TrainConfig,
+        device: torch.device,
+        monitor: Callable[[nn.Module], dict[str, float]],
+        done: int,
+    ):
+        self.run_dir = run_dir
+        self.images = images
+        self.config = config
+        self.monitor = monitor
+        self.done = done
+        self.steps_per_epoch = len(images) // config.batch_size
+        self.total = self.steps_per_epoch * config.epochs
+        self.log_every = config.log_every or (1 if device.type == "cpu" else 10)
+        self.measures = config.eval_every >= 0
+        epochs = config.eval_every or max(1, config.epochs / 10)
+        self.measure_every = max(1, round(epochs * self.steps_per_epoch))
+        self._steps: list[_Step] = []
+        self._unwritten = b""
+        self._warnings: set[str] = set()
+        self._saved_step = done or -1  # of a new run, not even step 0 is saved
         self._exits = contextlib.ExitStack()
-        self._board = self._tensorboard() if config.tensorboard else None
 
-    def __enter__(self) -> "Journal":
+    def __enter__(self) -> "MetricLogger":
+        self._board = None
+        if self.config.tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError as error:
+                raise InputError(
+                    "--tensorboard: not installed; type pip install '.[tensorboard]'"
+                ) from error
+            self._board = SummaryWriter(self.run_dir / "tensorboard")
         path = self.run_dir / "metrics.jsonl"
-        _cut(path, self.done)
+        _drop_lines(path, self.done)
         self._file = self._exits.enter_context(open(path, "ab", buffering=0))
-        terminal = sys.stderr.isatty()
-        self._bar = self._exits.enter_context(
-            tqdm(
-                total=self.total,
-                initial=self.done,
-                unit="step",
-                mininterval=0.3 if terminal else 30,
-                dynamic_ncols=True,
-            )
+        interval = 0.3 if sys.stderr.isatty() else 30
+        self._bar = tqdm(
+            total=self.total,
+            initial=self.done,
+            unit="step",
+            mininterval=interval,
+            dynamic_ncols=True,
         )
-        self._since = time.perf_counter()
+        self._exits.enter_context(self._bar)
+        self._restart_clock()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -64,146 +99,164 @@ class Journal:
             self._board.close()
         self._exits.close()
 
-    def timed(self, items: Iterable[Item]) -> Iterator[Item]:
-        """The same items, with the time spent waiting for each added up."""
-        iterator = iter(items)
-        while True:
-            start = time.perf_counter()
-            try:
-                item = next(iterator)
-            except StopIteration:
-                return
+    def timed(self, items: Iterator[Item]) -> Iterator[Item]:
+        """The same items; the time spent waiting for each is added up."""
+        start = time.perf_counter()
+        for item in items:
             self._waited += time.perf_counter() - start
             yield item
+            start = time.perf_counter()
 
-    def step(self, done: int, lr: float, losses: dict[str, Tensor], indices: np.ndarray, backbone: nn.Module) -> None:
-        """Notes one step, and looks or measures if it is time to.
+    def log_step(
+        self, step: int, lr: float, losses: Losses, indices: np.ndarray, backbone: nn.Module
+    ) -> None:
+        """Collects the numbers of one step; writes, or measures the backbone, if it is time to.
 
         Raises:
-            InputError: a loss or gradient since the last look was not finite.
+            InputError: a loss or gradient since the last writing was not finite.
         """
-        progress = (done - 1) / self.total
-        self._rows.append(
-            {"step": done, "epoch": (done - 1) // self.per_epoch, "progress": progress, "lr": lr, **losses}
-        )
-        self._batches.append(indices)
-        if (self.measured and done % self.measure_every == 0) or done == self.total:
-            self.measure(done, backbone)
-        elif done % self.log_every == 0:
+        before = step - 1
+        epoch = before // self.steps_per_epoch
+        row = {"step": step, "epoch": epoch, "progress": before / self.total, "lr": lr}
+        self._steps.append(_Step(row, losses, indices))
+        if step == self.total or (self.measures and step % self.measure_every == 0):
+            self.measure(step, backbone)
+        elif step % self.log_every == 0:
             self.flush()
 
-    def measure(self, done: int, backbone: nn.Module) -> None:
-        """Adds the monitor's values, if it is to look at all, to the line of step ``done``."""
-        *rows, last = self._look() or [{"step": done}]
-        values = self.monitor(backbone) if self.measured else {}
-        for row in (*rows, last | values):
+    def measure(self, step: int, backbone: nn.Module) -> None:
+        """Writes the collected steps; the monitor's values go into the line of ``step``."""
+        rows = self._rows() or [{"step": step}]
+        values = self.monitor(backbone) if self.measures else {}
+        rows[-1] |= values
+        for row in rows:
             self._write(row)
         if values:
-            tqdm.write(f"step {done}: " + ", ".join(f"{k} {v:.4g}" for k, v in values.items()), file=sys.stderr)
-        self._waited, self._since = 0.0, time.perf_counter()
+            numbers = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+            tqdm.write(f"step {step}: {numbers}", file=sys.stderr)
+        self._restart_clock()
 
     def flush(self) -> None:
-        """Writes the noted steps."""
-        for row in self._look():
+        """Writes the collected steps."""
+        for row in self._rows():
             self._write(row)
 
-    def keep(self, done: int, method: nn.Module, optimizer: torch.optim.Optimizer, must: bool) -> None:
-        """Saves a checkpoint. A full disk is said and tried again next time, unless this one ``must`` be."""
+    def save_checkpoint(
+        self, step: int, method: nn.Module, optimizer: torch.optim.Optimizer, must: bool = False
+    ) -> None:
+        """Saves the state after ``step`` steps, unless that is done.
+
+        Raises:
+            InputError: the weights are not finite.
+            DiskError: no room, and it ``must`` be saved; else a full disk is a warning.
+        """
+        if step == self._saved_step:
+            return
         self.flush()
         state = [value for value in method.state_dict().values() if value.is_floating_point()]
         if not torch.nn.utils.get_total_norm(state).isfinite():
-            raise InputError(f"step {done}: the weights are not finite and were not saved; {ADVICE}")
+            raise InputError(
+                f"step {step}: the weights are not finite and were not saved; {ADVICE}"
+            )
         try:
-            checkpoint.save(self.run_dir, done, method, optimizer)
+            checkpoint.save(self.run_dir, step, method, optimizer)
+            self._saved_step = step
         except DiskError as error:
             if must:
                 raise
             self._warn(f"{error}; training goes on")
 
-    def _look(self) -> list[dict[str, Any]]:
-        """The noted steps, brought to the host at once. A non-finite one ends the run; those before it are written."""
-        rows, batches = self._rows, self._batches
-        if not rows:
+    def _rows(self) -> list[dict[str, float]]:
+        """The lines of the collected steps. One that is not finite ends the run."""
+        steps = self._steps
+        self._steps = []
+        if not steps:
             return []
-        self._rows, self._batches = [], []
-        hosted = _to_host(rows)
-        for row, values in zip(rows, hosted, strict=True):
-            row.update(values)
-        bad = next((i for i, row in enumerate(rows) if not row.pop("finite")), None)
-        if bad is not None:
-            for row in rows[:bad]:
-                self._write(row)
-            self._refuse(rows[bad]["step"], batches[bad:])
+        tensors = [value.float() for step in steps for value in step.losses.values()]
+        values = iter(torch.stack(tensors).tolist())  # one transfer for all
+        rows = []
+        for number, step in enumerate(steps):
+            for name in step.losses:
+                step.row[name] = next(values)
+            if not step.row.pop("finite"):
+                for row in rows:
+                    self._write(row)
+                self._refuse(steps[number:])
+            rows.append(step.row)
         seconds = time.perf_counter() - self._since
-        speed, waiting = len(rows) * self.config.batch_size / seconds, self._waited / seconds
+        speed = len(rows) * self.config.batch_size / seconds
+        waiting = self._waited / seconds
+        names = [name for name in steps[-1].losses if name not in ("grad_norm", "finite")]
+        losses = ", ".join(f"{name} {rows[-1][name]:.3f}" for name in names)
         rows[-1] |= {"images_per_second": round(speed, 1), "waiting": round(waiting, 4)}
-        losses = ", ".join(f"{k} {v:.3f}" for k, v in hosted[-1].items() if k not in ("grad_norm", "finite"))
-        self._bar.set_postfix_str(f"{losses}, {speed:.0f} images/s, {100 * waiting:.0f} % waiting for data")
+        self._bar.set_postfix_str(
+            f"{losses}, {speed:.0f} images/s, {100 * waiting:.0f} % waiting for data"
+        )
         self._bar.update(len(rows))
-        self._waited, self._since = 0.0, time.perf_counter()
+        self._restart_clock()
         return rows
 
+    def _restart_clock(self) -> None:
+        self._waited = 0.0
+        self._since = time.perf_counter()
+
     def _warn(self, text: str) -> None:
-        if text not in self._warned:
-            self._warned.add(text)
+        """The same text once."""
+        if text not in self._warnings:
+            self._warnings.add(text)
             tqdm.write(f"warning: {text}", file=sys.stderr)
 
-    def _write(self, row: dict[str, Any]) -> None:
+    def _write(self, row: dict[str, float]) -> None:
+        """Appends a line. One that a full disk refuses is kept and written with the next."""
         self._unwritten += (json.dumps(row) + "\n").encode()
         size = os.fstat(self._file.fileno()).st_size
         try:
-            if self._file.write(self._unwritten) < len(self._unwritten):  # a nearly full disk takes a part
+            written = self._file.write(self._unwritten)
+            if written < len(self._unwritten):  # a nearly full disk takes a part
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self._unwritten = b""
-        except OSError as error:  # kept, and tried again with the next line
+        except OSError as error:
             self._file.truncate(size)
-            self._warn(f"{self.run_dir / 'metrics.jsonl'}: cannot be written ({error.strerror}); make room")
+            path = self.run_dir / "metrics.jsonl"
+            self._warn(f"{path}: cannot be written ({error.strerror}); make room")
         if self._board:
             for key, value in row.items():
-                if isinstance(value, (int, float)) and key != "step":
+                if key != "step":
                     self._board.add_scalar(key, value, row["step"])
 
-    def _refuse(self, step: int, batches: list[np.ndarray]) -> None:
+    def _refuse(self, steps: list[_Step]) -> None:
+        """Ends the run at the first of ``steps``; nonfinite_batches.txt names their images."""
         path = self.run_dir / "nonfinite_batches.txt"
-        lines = [
-            f"{step + number}\t{printable(self.images.names[index])}\n"
-            for number, batch in enumerate(batches)
-            for index in batch
-        ]
+        named = f"files since then: {path}"
+        lines = []
+        for step in steps:
+            names = [printable(self.images.names[index]) for index in step.indices]
+            lines += [f"{step.row['step']}\t{name}\n" for name in names]
         try:
             path.write_text("".join(lines), encoding="utf-8")
-            named = f"files since then: {path}"
         except OSError as error:
             named = f"its files could not be named: {error.strerror}"
-        raise InputError(f"step {step}: loss or gradient is not finite ({named}); nothing of it was kept; {ADVICE}")
-
-    def _tensorboard(self) -> Any:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise InputError("--tensorboard: not installed; type pip install 'cgh-models[tensorboard]'") from error
-        return SummaryWriter(self.run_dir / "tensorboard")
+        raise InputError(
+            f"step {steps[0].row['step']}: loss or gradient is not finite ({named}); "
+            f"nothing of it was kept; {ADVICE}"
+        )
 
 
-def _to_host(rows: list[dict[str, Any]]) -> list[dict[str, float]]:
-    """The tensors among the values as floats, with one transfer for all of them."""
-    keys = [[k for k, v in row.items() if isinstance(v, Tensor)] for row in rows]
-    flat = torch.stack([row[k].float() for row, names in zip(rows, keys, strict=True) for k in names]).tolist()
-    values = iter(flat)
-    return [{k: next(values) for k in names} for names in keys]
-
-
-def _cut(path: Path, done: int) -> None:
-    """Drops lines of steps after the checkpoint that a run resumes from, and half-written ones."""
+def _drop_lines(path: Path, done: int) -> None:
+    """Drops the lines of steps after ``done`` from a metrics.jsonl, and lines that are damaged."""
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+    lines = []
+    damaged = 0
+    for line in path.read_text("utf-8", errors="replace").splitlines(keepends=True):
         try:
-            if json.loads(line)["step"] > done:
+            step = json.loads(line)["step"]
+            if step > done:
                 break
-        except ValueError:
-            continue
-        kept.append(line)
+            lines.append(line)
+        except (ValueError, KeyError, TypeError, RecursionError):
+            damaged += 1
+    if damaged:
+        say(f"{printable(path)}: {damaged} damaged lines dropped")
     with files.atomic(path) as temporary:
-        temporary.write_text("".join(kept), encoding="utf-8")
+        temporary.write_text("".join(lines), encoding="utf-8")

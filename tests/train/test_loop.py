@@ -14,12 +14,14 @@ from small_runs import QUICK, build, final, lines, small
 
 from cgh_models import tensors
 from cgh_models.backbone import create
+from cgh_models.data.decode import BadFile
 from cgh_models.data.image_set import load
 from cgh_models.errors import DiskError, InputError
 from cgh_models.train import checkpoint
-from cgh_models.train import metric_log as journal
-from cgh_models.train.loop import LOCK, pretrain
+from cgh_models.train.loop import pretrain
+from cgh_models.train.metric_log import MetricLogger, _drop_lines
 from cgh_models.train.optim import create_optimizer
+from cgh_models.train.run_folder import LOCK
 from cgh_models.train.step import train_step
 
 
@@ -46,14 +48,21 @@ def test_a_monitor_that_is_off_looks_at_nothing(image_root, tmp_path, monkeypatc
     monkeypatch.setattr("cgh_models.train.monitor.load_splits", None)
     pretrain(build(config=config), image_root / "train", config, tmp_path / "run")
     rows = lines(tmp_path / "run")
-    assert [row["step"] for row in rows] == list(range(13)) and all("effective_rank" not in row for row in rows)
+    assert [row["step"] for row in rows] == list(range(13)) and all(
+        "effective_rank" not in row for row in rows
+    )
 
 
 def test_tensorboard_files_are_written_when_asked_for(image_root, tmp_path):
     pytest.importorskip("tensorboard", reason="the tensorboard extra is not installed")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    pretrain(build(), image_root / "train", dataclasses.replace(QUICK, tensorboard=True), tmp_path / "run")
+    pretrain(
+        build(),
+        image_root / "train",
+        dataclasses.replace(QUICK, tensorboard=True),
+        tmp_path / "run",
+    )
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     events.Reload()
     assert [e.step for e in events.Scalars("loss")] == list(range(1, 13))
@@ -82,14 +91,18 @@ class Exploding:
         return method
 
 
-def test_a_non_finite_loss_names_the_step_and_the_files_and_saves_nothing_of_it(image_root, tmp_path):
+def test_a_non_finite_loss_names_the_step_and_the_files_and_saves_nothing_of_it(
+    image_root, tmp_path
+):
     config = dataclasses.replace(QUICK, log_every=5, checkpoint_every=5, eval_every=9.0)
-    with pytest.raises(InputError, match=r"step 7: loss or gradient is not finite .* lower --base-lr"):
+    with pytest.raises(
+        InputError, match=r"step 7: loss or gradient is not finite .* lower --base-lr"
+    ):
         pretrain(Exploding(7), image_root / "train", config, tmp_path / "run")
     named = (tmp_path / "run" / "nonfinite_batches.txt").read_text().splitlines()
     assert len(named) == 4 * 16 and named[0].startswith("7\tclass") and named[-1].startswith("10\t")
     assert [row["step"] for row in lines(tmp_path / "run")] == [0, 1, 2, 3, 4, 5, 6]
-    assert checkpoint.checkpoints(tmp_path / "run")[0]["step"] == 5
+    assert checkpoint.read_index(tmp_path / "run")[0].step == 5
     assert all(torch.isfinite(t.float()).all() for t in final(tmp_path / "run").values())
 
 
@@ -105,7 +118,10 @@ def test_a_non_finite_step_changes_neither_student_nor_optimizer_nor_queue():
     out = train_step(method, optimizer, views, 0.5, 0.1, "cpu", torch.float32)
     assert out["finite"] == 0
     assert all(torch.equal(a, b) for a, b in zip(student, method.student.parameters(), strict=True))
-    assert all(torch.equal(a, s["momentum_buffer"]) for a, s in zip(momentum, optimizer.state.values(), strict=True))
+    assert all(
+        torch.equal(a, s["momentum_buffer"])
+        for a, s in zip(momentum, optimizer.state.values(), strict=True)
+    )
     assert torch.equal(queue, method.queue.rows)
     assert all(torch.isfinite(p).all() for p in method.teacher.parameters())
 
@@ -132,19 +148,27 @@ sys.stdin.read()
 def test_a_second_trainer_on_a_run_folder_is_refused_naming_the_first(image_root, tmp_path):
     pretrain(build(), image_root / "train", QUICK, tmp_path / "run")
     command = [sys.executable, "-c", HOLDER, str(tmp_path / "run" / LOCK)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as first:
         assert first.stdout.readline() == "held\n"
         with pytest.raises(InputError, match="process 42 on elsewhere is training here"):
             pretrain(build(), image_root / "train", QUICK, tmp_path / "run", resume=True)
 
 
 def test_files_that_are_not_a_runs_are_never_touched(image_root, tmp_path):
-    """Whatever they are called: a folder with something else in it is refused."""
-    for name in ("checkpoint-best.safetensors", "metrics.jsonl", "notes.txt", "config.json", "lock"):
+    """A folder with anything else in it is refused, whatever its files are called."""
+    for name in (
+        "checkpoint-best.safetensors",
+        "metrics.jsonl",
+        "notes.txt",
+        "config.json",
+        "lock",
+    ):
         folder = tmp_path / name.split(".")[0]
         folder.mkdir()
         (folder / name).write_text("{}")
-        with pytest.raises(InputError, match="not an empty folder|unknown or missing keys"):
+        with pytest.raises(InputError, match="not an empty folder|the keys .* are missing"):
             pretrain(build(), image_root / "train", QUICK, folder)
         assert (folder / name).read_text() == "{}"
         assert [file.name for file in folder.iterdir() if file.name != LOCK] == [name]
@@ -156,7 +180,11 @@ def test_a_few_bad_files_do_not_stop_a_run(tmp_path, gib, workers):
     (tmp_path / "set" / "class1" / "00077.png").write_bytes(b"no image")
     config = dataclasses.replace(QUICK, epochs=1, memory_gib=gib, workers=workers)
     pretrain(build(), tmp_path / "set", config, tmp_path / "run")
-    assert (tmp_path / "run" / "bad_files.txt").read_text().startswith("class1/00077.png\tnot readable")
+    assert (
+        (tmp_path / "run" / "bad_files.txt")
+        .read_text()
+        .startswith("class1/00077.png\tnot readable")
+    )
     assert "knn_train" in lines(tmp_path / "run")[-1]
 
 
@@ -164,15 +192,15 @@ def test_weights_that_are_not_finite_are_not_saved(image_root, tmp_path):
     method = build()
     with torch.no_grad():
         method.teacher.projector[2].bias[0] = float("inf")
-    with pytest.raises(InputError, match="step 0: the weights are not finite and were not saved; start anew"):
+    with pytest.raises(
+        InputError, match="step 0: the weights are not finite and were not saved; start anew"
+    ):
         pretrain(method, image_root / "train", QUICK, tmp_path / "run")
-    assert not checkpoint.checkpoints(tmp_path / "run")
+    assert not list((tmp_path / "run").glob("checkpoint*"))
 
 
 def test_a_full_disk_for_the_log_loses_no_line(image_root, tmp_path, monkeypatch, capsys):
-    from cgh_models.train.metric_log import Journal
-
-    real, failed = Journal._write, []
+    real, failed = MetricLogger._write, []
 
     class Full:
         """The log's file, with no room for three writes in the middle."""
@@ -197,22 +225,28 @@ def test_a_full_disk_for_the_log_loses_no_line(image_root, tmp_path, monkeypatch
             self._file = Full(self._file)
         real(self, row)
 
-    monkeypatch.setattr(Journal, "_write", write)
+    monkeypatch.setattr(MetricLogger, "_write", write)
     pretrain(build(), image_root / "train", QUICK, tmp_path / "run")
     assert len(failed) == 3 and [row["step"] for row in lines(tmp_path / "run")] == list(range(13))
-    assert capsys.readouterr().err.count("metrics.jsonl: cannot be written (No space left on device)") == 1
+    assert (
+        capsys.readouterr().err.count("metrics.jsonl: cannot be written (No space left on device)")
+        == 1
+    )
 
 
 def test_a_batch_larger_than_the_set_is_refused_before_anything_starts(image_root, tmp_path):
     config = dataclasses.replace(QUICK, batch_size=65)
     with pytest.raises(
-        InputError, match="batch size 65: larger than the set of 64 images .* give --batch-size 64 or less"
+        InputError,
+        match="batch size 65: larger than the set of 64 images .* give --batch-size 64 or less",
     ):
         pretrain(build(), image_root / "train", config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
-def test_a_full_disk_keeps_the_old_checkpoint_and_training_goes_on(image_root, tmp_path, monkeypatch, capsys):
+def test_a_full_disk_keeps_the_old_checkpoint_and_training_goes_on(
+    image_root, tmp_path, monkeypatch, capsys
+):
     real = tensors.save_file
 
     def full(state, path, metadata):
@@ -222,11 +256,18 @@ def test_a_full_disk_keeps_the_old_checkpoint_and_training_goes_on(image_root, t
         return real(state, path, metadata)
 
     monkeypatch.setattr(tensors, "save_file", full)
-    pretrain(build(), image_root / "train", dataclasses.replace(QUICK, checkpoint_every=4), tmp_path / "run")
+    pretrain(
+        build(),
+        image_root / "train",
+        dataclasses.replace(QUICK, checkpoint_every=4),
+        tmp_path / "run",
+    )
     said = capsys.readouterr().err
     assert "bytes are needed" in said and "are free: make room; training goes on" in said
-    assert [e["step"] for e in checkpoint.checkpoints(tmp_path / "run")] == [12, 0]
-    monkeypatch.setattr(tensors, "save_file", lambda *a: full(a[0], a[1].with_name("00000004"), a[2]))
+    assert [entry.step for entry in checkpoint.read_index(tmp_path / "run")] == [12, 0]
+    monkeypatch.setattr(
+        tensors, "save_file", lambda *a: full(a[0], a[1].with_name("00000004"), a[2])
+    )
     with pytest.raises(DiskError):
         pretrain(build(), image_root / "train", QUICK, tmp_path / "other")
 
@@ -237,7 +278,10 @@ def test_a_users_own_method_needs_no_registration(image_root, tmp_path):
 
     torch.manual_seed(0)
     pretrain(
-        Mine(create("resnet18_cifar_w16"), Mine.Config(**small("ressl"))), image_root / "train", QUICK, tmp_path / "run"
+        Mine(create("resnet18_cifar_w16"), Mine.Config(**small("ressl"))),
+        image_root / "train",
+        QUICK,
+        tmp_path / "run",
     )
     assert json.loads((tmp_path / "run" / "config.json").read_text())["method"] == "mine"
 
@@ -253,8 +297,20 @@ def test_a_half_line_in_the_log_costs_no_other_line(image_root, tmp_path):
     log = tmp_path / "run" / "metrics.jsonl"
     written = log.read_text().splitlines(keepends=True)
     log.write_text("".join([*written[:3], written[3][:9] + "\n", *written[3:]]))
-    journal._cut(log, 6)
+    _drop_lines(log, 6)
     assert [row["step"] for row in lines(tmp_path / "run")] == list(range(7))
+
+
+def test_lines_that_are_no_rows_of_a_run_are_dropped_and_said(tmp_path, capsys):
+    log = tmp_path / "metrics.jsonl"
+    rows = [f'{{"step": {step}}}\n'.encode() for step in range(8)]
+    strays = [b"5\n", b'{"a": 1}\n', b"[1]\n", b"null\n", b'{"step": "x"}\n', b"\xff\n", b"\n"]
+    log.write_bytes(b"".join([*rows[:2], *strays, *rows[2:]]))
+    _drop_lines(log, 5)
+    assert log.read_bytes() == b"".join(rows[:6])
+    assert f"{log}: 7 damaged lines dropped" in capsys.readouterr().err
+    _drop_lines(log, 5)
+    assert log.read_bytes() == b"".join(rows[:6]) and capsys.readouterr().err == ""
 
 
 def test_a_folder_without_file_locks_is_said_and_used(image_root, tmp_path, monkeypatch, capsys):
@@ -265,7 +321,10 @@ def test_a_folder_without_file_locks_is_said_and_used(image_root, tmp_path, monk
 
     monkeypatch.setattr(fcntl, "lockf", none)
     pretrain(build(), image_root / "train", dataclasses.replace(QUICK, epochs=1), tmp_path / "run")
-    assert "no file locks there (No locks available): do not start two trainers on it" in capsys.readouterr().err
+    assert (
+        "no file locks there (No locks available): do not start two trainers on it"
+        in capsys.readouterr().err
+    )
 
 
 def test_bad_files_that_cannot_be_named_do_not_end_a_run(tmp_path, capsys):
@@ -273,5 +332,8 @@ def test_bad_files_that_cannot_be_named_do_not_end_a_run(tmp_path, capsys):
     (tmp_path / "set" / "class1" / "00077.png").write_bytes(b"no image")
     images = load(tmp_path / "set")
     images.bad_file = tmp_path / "gone" / "bad_files.txt"
-    images.note_bad([(images.names.index("class1/00077.png"), "not readable")])
-    assert len(images.bad) == 1 and "bad files cannot be named in it (No such file" in capsys.readouterr().err
+    images.record_bad_files([BadFile(images.names.index("class1/00077.png"), "not readable")])
+    assert (
+        len(images.bad) == 1
+        and "bad files cannot be named in it (No such file" in capsys.readouterr().err
+    )

@@ -1,4 +1,4 @@
-"""The step in parts, with checkpointing, compiled, and where memory ends."""
+"""The step in parts, with checkpointing, compiled, and without enough memory."""
 
 import dataclasses
 import weakref
@@ -12,36 +12,46 @@ from cgh_models.config import TrainConfig
 from cgh_models.errors import InputError
 from cgh_models.methods import METHODS
 from cgh_models.train import checkpoint
-from cgh_models.train.loop import _too_large, pretrain
+from cgh_models.train.loop import pretrain
+from cgh_models.train.memory import batch_too_large, half_fits
 from cgh_models.train.optim import create_optimizer
-from cgh_models.train.step import half_fits, prepare, train_step
+from cgh_models.train.step import prepare, train_step
 
 CPU = torch.device("cpu")
 
 
 def views_of(method, count=8):
     generator = torch.Generator().manual_seed(3)
-    return [torch.randn(count, 3, 32, 32, generator=generator) for _ in range(3 if method.name == "mnclglf" else 2)]
+    return [
+        torch.randn(count, 3, 32, 32, generator=generator)
+        for _ in range(3 if method.name == "mnclglf" else 2)
+    ]
 
 
 def gradients(method, parts=1):
     """Of a step that moves nothing, and its losses."""
     optimizer = create_optimizer(method, QUICK)
     taken = {}
-    optimizer.step = lambda: taken.update({n: p.grad.clone() for n, p in method.student.named_parameters()})
-    return taken, train_step(method, optimizer, views_of(method), 0.01, 0.1, "cpu", torch.float32, parts=parts)
+    optimizer.step = lambda: taken.update(
+        {n: p.grad.clone() for n, p in method.student.named_parameters()}
+    )
+    return taken, train_step(
+        method, optimizer, views_of(method), 0.01, 0.1, "cpu", torch.float32, parts=parts
+    )
 
 
 @pytest.mark.parametrize("name", ["cgh", "ressl", "moco_v2", "byol", "lewel", "lewel_m"])
 def test_a_batch_in_parts_has_the_gradients_and_the_queue_of_a_whole_one(name):
     """With the statistics of batch norms frozen: those are a part's own otherwise."""
     whole, halves = build(name).eval(), build(name).eval()
-    (one, losses), (two, again) = gradients(whole), gradients(halves, parts=2)
-    assert losses.keys() == again.keys()
+    (one, losses), (two, others) = gradients(whole), gradients(halves, parts=2)
+    assert losses.keys() == others.keys()
     for key in losses:
-        torch.testing.assert_close(again[key], losses[key], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(others[key], losses[key], rtol=1e-4, atol=1e-5)
     for key, gradient in one.items():
-        torch.testing.assert_close(two[key], gradient, rtol=1e-3, atol=1e-5 * float(1 + gradient.abs().max()))
+        torch.testing.assert_close(
+            two[key], gradient, rtol=1e-3, atol=1e-5 * float(1 + gradient.abs().max())
+        )
     if hasattr(whole, "queue"):
         torch.testing.assert_close(halves.queue.rows, whole.queue.rows)
         assert halves.queue.position == whole.queue.position == 8
@@ -67,11 +77,14 @@ def test_parts_that_do_not_divide_a_batch_are_one_sentence():
 def test_checkpointing_changes_memory_and_not_gradients(name, arch, counters):
     plain, saving = (build(name, arch=arch) for _ in range(2))
     prepare(saving, dataclasses.replace(QUICK, grad_checkpointing=True), CPU)
-    (one, losses), (two, again) = gradients(plain), gradients(saving)
-    torch.testing.assert_close(again["loss"], losses["loss"])
+    (one, losses), (two, others) = gradients(plain), gradients(saving)
+    torch.testing.assert_close(others["loss"], losses["loss"])
     for key, gradient in one.items():
         torch.testing.assert_close(two[key], gradient, rtol=1e-4, atol=1e-6)
-    for key, buffer in plain.student.named_buffers():  # the forward that is done twice moves no statistics
+    for (
+        key,
+        buffer,
+    ) in plain.student.named_buffers():  # the forward that is done twice moves no statistics
         if "running" in key:
             torch.testing.assert_close(saving.student.get_buffer(key), buffer, rtol=1e-4, atol=1e-6)
     peaks = []
@@ -87,7 +100,9 @@ def test_checkpointing_changes_memory_and_not_gradients(name, arch, counters):
 def test_a_backbone_that_cannot_be_checkpointed_is_one_sentence(monkeypatch):
     method = build()
     monkeypatch.setattr(type(method.student.backbone), "set_grad_checkpointing", None)
-    with pytest.raises(InputError, match="^resnet18_cifar_w16: timm cannot checkpoint it; leave --grad-checkp"):
+    with pytest.raises(
+        InputError, match="^resnet18_cifar_w16: timm cannot checkpoint it; leave --grad-checkp"
+    ):
         prepare(method, dataclasses.replace(QUICK, grad_checkpointing=True), CPU)
 
 
@@ -96,8 +111,8 @@ def test_compiled_networks_are_the_same_and_keep_their_names(name):
     plain, compiled = build(name), build(name)
     prepare(compiled, dataclasses.replace(QUICK, compile=True), CPU, backend="aot_eager")
     assert compiled.state_dict().keys() == plain.state_dict().keys()
-    (one, losses), (two, again) = gradients(plain), gradients(compiled)
-    torch.testing.assert_close(again["loss"], losses["loss"], rtol=1e-4, atol=1e-5)
+    (one, losses), (two, others) = gradients(plain), gradients(compiled)
+    torch.testing.assert_close(others["loss"], losses["loss"], rtol=1e-4, atol=1e-5)
     for key, gradient in one.items():
         torch.testing.assert_close(two[key], gradient, rtol=1e-3, atol=1e-4)
 
@@ -128,29 +143,29 @@ class Greedy:
 
 
 def test_a_batch_that_does_not_fit_says_what_did_when_it_was_tried(image_root, tmp_path):
-    for most, parts, said in (
-        (
-            8,
-            1,
-            "16 images at once do not fit in the memory of cpu, 8 did when tried: give --accumulate 2, --batch-size 8",
-        ),
-        (7, 1, "16 images at once do not fit in the memory of cpu, nor did 8: give a smaller --image-size"),
-        (
-            4,
-            2,
-            "8 images at once do not fit in the memory of cpu, 4 did when tried: give --accumulate 4, --batch-size 4",
-        ),
+    for most, parts, at_once, said in (
+        (8, 1, 16, "8 did when tried: give --accumulate 2, --batch-size 8"),
+        (7, 1, 16, "nor did 8: give a smaller --image-size"),
+        (4, 2, 8, "4 did when tried: give --accumulate 4, --batch-size 4"),
     ):
+        said = f"{at_once} images at once do not fit in the memory of cpu, {said}"
         config = dataclasses.replace(QUICK, accumulate=parts)
-        with pytest.raises(InputError, match=f"^{said}.* or --grad-checkpointing, which a resumed run may add$"):
+        with pytest.raises(
+            InputError, match=f"^{said}.* or --grad-checkpointing, which a resumed run may add$"
+        ):
             pretrain(Greedy(most), image_root / "train", config, tmp_path / f"{most}")
 
 
-def test_a_batch_that_cannot_be_halved_twice_is_told_what_divides_it():
-    for batch, parts, told in ((250, 2, "--accumulate 5, --batch-size 62"), (14, 2, "--accumulate 7, --batch-size 3")):
+def test_the_advice_for_a_batch_that_cannot_be_halved_twice_divides_it():
+    for batch, parts, advice in (
+        (250, 2, "--accumulate 5, --batch-size 62"),
+        (14, 2, "--accumulate 7, --batch-size 3"),
+    ):
         config = dataclasses.replace(QUICK, batch_size=batch, accumulate=parts)
-        assert f"did when tried: give {told} or" in str(_too_large(Path("run"), config, CPU, 0, True))
-        dataclasses.replace(config, accumulate=int(told.split()[1].strip(",")))  # is not refused
+        assert f"did when tried: give {advice} or" in str(
+            batch_too_large(Path("run"), config, CPU, 0, True)
+        )
+        dataclasses.replace(config, accumulate=int(advice.split()[1].strip(",")))  # is not refused
 
 
 def test_what_did_not_fit_is_gone_before_half_of_it_is_tried(image_root, tmp_path, monkeypatch):
@@ -176,7 +191,7 @@ def test_what_did_not_fit_is_gone_before_half_of_it_is_tried(image_root, tmp_pat
 def test_a_run_that_met_the_end_of_memory_goes_on_where_it_was(image_root, tmp_path):
     with pytest.raises(InputError, match=r"saved at step 5, `cgh resume .*/cut`$"):
         pretrain(Greedy(8, after=5), image_root / "train", QUICK, tmp_path / "cut")
-    assert checkpoint.checkpoints(tmp_path / "cut")[0]["step"] == 5
+    assert checkpoint.read_index(tmp_path / "cut")[0].step == 5
     pretrain(build("cgh"), image_root / "train", QUICK, tmp_path / "cut", resume=True)
     pretrain(build("cgh"), image_root / "train", QUICK, tmp_path / "whole")
     cut, whole = final(tmp_path / "cut"), final(tmp_path / "whole")
@@ -190,7 +205,7 @@ def test_trying_half_a_batch_leaves_nothing_behind():
     before = {name: tensor.clone() for name, tensor in method.state_dict().items()}
     assert half_fits(method, views_of(method), 0.0, "cpu", torch.float32, 1)
     assert all(torch.equal(before[name], tensor) for name, tensor in method.state_dict().items())
-    assert method.queue.held == 0 and all(p.grad is None for p in method.parameters())
+    assert method.queue.pending == 0 and all(p.grad is None for p in method.parameters())
 
 
 def test_other_errors_are_not_taken_for_the_end_of_memory(image_root, tmp_path):

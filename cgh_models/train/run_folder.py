@@ -1,0 +1,130 @@
+"""A run folder: used by one trainer at a time, and described by its config.json."""
+
+import contextlib
+import errno
+import functools
+import os
+import platform
+import shlex
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import files
+from ..backbone import architecture
+from ..config import TrainConfig, explain_changes, to_dict
+from ..data.image_set import ImageSet
+from ..errors import InputError, printable, say
+from ..methods.method import Method
+from ..version import __version__
+from . import checkpoint
+
+LOCK = ".cgh-lock"
+
+
+@contextlib.contextmanager
+def lock_run_dir(run_dir: Path) -> Iterator[None]:
+    """Makes the run folder, if it is new, and holds its lock.
+
+    Raises:
+        InputError: another process holds it, or the folder cannot be written or is not a run's.
+    """
+    try:
+        if not (run_dir / "config.json").exists():
+            files.make_folder(run_dir, spare=frozenset({LOCK}))
+        file = open(run_dir / LOCK, "a+", encoding="utf-8")  # noqa: SIM115 - held for the whole run
+    except OSError as error:
+        raise InputError(
+            f"{run_dir}: cannot be used as a run folder ({error.strerror}); give another --out"
+        ) from error
+    with file:
+        try:
+            import fcntl
+
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # workers do not inherit this kind
+        except ImportError:
+            say("this system has no file locks: do not start two trainers on one run folder")
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                file.seek(0)
+                owner = printable(file.read().strip()) or "another process"
+                raise InputError(
+                    f"{run_dir}: {owner} is training here; wait for it, or give another --out"
+                ) from error
+            reason = f"no file locks there ({error.strerror})"
+            say(f"{run_dir}: {reason}: do not start two trainers on it")
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
+
+
+def write_or_check_config(run_dir: Path, description: dict[str, Any], resume: bool) -> None:
+    """Writes config.json for a new run; compares it, key by key, with that of a resumed one.
+
+    Raises:
+        InputError: the folder holds another run, or the settings of a resumed run are others.
+    """
+    if resume:
+        safe, refused = explain_changes(checkpoint.read_run(run_dir), description)
+        if refused:
+            raise InputError(
+                f"{run_dir}: a resumed run keeps its settings, but {'; '.join(refused)[:200]}; "
+                f"a new run can start from it: `cgh pretrain --init {run_dir}`"
+            )
+        for line in safe:
+            say(f"{run_dir}: {line}")
+    elif checkpoint.is_run(run_dir):
+        raise InputError(
+            f"{run_dir}: holds a run; `cgh resume {run_dir}` goes on with it, or give another --out"
+        )
+    else:
+        if (run_dir / "config.json").exists():
+            checkpoint.read_run(run_dir)  # killed before its first checkpoint: it starts over
+            (run_dir / "metrics.jsonl").unlink(missing_ok=True)
+        files.write_json(run_dir / "config.json", description)
+    checkpoint.remove_temporary_files(run_dir)
+
+
+def describe_run(method: Method, images: ImageSet, config: TrainConfig) -> dict[str, Any]:
+    """The content of config.json."""
+    command = [Path(sys.argv[0]).name.replace("__main__.py", "cgh"), *sys.argv[1:]]
+    description = {
+        "cgh_models": __version__,
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "timm": version("timm"),
+            "commit": _commit(),
+        },
+        "command": shlex.join(command),
+        "method": method.name,
+        "method_config": to_dict(method.config),
+        "arch": architecture(method.student.backbone),
+        "train": to_dict(config),
+        "data": {"path": images.source, "count": len(images), "digest": images.digest},
+    }
+    started_from = getattr(method, "started_from", None)
+    if started_from:
+        description["init"] = started_from
+    return description
+
+
+def _commit() -> str | None:
+    """The commit of the code that runs, if it is a checkout without changes."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    run = functools.partial(subprocess.check_output, cwd=root, text=True, stderr=subprocess.PIPE)
+    try:
+        if run(["git", "status", "--porcelain", "cgh_models"]):
+            return None
+        return run(["git", "rev-parse", "HEAD"]).strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

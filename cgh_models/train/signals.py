@@ -1,0 +1,69 @@
+"""Signals that ask a run to save its state and end: TERM, INT, USR1 and HUP."""
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import TypeVar
+
+Item = TypeVar("Item")
+
+
+class StopSignals:
+    """Remembers the first stop signal while it is entered; a second one ends the process at once.
+
+    Attributes:
+        received: name of the first signal, "" until one comes.
+    """
+
+    def __init__(self) -> None:
+        self.received = ""
+        self._interrupts = False  # whether a signal leaves what is being done
+        self._process = os.getpid()
+        self._exits = contextlib.ExitStack()
+
+    def __enter__(self) -> "StopSignals":
+        if threading.current_thread() is threading.main_thread():  # no other may set handlers
+            for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP"):
+                if hasattr(signal, name):  # Windows has no USR1 and no HUP
+                    number = getattr(signal, name)
+                    self._exits.callback(signal.signal, number, signal.getsignal(number))
+                    signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._exits.close()
+
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if os.getpid() != self._process:  # a worker that was forked a moment ago
+            return
+        if self.received:
+            os._exit(128 + number)
+        self.received = signal.Signals(number).name
+        if self._interrupts:
+            self._interrupts = False
+            raise _Stop
+
+    def unless_stopped(self, work: Callable[[], Item]) -> Item | None:
+        """What ``work`` returns; None after a signal, which leaves it in the middle."""
+        try:
+            self._interrupts = True
+            return None if self.received else work()
+        except _Stop:
+            return None
+        finally:
+            self._interrupts = False
+
+    def until_stopped(self, items: Iterator[Item]) -> Iterator[Item]:
+        """The items up to the first signal, which also ends the wait for the next item."""
+        while True:
+            item = self.unless_stopped(lambda: next(items, None))
+            if item is None:
+                return
+            yield item
+
+
+class _Stop(BaseException):  # an Exception would be taken for that of a bad image
+    pass
