@@ -1,4 +1,4 @@
-"""The commands that measure weights on labelled images; heavy modules are imported when a command runs."""
+"""The commands that measure weights on labelled images."""
 
 import dataclasses
 import json
@@ -6,252 +6,257 @@ import os
 import shlex
 import sys
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
-
-import tyro
-from tyro.conf import OmitArgPrefixes, Positional
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import InputError, NotReproduced, say
-from ..evaluate.protocols import FINETUNE, LABELS, LINEAR, FinetuneConfig, LinearConfig
+from ..evaluate.protocols import FINETUNE, LINEAR, EvalSettings, FinetuneConfig, LinearConfig
+from ..evaluate.protocols import Measurement as Measured
 from ..hub import manifest
+from ..hub.row import Metric
+from .flags import File, Folder, Name, Recipe, Weights, defaults_by_recipe, flags_of
 
-Recipe = Literal["imagenet", "cifar", "tiny"]
+if TYPE_CHECKING:
+    from torch import nn
 
+    from ..data.image_set import ImageSet
 
-@dataclass
-class Measuring:
-    """What every measurement takes beside its own settings."""
-
-    random: bool = False
-    """Take the named architecture with untrained weights: what training starts from."""
-    seed: int = 0
-    """Of untrained weights, held-out images, labelled shares, order, views and new layers."""
-    record: bool = False
-    """Write the number into the description and the card of the weights folder that was measured."""
-    follow_links: bool = False
-    """Read linked folders, and links that lead out of the folder, too."""
-    data_name: str = ""
-    """What the record calls the images; left out, their folder's name."""
-    batch_size: int = 256
-    """Images a forward where nothing is trained on them; changes speed and memory only."""
-    workers: int = 2
-    """Processes that read images."""
-    device: str = "auto"
-    """cpu, cuda, cuda:1, ...; auto takes a GPU if there is one."""
+FINETUNE_DEFAULTS = {recipe: FINETUNE[recipe, "1%"] for recipe in LINEAR}
+FINETUNE_DEFAULTS["all labels"] = FINETUNE["imagenet", "100%"]
+LinearFlags = flags_of(LinearConfig, defaults_by_recipe(LINEAR))
+FinetuneFlags = flags_of(FinetuneConfig, defaults_by_recipe(FINETUNE_DEFAULTS))
 
 
 @dataclass
-class Extracting:
-    """How embeddings are made, and where they are kept."""
+class Embeddings:
+    """How embeddings are made."""
 
     fast: bool = False
-    """Make them with folded batch norms and in bfloat16: two times as fast, of cosine 0.9999 and more to the exact."""
+    """In bfloat16, with folded batch norms: twice as fast, cosine to the exact ones >= 0.9999."""
+    cache: Folder = ""
+    """Keep embeddings in this folder, by the images' names, sizes and times of change."""
 
-    cache: str = ""
-    """Folder to keep embeddings in for the next command; left out, none are kept. An image whose name, size and time of
-    change stay the same counts as the same image."""
+    def arguments(self) -> dict[str, Any]:
+        return {"fast": self.fast, "cache_dir": self.cache or None}
+
+
+@dataclass
+class Measurement:
+    """What is measured, on which images, and whether the number is recorded."""
+
+    weights: Weights
+    """A name of `cgh list` or of timm, a weights folder, or a run folder."""
+    data: Folder
+    """Folder with train/ and val/, class folders in both."""
+    seed: int = 0
+    """Seed of untrained weights, held-out and labelled images, order, views and new layers."""
+    random: bool = False
+    """Measure the named architecture with untrained weights."""
+    record: bool = False
+    """Write the number into the description and the card of the weights folder."""
+    data_name: Name = ""
+    """Name of the images in the record; without it, the name of their folder."""
+    batch_size: int = 256
+    """Images that are embedded at once; changes speed and memory only."""
+    workers: int = 2
+    """Processes that read images."""
+    device: Name = "auto"
+    """cpu, cuda, cuda:1, ...; auto: a GPU if there is one."""
+    follow_links: bool = False
+    """Also read linked folders, and links that lead out of the data folder."""
+
+    def settings(self) -> EvalSettings:
+        """How to evaluate, with a seed, and messages on stderr."""
+        return EvalSettings(self.batch_size, self.workers, self.device, seed=self.seed, log=say)
+
+    def load(self) -> "tuple[nn.Module, ImageSet, ImageSet]":
+        """The model, train/ and val/. Raises InputError if the number could not be recorded."""
+        import torch
+
+        from ..data.image_set import load_splits
+        from ..hub.registry import create_model
+
+        torch.manual_seed(self.seed)
+        train, val = load_splits(self.data, self.follow_links)
+        if self.record:
+            self._check_folder()
+            return create_model(Path(self.weights)), train, val  # a folder, even if timm knows it
+        return create_model(self.weights, pretrained=not self.random), train, val
+
+    def _check_folder(self) -> None:
+        from ..hub.weights_folder import is_weights
+
+        folder = Path(self.weights)
+        if self.random or not is_weights(folder):
+            raise InputError(f"--record: {folder} is no weights folder; `cgh export` makes one")
+        manifest.read_row(folder)
+        if not os.access(folder, os.W_OK):
+            raise InputError(
+                f"--record: {folder} cannot be written; copy the folder to where you may write"
+            )
+
+    def report(self, metric: str, measured: Measured, **counts: int) -> None:
+        """Prints the number as JSON, then records it if that is asked for."""
+        values = measured.to_json()
+        line = {"metric": metric, "value": values["value"], **measured.parameters, **counts}
+        print(json.dumps(line | {"weights": self.weights, "data": self.data}), flush=True)
+        if self.record:
+            from ..hub.export import record
+
+            images = self.data_name or Path(self.data).resolve().name
+            command = shlex.join(["cgh", *sys.argv[1:]])
+            record(Path(self.weights), metric, Metric(data=images, **values, command=command))
 
 
 @dataclass
 class Knn:
-    """kNN accuracy of the backbone's embeddings: val/ against train/. The last line on stdout is JSON."""
+    """kNN accuracy of embeddings of val/ against train/, as JSON on the last line."""
 
-    weights: Positional[str]
-    """WEIGHTS: a timm name, a weights folder, or a run folder."""
-    data: str
-    """Folder with train/ and val/, class folders in both."""
+    measurement: Measurement
     k: int = 20
-    """Neighbours that vote; 20 as in CGH's and most SSL papers' tables."""
+    """Neighbours that vote; 20 as in the tables of CGH and most other papers."""
     temperature: float = 0.07
-    """Of the votes' weights exp(cosine / temperature); 0.07 as in the same tables."""
-    measuring: OmitArgPrefixes[Measuring] = field(default_factory=Measuring)
-    extracting: OmitArgPrefixes[Extracting] = field(default_factory=Extracting)
+    """Temperature of the votes' weights exp(cosine / temperature); 0.07 as in the same tables."""
+    embeddings: Embeddings = field(default_factory=Embeddings)
 
+    def run(self) -> None:
+        from ..evaluate.measurement import knn
 
-def evaluate_knn(args: Knn) -> None:
-    """`cgh evaluate knn`."""
-    from ..evaluate import measured
-
-    model, train, val = _open(args)
-    if not 1 <= args.k <= len(train):
-        raise InputError(f"--k {args.k}: expected 1 to {len(train)}, the number of training images")
-    found = measured.knn(model, train, val, k=args.k, temperature=args.temperature, **_extraction(args))
-    _finish(args, "knn", found, {"queries": len(val)})
+        model, train, val = self.measurement.load()
+        if not 1 <= self.k <= len(train):
+            raise InputError(
+                f"--k {self.k}: expected 1 to {len(train)}, the number of training images"
+            )
+        settings = dataclasses.replace(self.measurement.settings(), **self.embeddings.arguments())
+        found = knn(model, train, val, settings, self.k, self.temperature)
+        self.measurement.report("knn", found, queries=found.n)
 
 
 @dataclass
 class Linear:
-    """Accuracy of a linear layer on the frozen backbone, fitted to train/, on val/. The last line on stdout is JSON."""
+    """Accuracy on val/ of a linear layer fitted to train/, as JSON on the last line."""
 
-    weights: Positional[str]
-    """WEIGHTS: a timm name, a weights folder, or a run folder."""
-    data: str
-    """Folder with train/ and val/, class folders in both."""
+    measurement: Measurement
     protocol: Literal["sgd", "lbfgs", "ridge"]
-    """sgd: on augmented images, as papers report it. lbfgs (logistic regression) and ridge: on embeddings of plain
-    images, their penalty chosen on held-out training images; quick, and numbers of their own."""
-    sgd: OmitArgPrefixes[LinearConfig]
+    """sgd: on augmented images, as in papers; lbfgs (logistic), ridge: quick, on embeddings."""
+    sgd: LinearFlags  # pyright: ignore[reportInvalidTypeForm]
+    """Settings of --protocol sgd."""
     recipe: Recipe = "imagenet"
-    """Settings of sgd that go together; for cifar and tiny the learning rate is chosen. Flags given beside it win."""
-    measuring: OmitArgPrefixes[Measuring] = field(default_factory=Measuring)
-    extracting: OmitArgPrefixes[Extracting] = field(default_factory=Extracting)
+    """Values of the sgd flags that go together; those that are given win."""
+    embeddings: Embeddings = field(default_factory=Embeddings)
 
+    def run(self) -> None:
+        from ..evaluate.linear import sgd
+        from ..evaluate.probes import probe
 
-def evaluate_linear(args: Linear) -> None:
-    """`cgh evaluate linear`."""
-    from ..evaluate import measured
-
-    if args.protocol != "sgd" and args.sgd != LINEAR["imagenet"]:
-        raise InputError(f"--protocol {args.protocol}: has no recipe, rate, epochs or steps; give --protocol sgd")
-    model, train, val = _open(args)
-    how = {"seed": args.measuring.seed, "say": say, **_extraction(args)}
-    found = measured.linear(args.protocol, model, train, val, args.sgd, args.recipe, **how)
-    _finish(args, "linear" if args.protocol == "sgd" else f"linear_{args.protocol}", found, {"val": len(val)})
+        if self.protocol != "sgd" and (self.sgd or self.recipe != "imagenet"):
+            raise InputError(
+                f"--protocol {self.protocol}: has no recipe, rate, epochs or steps; "
+                "give --protocol sgd"
+            )
+        config = dataclasses.replace(LINEAR[self.recipe], **self.sgd)
+        settings = dataclasses.replace(self.measurement.settings(), **self.embeddings.arguments())
+        model, train, val = self.measurement.load()
+        metric = "linear"
+        if self.protocol == "sgd":
+            found = sgd(model, train, val, config, settings).with_parameters(recipe=self.recipe)
+        else:
+            found = probe(self.protocol, model, train, val, settings)
+            metric += f"_{self.protocol}"
+        self.measurement.report(metric, found, val=found.n)
 
 
 @dataclass
 class Finetune:
-    """Accuracy on val/ after training all of the backbone on some labels of train/. The last line on stdout is JSON."""
+    """Accuracy on val/ after training on labels of train/, as JSON on the last line."""
 
-    weights: Positional[str]
-    """WEIGHTS: a timm name, a weights folder, or a run folder."""
-    data: str
-    """Folder with train/ and val/, class folders in both."""
+    measurement: Measurement
     labels: Literal["1%", "10%", "100%"]
-    """The share of train/ that is used: equally many images of every class, drawn by the seed."""
-    training: OmitArgPrefixes[FinetuneConfig]
+    """Share of train/ that is used: equally many images of every class, drawn by the seed."""
+    training: FinetuneFlags  # pyright: ignore[reportInvalidTypeForm]
+    """Settings of the training."""
     recipe: Recipe = "imagenet"
-    """Settings that go together, for each share of labels. Flags given beside it win."""
-    splits_file: str = ""
-    """Text file of the labelled images' names: written, or where it is there already, used in place of the seed's. Left
-    out, one in the current folder that is named by share, seed and images; 100% needs none."""
-    measuring: OmitArgPrefixes[Measuring] = field(default_factory=Measuring)
+    """Values of the training flags that go together; those that are given win."""
+    splits_file: File = ""
+    """Text file with the labelled images' names, read if it exists and written if it does not."""
 
+    def run(self) -> None:
+        from ..evaluate.finetune import finetune
+        from ..evaluate.splits import labelled, subset
 
-def evaluate_finetune(args: Finetune) -> None:
-    """`cgh evaluate finetune`."""
-    from ..evaluate.finetune import finetune
-    from ..evaluate.splits import labelled, subset
-
-    model, train, val = _open(args)
-    percent = int(args.labels.removesuffix("%"))
-    file = args.splits_file or f"labels_{percent}_seed{args.measuring.seed}_{train.digest[:8]}.txt"
-    split = "file" if args.splits_file and Path(file).exists() else "seed"
-    indices, names = labelled(train, percent, args.measuring.seed, file if args.splits_file or percent < 100 else None)
-    say(f"{len(indices)} of {len(train)} training images, {len(train.classes)} classes, drawn by the {split}")
-    part, seed = subset(train, indices), args.measuring.seed
-    accuracy = finetune(model, part, val, args.training, seed=seed, say=say, **_extraction(args))
-    size = min(args.training.train_batch_size, len(part))
-    numbers = {
-        "labels": args.labels, "recipe": args.recipe, **dataclasses.asdict(args.training), "train_batch_size": size,
-        "seed": seed, "labelled": len(part), "split": split, "names_sha256": names,
-    }  # fmt: skip
-    protocol = f"backbone and linear layer trained on {args.labels} of train/, top-1 of val/ after the last epoch"
-    found = {"protocol": protocol, "parameters": numbers, "value": round(accuracy, 3), "n": len(val)}
-    _finish(args, f"finetune_{percent}", found, {"val": len(val)})
+        config = dataclasses.replace(FINETUNE[self.recipe, self.labels], **self.training)
+        model, train, val = self.measurement.load()
+        seed = self.measurement.seed
+        percent = int(self.labels.removesuffix("%"))
+        file = self.splits_file
+        source = "file" if file and Path(file).exists() else "seed"
+        if not file and percent < 100:
+            file = f"labels_{percent}_seed{seed}_{train.digest[:8]}.txt"
+        indices, names_sha256 = labelled(train, percent, seed, file or None)
+        counts = f"{len(indices)} of {len(train)} training images, {len(train.classes)} classes"
+        say(f"{counts}, drawn by the {source}")
+        settings = self.measurement.settings()
+        found = finetune(model, subset(train, indices), val, config, settings)
+        found = found.with_parameters(
+            labels=self.labels, recipe=self.recipe, split=source, names_sha256=names_sha256
+        )
+        text = f"backbone and linear layer trained on {self.labels} of train/"
+        text += ", top-1 of val/ after the last epoch"
+        found = dataclasses.replace(found, protocol=text)
+        self.measurement.report(f"finetune_{percent}", found, val=found.n)
 
 
 @dataclass
 class Reproduce:
-    """Measures a published number again, from the shipped file: exit 0 if it agrees, 1 if not, 2 without its images."""
+    """Measures a published number again; exit code 0 if it agrees, 1 if not."""
 
-    weights: Positional[str]
+    weights: Weights
     """A name of `cgh list`, or a weights folder."""
-    data: str
+    data: Folder
     """Folder with train/ and val/ of the images that the number was measured on."""
     metric: Literal["knn", "linear"] = "knn"
-    """knn: within 0.1 percent points; linear (protocol sgd, at the rate that was chosen): within 0.5."""
-    follow_links: bool = False
-    """Read linked folders, and links that lead out of the folder, too."""
+    """knn agrees within 0.1 percent points, linear (sgd, with the chosen rate) within 0.5."""
     batch_size: int = 256
-    """Images a forward where nothing is trained on them; changes speed and memory only."""
+    """Images that are embedded at once; changes speed and memory only."""
     workers: int = 2
     """Processes that read images."""
-    device: str = "auto"
-    """cpu, cuda, cuda:1, ...; auto takes a GPU if there is one."""
+    device: Name = "auto"
+    """cpu, cuda, cuda:1, ...; auto: a GPU if there is one."""
+    follow_links: bool = False
+    """Also read linked folders, and links that lead out of the data folder."""
 
+    def run(self) -> None:
+        from ..data.image_set import load_splits
+        from ..evaluate import measurement
+        from ..hub.registry import create_model
 
-def reproduce(args: Reproduce) -> None:
-    """`cgh reproduce`."""
-    from ..data.image_set import load_splits
-    from ..evaluate import measured
-    from ..hub.registry import create_model
-
-    row = manifest.row_of(args.weights)
-    if not (published := row["metrics"][args.metric]):
-        there = ", ".join(name for name, metric in row["metrics"].items() if metric) or "none"
-        raise InputError(f"{args.weights}: no {args.metric} was published of it (there are: {there})")
-    train, val = load_splits(args.data, args.follow_links)
-    model, how = create_model(args.weights), {"batch_size": args.batch_size, "workers": args.workers}
-    got = measured.again(args.metric, published, model, train, val, device=args.device, say=say, **how)
-    value, tolerance = published["value"], measured.TOLERANCE[args.metric]
-    agrees = round(abs(got - value), 6) <= tolerance
-    found = {"metric": args.metric, "published": value, "got": got, "tolerance": tolerance, "agrees": agrees}
-    print(json.dumps(found | {"weights": args.weights, "data": args.data}))
-    if not agrees:
-        hint = f"`cgh verify {args.weights}` says whether the file is the published one"
-        if published["data"] == row["data"]["name"] and train.digest != row["data"]["digest"]:
-            hint = (
-                f"{args.data}/train has other names or sizes than the images of {row['data']['name']} it was trained on"
+        row, _ = manifest.find(self.weights)
+        published = row.metrics[self.metric]
+        if not published:
+            others = ", ".join(name for name, metric in row.metrics.items() if metric) or "none"
+            raise InputError(
+                f"{self.weights}: no {self.metric} was published of it (there are: {others})"
             )
-        numbers = f"published {args.metric} {value:.2f} %, got {got:.2f} %, more than {tolerance} apart"
-        raise NotReproduced(f"{args.weights}: {numbers}; {hint}")
-
-
-def _open(args: Any) -> tuple[Any, Any, Any]:
-    """The model, train/ and val/; nothing is measured that could not be recorded."""
-    import torch
-
-    from ..data.image_set import load_splits
-    from ..hub.registry import create_model, is_weights
-
-    how = args.measuring
-    torch.manual_seed(how.seed)
-    train, val = load_splits(args.data, how.follow_links)
-    if how.record:
-        folder = Path(args.weights)
-        if how.random or not is_weights(folder):
-            raise InputError(f"--record: {args.weights} is no weights folder; `cgh export` makes one")
-        manifest.read_row(folder)
-        if not os.access(folder, os.W_OK):
-            raise InputError(f"--record: {args.weights} cannot be written; copy the folder to where you may write")
-    return create_model(args.weights, pretrained=not how.random), train, val
-
-
-def _extraction(args: Any) -> dict[str, Any]:
-    how = args.measuring
-    given = {"batch_size": how.batch_size, "workers": how.workers, "device": how.device}
-    how = getattr(args, "extracting", None)
-    return given | ({"cache_dir": how.cache or None, "fast": how.fast} if how else {})
-
-
-def _finish(args: Any, metric: str, measured: dict[str, Any], more: dict[str, Any]) -> None:
-    """Prints the number, and then records it if that is asked for."""
-    found = {"metric": metric, "value": measured["value"], **measured["parameters"], **more}
-    print(json.dumps(found | {"weights": args.weights, "data": args.data}), flush=True)
-    if args.measuring.record:
-        from ..hub.export import record
-
-        name = args.measuring.data_name or Path(args.data).resolve().name
-        record(Path(args.weights), metric, {"data": name, **measured, "command": shlex.join(["cgh", *sys.argv[1:]])})
-
-
-def _named(words: list[str], flag: str, default: str, known: tuple[str, ...]) -> str:
-    """The value given to a flag, if it is one of the known."""
-    split = [part for word in words for part in word.split("=", 1)]
-    value = next((value for name, value in pairwise(split) if name == flag), default)
-    return value if value in known else default
-
-
-def linear_defaults(words: list[str]) -> Linear:
-    """The flags' defaults are the values of the recipe that is named."""
-    recipe = _named(words, "--recipe", "imagenet", tuple(LINEAR))
-    return Linear(tyro.MISSING, tyro.MISSING, tyro.MISSING, LINEAR[recipe])
-
-
-def finetune_defaults(words: list[str]) -> Finetune:
-    """The flags' defaults are the values of the recipe and the share of labels that are named."""
-    recipe, labels = _named(words, "--recipe", "imagenet", tuple(LINEAR)), _named(words, "--labels", "1%", LABELS)
-    return Finetune(tyro.MISSING, tyro.MISSING, tyro.MISSING, FINETUNE[recipe, labels])
+        train, val = load_splits(self.data, self.follow_links)
+        model = create_model(self.weights)
+        settings = EvalSettings(self.batch_size, self.workers, self.device, log=say)
+        numbers = dataclasses.asdict(published)
+        got = measurement.remeasure(self.metric, numbers, model, train, val, settings)
+        value = published.value
+        tolerance = measurement.TOLERANCE[self.metric]
+        agrees = round(abs(got - value), 6) <= tolerance
+        line = {"metric": self.metric, "published": value, "got": got, "tolerance": tolerance}
+        line |= {"agrees": agrees, "weights": self.weights, "data": self.data}
+        print(json.dumps(line))
+        if agrees:
+            return
+        hint = f"`cgh verify {self.weights}` says whether the file is the published one"
+        if published.data == row.data.name and train.digest != row.data.digest:
+            hint = (
+                f"{self.data}/train has other names or sizes than the images of "
+                f"{row.data.name} it was trained on"
+            )
+        raise NotReproduced(
+            f"{self.weights}: published {self.metric} {value:.2f} %, got {got:.2f} %, "
+            f"more than {tolerance} apart; {hint}"
+        )

@@ -1,199 +1,165 @@
-"""The commands that train and export; heavy modules are imported when a command runs."""
+"""The commands that train and export."""
 
+import dataclasses
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-import tyro
-from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction
+from tyro.conf import UseAppendAction, arg
 
-from ..config import TrainConfig, explain_changes, from_dict
+from ..config import TrainConfig, from_dict
 from ..errors import InputError, say
 from ..recipes import RECIPES, method_config, train_config
+from .flags import Folder, Name, Pattern, Recipe, RunFolder, Text, defaults_by_recipe, flags_of
 
-Flags = OmitArgPrefixes[TrainConfig]
+DEFAULTS = {recipe: train_config(recipe, "cgh") for recipe in RECIPES}
+DEFAULTS["adamw"] = train_config("imagenet", "cgh", "adamw")
+KEPT_ON_RESUME = [
+    field.name
+    for field in dataclasses.fields(TrainConfig)
+    if not field.metadata["changes"].startswith("nothing")
+]
+TrainFlags = flags_of(TrainConfig, defaults_by_recipe(DEFAULTS))
+ResumeFlags = flags_of(TrainConfig, lambda name: "the run's", left_out=KEPT_ON_RESUME)
+IMAGES = (
+    "Images: a folder (flat, nested or class folders), a text file with a path a line, a tar "
+    "archive, a folder of tar archives, or hfds/NAME, a dataset of the Hugging Face Hub."
+)
 
 
 @dataclass
 class Pretrain:
-    """Trains a backbone on a folder of images without labels; leaves a run folder that can be resumed and exported."""
+    """Trains a backbone on images without labels, and writes a run folder."""
 
-    data: str
-    """Folder of images (flat, nested, or class folders), or a text file with a path a line."""
-    out: str
+    data: Annotated[str, arg(metavar="IMAGES", help=IMAGES)]
+    out: Folder
     """Run folder to make."""
-    train: Flags
-    method: str = "cgh"
-    """cgh, lewel, lewel_m, mnclglf, ressl, moco_v2, byol or nnclr; docs/methods.md says when to choose which."""
-    arch: str = ""
-    """A timm architecture; left out, the recipe's."""
-    recipe: Literal["imagenet", "cifar", "tiny"] = "imagenet"
-    """Settings that go together: imagenet (224 px), tiny (64 px), cifar (32 px). Flags given beside it win."""
-    init: str = ""
-    """WEIGHTS to start from: a timm name, a weights folder (with its heads if they fit), or a run folder."""
-    set: UseAppendAction[tuple[str, ...]] = ()
-    """KEY=VALUE of the method's own settings, e.g. --set taps=3; may be repeated."""
+    train: TrainFlags  # pyright: ignore[reportInvalidTypeForm]
+    """Settings of the run; see config.py for their sources."""
+    method: Name = "cgh"
+    """cgh, lewel, lewel_m, mnclglf, ressl, moco_v2, byol or nnclr (see docs/methods.md)."""
+    arch: Name = ""
+    """Architecture of timm; without it, resnet50, resnet18_small (tiny) or resnet18_cifar."""
+    recipe: Recipe = "imagenet"
+    """Values of all other flags that go together, for images of 224, 32 or 64 pixels."""
+    init: Annotated[Name, arg(metavar="WEIGHTS")] = ""
+    """Weights to start from: a name of `cgh list` or of timm, a weights or a run folder."""
+    set: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="KEY=VALUE")] = ()
+    """A setting of the method, for example --set taps=3."""
 
+    def configs(self) -> tuple[TrainConfig, Any]:
+        """Settings of the trainer and of the method: the recipe's, changed by what was given."""
+        from ..methods import METHODS
 
-def pretrain(args: Pretrain) -> None:
-    """`cgh pretrain`."""
-    from ..hub.registry import build_method, preprocessing, start_from
-    from ..methods import METHODS
-    from ..train.loop import open_images
+        if self.method not in METHODS:
+            known = ", ".join(METHODS)
+            raise InputError(
+                f"--method {self.method}: there is no such method; the methods are {known}"
+            )
+        recipe = train_config(self.recipe, self.method, self.train.get("optimizer", ""))
+        train = dataclasses.replace(recipe, **self.train)
+        return train, method_config(METHODS[self.method], self.recipe, train, self.set)
 
-    if args.method not in METHODS:
-        build_method(args.method, "", {}, None)
-    if not args.data or not args.out:
-        raise InputError("--data and --out: neither may be empty; give a folder of images and a run folder to make")
-    images = open_images(args.data, args.train)
-    config = method_config(METHODS[args.method], args.recipe, args.train, args.set)
-    _say_warmup(args.train)
-    _seed(args.train.seed)
-    method = build_method(args.method, args.arch or RECIPES[args.recipe].arch, preprocessing(args.train), config)
-    if args.init:
-        say(start_from(method, args.init))
-    _train(method, images, args.train, args.out, resume=False)
+    def run(self) -> None:
+        import torch
+
+        from ..hub.start_from import start_from
+        from ..methods import build_method, preprocessing
+        from ..train.loop import open_images, pretrain
+
+        if not self.data or not self.out:
+            raise InputError("--data and --out: neither may be empty; give images and a folder")
+        train, config = self.configs()
+        images = open_images(self.data, train)
+        epochs = train.warmup * train.epochs
+        if epochs < train.warmup_epochs:
+            say(f"warm-up: {epochs:g} of {train.epochs} epochs, a tenth of this short run")
+        torch.manual_seed(train.seed)
+        arch = self.arch or RECIPES[self.recipe].arch
+        method = build_method(self.method, arch, preprocessing(train), config)
+        if self.init:
+            say(start_from(method, self.init))
+        pretrain(method, images, train, self.out)
 
 
 @dataclass
 class Resume:
-    """Goes on with a run from its newest checkpoint; on the CPU bit-identical to never having stopped."""
+    """Continues a run from its newest checkpoint, on a CPU bit for bit."""
 
-    run: Positional[str]
+    run_dir: RunFolder
     """Run folder."""
-    train: Flags
-    data: str = ""
-    """Where the same images are now; left out, where they were."""
-    set: UseAppendAction[tuple[str, ...]] = ()
-    """The method's settings cannot change; this says why."""
+    train: ResumeFlags  # pyright: ignore[reportInvalidTypeForm]
+    """Settings that a resumed run may change."""
+    data: Annotated[str, arg(metavar="IMAGES", help_behavior_hint="(default: the run's)")] = ""
+    """Where the same images are now, if they were moved."""
 
+    def run(self) -> None:
+        from ..hub.registry import new_method_of_run
+        from ..train.loop import pretrain
 
-def resume(args: Resume) -> None:
-    """`cgh resume`."""
-    from ..hub.registry import new_method_of_run
-
-    method, run = new_method_of_run(Path(args.run))
-    if args.set:
-        changed = method_config(type(method), "imagenet", args.train, args.set)
-        asked = {setting.partition("=")[0] for setting in args.set}
-        after = run | {"method_config": run["method_config"] | {k: getattr(changed, k) for k in asked}}
-        refused = explain_changes(run, after)[1]
-        if refused:
-            raise InputError(
-                f"{args.run}: {'; '.join(refused)}; start a new run: `cgh pretrain --init {args.run} --set ...`"
-            )
-    _train(method, args.data or run["data"]["path"], args.train, args.run, resume=True)
+        method, run = new_method_of_run(Path(self.run_dir))
+        train = dataclasses.replace(from_dict(TrainConfig, run["train"]), **self.train)
+        pretrain(method, self.data or run["data"]["path"], train, self.run_dir, resume=True)
 
 
 @dataclass
 class Backbones:
-    """Which timm architectures can be pretrained with which methods: each is tried, without weights or memory."""
+    """Tries which of timm's architectures can be pretrained, with which methods."""
 
-    pattern: Positional[str]
-    """Shell pattern of timm's names, e.g. 'resnet18*'."""
+    pattern: Pattern
+    """Names of timm as a shell pattern, for example 'resnet18*'."""
 
+    def run(self) -> None:
+        from ..methods.compatibility import matching, refusals
 
-def backbones(args: Backbones) -> None:
-    """`cgh backbones`."""
-    from ..methods.compatibility import matching, refusals
-
-    names = matching(args.pattern)
-    width = max(map(len, names))
-    for name in names:
-        refused = refusals(name)
-        able = " ".join(method for method, why in refused.items() if not why)
-        print(f"{name:<{width}}  {able or 'none'}", flush=True)
-        for method, why in refused.items():
-            if why:
-                print(f"{'':<{width}}    not {method}: {why}", flush=True)
+        names = matching(self.pattern)
+        width = max(map(len, names))
+        for name in names:
+            reasons = refusals(name)
+            possible = [method for method, reason in reasons.items() if not reason]
+            print(f"{name:<{width}}  {' '.join(possible) or 'none'}", flush=True)
+            for method, reason in reasons.items():
+                if reason:
+                    print(f"{'':<{width}}    not {method}: {reason}", flush=True)
 
 
 @dataclass
 class Export:
-    """Strips the heads: a weights folder that plain timm loads, with the heads in a file beside."""
+    """Writes the backbone of a run as a weights folder that plain timm loads."""
 
-    run: Positional[str]
+    run_dir: RunFolder
     """Run folder."""
-    out: str
+    out: Folder
     """Weights folder to make."""
     dtype: Literal["float32", "float16"] = "float32"
-    """Of the files; float16 halves them."""
-    tag: str = ""
-    """What follows the dot in the weights' name; left out, the method."""
-    license: str = ""
-    """The licence you give the weights, for the card."""
-    data_name: str = ""
-    """What the card calls the training images; left out, their folder's name."""
-    data_license: str = ""
-    """The terms of the training images, in one sentence, for the card."""
+    """Type of the numbers in the files; float16 halves them."""
+    tag: Name = ""
+    """What follows the dot in the weights' name; without it, the method."""
+    license: Name = ""
+    """Licence of the weights, for the model card."""
+    data_name: Name = ""
+    """Name of the training images, for the card; without it, the name of their folder."""
+    data_license: Text = ""
+    """Terms of the training images in one sentence, for the card."""
 
+    def run(self) -> None:
+        from ..hub.export import export
 
-def export(args: Export) -> None:
-    """`cgh export`."""
-    from ..hub.export import export as write
-
-    write(
-        args.run, args.out, dtype=args.dtype, tag=args.tag, license=args.license,
-        data_name=args.data_name, data_license=args.data_license,
-    )  # fmt: skip
-    print(
-        f"{args.out}: read back, equal to the bit; timm.create_model('local-dir:{args.out}', pretrained=True) loads it"
-    )
+        export(**vars(self))
+        print(f"{self.out}: read back, equal to the bit")
+        print(f"timm.create_model('local-dir:{self.out}', pretrained=True) loads it")
 
 
 @dataclass
 class Demo:
-    """The whole road on 3,000 small photographs that come with the package: pretrain, kNN, export, load with timm."""
+    """Pretrains, measures and exports on 3,000 packaged photographs."""
 
-    out: str = "cgh-demo"
+    out: Folder = "cgh-demo"
     """Folder to make."""
     seed: int = 0
-    """Of new layers, order and views."""
-    random: bool = False
-    """Start untrained, and train longer, instead of from the packaged weights."""
+    """Seed of the new layers, the order of the images and the views."""
 
+    def run(self) -> None:
+        from .demo import run
 
-def demo(args: Demo) -> None:
-    """`cgh demo`."""
-    from .demo import run
-
-    run(args.out, args.seed, args.random)
-
-
-def _seed(seed: int) -> None:
-    import torch
-
-    torch.manual_seed(seed)
-
-
-def _say_warmup(train: TrainConfig) -> None:
-    if train.warmup < train.warmup_epochs / train.epochs:
-        epochs = train.warmup * train.epochs
-        say(f"warm-up: {epochs:g} of {train.epochs} epochs, a tenth of this short run")
-
-
-def _train(method: Any, data: Any, train: TrainConfig, out: str, resume: bool) -> None:
-    from ..train.loop import pretrain as loop
-
-    loop(method, data, train, out, resume=resume)
-
-
-def pretrain_defaults(words: list[str]) -> Pretrain:
-    """The flags' defaults are the values of the recipe, the method and the optimizer that are named."""
-    split = [part for word in words for part in word.split("=", 1)]
-    given = dict(pairwise(split))
-    recipe = given.get("--recipe", "imagenet")
-    train = train_config(
-        recipe if recipe in RECIPES else "imagenet", given.get("--method", "cgh"), given.get("--optimizer", "")
-    )
-    return Pretrain(tyro.MISSING, tyro.MISSING, train)
-
-
-def resume_defaults(words: list[str]) -> Resume:
-    """The flags' defaults are the settings of the run that is named."""
-    from ..train.checkpoint import read_run
-
-    run = next((Path(word) for word in words if (Path(word) / "config.json").is_file()), None)
-    train = from_dict(TrainConfig, read_run(run)["train"]) if run else TrainConfig()
-    return Resume(tyro.MISSING, train)
+        run(self.out, self.seed)

@@ -1,199 +1,199 @@
 """The commands about weights: list, info, verify, convert, publish, autoload."""
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Literal
 
-from tyro.conf import Positional
+from tyro.conf import Positional, arg
 
-from ..errors import ERRORS, InputError, printable
+from ..errors import ERRORS, InputError, printable, say
 from ..hub import manifest
+from ..hub.row import BACKBONE, Row
+from .flags import File, Folder, Name, OfRecipe, Pattern, Recipe, Text, Weights
 
 
 @dataclass
 class List:
-    """Published weights: what they were trained on, their size, their numbers, where they are."""
+    """Lists published weights: images, size, measured numbers, where they are."""
 
-    pattern: Positional[str] = ""
-    """Shell pattern of names, e.g. 'resnet50.*'; left out, all."""
+    pattern: Annotated[Pattern, arg(metavar="[PATTERN]")] = ""
+    """Names as a shell pattern, for example 'resnet50.*'; without it, all."""
 
-
-def list_weights(args: List) -> None:
-    """`cgh list`."""
-    from ..hub.fetch import where
-
-    names = manifest.names(args.pattern)
-    if args.pattern and not names:
-        raise InputError(f"{printable(args.pattern)}: no published weights match; `cgh list` shows all")
-    table: list[tuple[str, ...]] = [("name", "trained on", "parameters", "kNN %", "linear %", "MB", "where")]
-    for name in names:
-        row = manifest.row(name)
-        images = row["data"]["images"]
-        data = (row["data"]["name"] or "not stated") + (f" ({images:,})" if images else "")
-        numbers = [_number(row["metrics"][metric]) for metric in ("knn", "linear")]
-        size = row["files"][manifest.BACKBONE]["bytes"] / 1e6
-        table.append(
-            (name, data, f"{row['parameters'] / 1e6:.1f} M", *numbers, f"{size:.1f}", where(row, manifest.BACKBONE))
-        )
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for line in table:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    def run(self) -> None:
+        names = manifest.names(self.pattern)
+        if self.pattern and not names:
+            raise InputError(
+                f"{printable(self.pattern)}: no published weights match; `cgh list` shows all"
+            )
+        table = [("name", "trained on", "parameters", "kNN %", "linear %", "MB", "where")]
+        table += [_line(name, manifest.row(name)) for name in names]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        for cells in table:
+            padded = map(str.ljust, cells, widths)
+            print("  ".join(padded).rstrip())
 
 
-def _number(metric: dict[str, Any] | None) -> str:
-    return f"{metric['value']:.2f}" if metric else "-"
+def _line(name: str, row: Row) -> tuple[str, ...]:
+    """The cells of one line of `cgh list`."""
+    from ..hub.fetch import location
+
+    data = row.data.name or "not stated"
+    if row.data.images:
+        data += f" ({row.data.images:,})"
+    parameters = f"{row.parameters / 1e6:.1f} M"
+    megabytes = f"{row.files[BACKBONE].bytes / 1e6:.1f}"
+    metrics = [row.metrics[name] for name in ("knn", "linear")]
+    knn, linear = (f"{metric.value:.2f}" if metric else "-" for metric in metrics)
+    return name, data, parameters, knn, linear, megabytes, location(row, BACKBONE)
 
 
 @dataclass
 class Info:
-    """Everything about published weights or a weights folder, the command that made them included."""
+    """Prints all that is known of published weights or of a weights folder."""
 
-    weights: Positional[str]
+    weights: Weights
     """A name of `cgh list`, or a weights folder."""
 
-
-def info(args: Info) -> None:
-    """`cgh info`."""
-    row = manifest.row_of(args.weights)
-    for key in ("notes", "data"):  # before any number
-        _show(key, row.pop(key))
-    for key, value in row.items():
-        _show(key, value)
+    def run(self) -> None:
+        row = manifest.find(self.weights)[0].to_json()
+        for key in ("notes", "data"):  # before any number
+            _print_indented(key, row.pop(key))
+        for key, value in row.items():
+            _print_indented(key, value)
 
 
-def _show(key: str, value: Any, indent: int = 0) -> None:
+def _print_indented(key: str, value: object, indent: int = 0) -> None:
     if isinstance(value, dict) and value:
         print(f"{' ' * indent}{key}:")
         for inner, content in value.items():
-            _show(inner, content, indent + 2)
+            _print_indented(inner, content, indent + 2)
     else:
-        shown = value if isinstance(value, str) else json.dumps(value)
-        print(f"{' ' * indent}{key}: {printable(shown)}")
+        text = value if isinstance(value, str) else json.dumps(value)
+        print(f"{' ' * indent}{key}: {printable(text)}")
 
 
 @dataclass
 class Verify:
-    """Checks weights all the way: hashes, tensors, finite values, fingerprint. Exit code 0, or 4 if one is wrong."""
+    """Checks hashes, tensors, values and outputs; exit code 4 if one is wrong."""
 
-    weights: Positional[tuple[str, ...]] = ()
-    """Names of `cgh list`, or weights folders; left out, all that are on this machine."""
+    weights: Annotated[
+        Positional[tuple[str, ...]], arg(metavar="[WEIGHTS ...]", help_behavior_hint="")
+    ] = ()
+    """Names of `cgh list`, or weights folders; without any, all that are on this machine."""
+
+    def run(self) -> None:
+        from ..hub.fetch import HERE, location
+
+        rows = manifest.rows()
+        here = [name for name, row in rows.items() if location(row, BACKBONE) in HERE]
+        if not self.weights and not here:
+            print("no published weights are on this machine")
+        errors = [error for error in map(_verify, self.weights or here) if error]
+        for error in errors[:-1]:
+            say(f"error: {' '.join(str(error).split())}")
+        if errors:
+            raise errors[-1]
 
 
-def verify(args: Verify) -> None:
-    """`cgh verify`."""
-    from ..hub.fetch import HERE, where
-    from ..hub.integrity import verify as check
+def _verify(weights: str) -> Exception | None:
+    """Prints that the weights are right, or returns the error."""
+    from ..hub.integrity import verify
 
-    here = [name for name, row in manifest.rows().items() if where(row, manifest.BACKBONE) in HERE]
-    if not args.weights and not here:
-        print("no published weights are on this machine")
-    failed: list[Any] = []
-    for weights in args.weights or here:
-        try:
-            done = check(weights)
-        except ERRORS as error:
-            failed.append(error)
-            continue
-        print(
-            f"{weights}: {', '.join(done['files'])}: sha256, tensors, values and fingerprint are right "
-            f"({done['parameters']:,} parameters, fingerprint within {done['fingerprint_error']:.1e})"
-        )
-    for error in failed[:-1]:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-    if failed:
-        raise failed[-1]
+    try:
+        done = verify(weights)
+    except ERRORS as error:
+        return error
+    print(
+        f"{weights}: {', '.join(done['files'])}: sha256, tensors, values and fingerprint are right "
+        f"({done['parameters']:,} parameters, fingerprint within {done['fingerprint_error']:.1e})"
+    )
+    return None
 
 
 @dataclass
 class Convert:
-    """A checkpoint of a method's authors becomes a weights folder; no code in it is run."""
+    """Makes a weights folder of an authors' checkpoint; no code in it is run."""
 
-    file: Positional[str]
-    """Their file: what torch.save wrote (.pth, .pth.tar, ...) or .safetensors."""
+    file: Annotated[Positional[str], arg(metavar="FILE")]
+    """The authors' file: of torch.save (.pth, .pth.tar, ...), or .safetensors."""
     method: Literal["cgh", "ressl", "lewel", "moco_v2", "byol", "mnclglf"]
-    """Whose checkpoint it is: where the student's backbone lies in it, its paper and its licence."""
-    out: str
+    """Method whose authors wrote it; says where the backbone is in it, its paper and licence."""
+    out: Folder
     """Weights folder to make."""
-    arch: str = ""
-    """Its timm architecture; left out, what the tensors say. A 3x3 stem does not say all, then it has to be given."""
-    recipe: Literal["imagenet", "cifar", "tiny"] = "imagenet"
-    """The images it was trained on: size, mean and std of imagenet (224 px), tiny (64 px) or cifar (32 px)."""
-    image_size: int | None = None
-    """Side of its images in pixels; left out, the recipe's."""
-    mean: tuple[float, float, float] | None = None
-    """Of its images' channels; left out, the recipe's."""
-    std: tuple[float, float, float] | None = None
-    """Of its images' channels; left out, the recipe's."""
-    tag: str = ""
-    """What follows the dot in the weights' name; left out, METHOD_converted."""
-    license: str = ""
-    """Licence of the weights, if you know of another than the authors state of their release."""
-    data_name: str = ""
-    """What the card calls the training images; left out, not stated."""
-    data_license: str = ""
-    """The terms of the training images, in one sentence, for the card."""
-    epochs: float | None = None
-    """It was trained for, for the card; left out, not stated."""
+    arch: Name = ""
+    """Architecture of timm; without it, read from the tensors (not possible for 3x3 stems)."""
+    recipe: Recipe = "imagenet"
+    """Size, mean and std of the images it was trained on: of 224, 32 or 64 pixels."""
+    image_size: OfRecipe[int] = None
+    """Side of its images in pixels."""
+    mean: OfRecipe[tuple[float, float, float]] = None
+    """Mean of each channel of its images."""
+    std: OfRecipe[tuple[float, float, float]] = None
+    """Standard deviation of each channel of its images."""
+    tag: Name = ""
+    """What follows the dot in the weights' name; without it, METHOD_converted."""
+    license: Name = ""
+    """Licence of the weights, if it is another than the authors state for their release."""
+    data_name: Name = ""
+    """Name of the training images, for the model card."""
+    data_license: Text = ""
+    """Terms of the training images in one sentence, for the card."""
+    epochs: Annotated[float | None, arg(help_behavior_hint="")] = None
+    """Epochs it was trained for, for the card."""
 
+    def run(self) -> None:
+        from ..hub.convert import convert
 
-def convert(args: Convert) -> None:
-    """`cgh convert`."""
-    from ..hub.convert import convert as write
-
-    row = write(**vars(args))
-    source = row["converted_from"]
-    print(f"{args.out}: {row['name']}, {row['parameters']:,} parameters of {source['prefix']}*, read back, equal")
-    print(f"licence: {row['license'] or 'not stated'}; {' '.join(map(printable, row['notes']))}")
-    print(f"timm.create_model('local-dir:{args.out}', pretrained=True) loads it")
+        row = convert(**vars(self))
+        prefix = row.converted_from.prefix if row.converted_from else ""
+        count = f"{row.parameters:,} parameters of {prefix}*"
+        print(f"{self.out}: {row.name}, {count}, read back, equal")
+        print(f"licence: {row.license or 'not stated'}; {printable(' '.join(row.notes))}")
+        print(f"timm.create_model('local-dir:{self.out}', pretrained=True) loads it")
 
 
 @dataclass
 class Publish:
-    """Uploads a weights folder to the Hub in one commit, reads it back, and pins the commit in a manifest."""
+    """Uploads a weights folder to the Hugging Face Hub and pins the commit."""
 
-    folder: Positional[str]
+    folder: Annotated[Positional[str], arg(metavar="FOLDER")]
     """Weights folder that `cgh verify` accepts."""
-    repo: str
-    """Hub repository, ORG/NAME; made if it is not there."""
+    repo: Annotated[str, arg(metavar="ORG/NAME")]
+    """Repository on the Hub; made if it does not exist."""
     private: bool = False
     """Make a new repository private."""
-    manifest: str = ""
-    """Manifest file to write repository and commit into, beside the folder's own weights.json; a checkout's
-    weights_manifest.json brings the package's copy along."""
+    manifest: File = ""
+    """Manifest of published weights to write repository and commit into, too."""
 
+    def run(self) -> None:
+        from ..hub.publish import publish
 
-def publish(args: Publish) -> None:
-    """`cgh publish`."""
-    from ..hub.publish import publish as upload
-
-    chosen = [Path(args.manifest)] if args.manifest else []
-    if chosen and chosen[0].resolve() == manifest.PACKAGE.parent / manifest.MANIFEST.name:
-        chosen.append(manifest.MANIFEST)
-    commit, left = upload(Path(args.folder), args.repo, private=args.private, manifests=chosen)
-    if left:
-        print(f"not published: {printable(', '.join(left))}")
-    print(f"{args.repo}: read back, equal; commit {commit}")
-    print(f"timm.create_model('hf-hub:{args.repo}', pretrained=True) loads it")
-    for path in (Path(args.folder) / manifest.ROW_FILE, *chosen):
-        print(f"{path}: pinned")
+        manifests = [Path(self.manifest)] if self.manifest else []
+        if manifests and manifests[0].resolve() == manifest.PACKAGE.parent / manifest.MANIFEST.name:
+            manifests.append(manifest.MANIFEST)
+        folder = Path(self.folder)
+        commit, left_out = publish(folder, self.repo, private=self.private, manifests=manifests)
+        if left_out:
+            print(f"not published: {printable(', '.join(left_out))}")
+        print(f"{self.repo}: read back, equal; commit {commit}")
+        print(f"timm.create_model('hf-hub:{self.repo}', pretrained=True) loads it")
+        for path in (folder / manifest.ROW_FILE, *manifests):
+            print(f"{path}: pinned")
 
 
 @dataclass
 class Autoload:
-    """Makes plain `import timm` know the published weights in this environment, or undoes that."""
+    """Makes plain `import timm` know the published weights, or stops it."""
 
     switch: Positional[Literal["on", "off"]]
-    """on writes a .pth file into site-packages, off removes it; CGH_AUTOLOAD=0 disables it for a process."""
+    """on writes a .pth file into site-packages (CGH_AUTOLOAD=0 disables it), off removes it."""
 
+    def run(self) -> None:
+        from ..hub.autoload import path, switch
 
-def autoload(args: Autoload) -> None:
-    """`cgh autoload`."""
-    from ..hub.autoload import path, switch
-
-    before = switch(args.switch == "on")
-    if args.switch == "on":
-        print(f"{path()}: written; `import timm` now knows the weights")
-    else:
-        print(f"{path()}: {'removed' if before else 'was not there, autoload is off'}")
+        was_on = switch(self.switch == "on")
+        if self.switch == "on":
+            print(f"{path()}: written; `import timm` now knows the weights")
+        else:
+            print(f"{path()}: {'removed' if was_on else 'was not there, autoload is off'}")
