@@ -1,13 +1,14 @@
-"""Deterministic cost counters for a PyTorch step: kernels, bytes, peak live memory, host syncs. No clock involved.
+"""Counts kernels, bytes, peak live memory and host syncs of a PyTorch step, without a clock.
 
-Build the model and inputs on torch.device("meta") to count a real-size step in seconds on any machine.
+Build the model and inputs on torch.device("meta") to count a real-size step in seconds on any
+machine.
 
     with FlopCounterMode(display=False) as flops, CountOps() as ops, LiveBytes() as live:
         step()
     flops.get_total_flops(), ops.kernels, ops.bytes, ops.host_syncs, live.peak
 
-Bytes are *unfused* traffic: inputs + outputs of every non-view operator. Counts depend on the torch version: assert
-upper bounds.
+Bytes are *unfused* traffic: inputs + outputs of every non-view operator. Counts depend on the torch
+version: assert upper bounds.
 """
 
 import weakref
@@ -37,7 +38,7 @@ def _bytes(tensor):
 
 
 class CountOps(TorchDispatchMode):
-    """Counts operators that would be kernels, the bytes they touch, and .item()-style host syncs."""
+    """Counts operators that would be kernels, the bytes they touch, and host syncs as .item()."""
 
     def __init__(self):
         super().__init__()
@@ -50,10 +51,14 @@ class CountOps(TorchDispatchMode):
         if name == "aten::_local_scalar_dense":
             self.host_syncs += 1
         writes = [r.alias_info is not None and r.alias_info.is_write for r in func._schema.returns]
-        is_view = any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)
+        is_view = any(
+            r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns
+        )
         if not is_view and name not in _FREE:
             inputs, outputs = _tensors((args, kwargs or {})), _tensors(out)
-            moved = sum(map(_bytes, inputs)) + sum(_bytes(t) for t in outputs if not any(t is i for i in inputs))
+            moved = sum(map(_bytes, inputs)) + sum(
+                _bytes(t) for t in outputs if not any(t is i for i in inputs)
+            )
             moved += sum(map(_bytes, outputs)) if any(writes) else 0
             self.kernels += 1
             self.bytes += moved

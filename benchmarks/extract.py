@@ -28,5 +28,8 @@ if __name__ == "__main__":
                 return fast(images.to(kind, memory_format=torch.channels_last)).float()
 
             cosine = torch.cosine_similarity(ours(), model(images)).min()
-            table(f"{arch}, {batch} images", milliseconds({"timm": lambda m=model, x=images: m(x), "fast": ours}, 5))
+            table(
+                f"{arch}, {batch} images",
+                milliseconds({"timm": lambda m=model, x=images: m(x), "fast": ours}, 5),
+            )
         print(f"\nSmallest cosine: {cosine:.6f}")

@@ -3,8 +3,8 @@
     pip install simplejpeg
     python benchmarks/folder.py
 
-Files are mosaics of CIFAR-10's photographs. Of ours, what workers do (decode once, cut two crops) and what is left for
-the device are timed apart: on a GPU only the first is the CPU's.
+Files are mosaics of CIFAR-10's photographs. Of ours, what workers do (decode once, cut two crops)
+and what is left for the device are timed apart: on a GPU only the first is the CPU's.
 """
 
 import tempfile
@@ -18,7 +18,8 @@ from views import MEAN, STD, moco_v2, photographs
 
 from cgh_models.data import decode as reading
 from cgh_models.data.batched_views import crop, fast_views
-from cgh_models.data.views import COLUMNS, STRONG, boxes, uniform
+from cgh_models.data.views import COLUMNS, boxes, uniform
+from cgh_models.view_recipes import STRONG
 
 COUNT, SIDE = 32, 224
 
@@ -28,7 +29,8 @@ def write(folder: Path) -> list[Path]:
     tiles = photographs(2000).numpy()
     paths = [folder / f"{number}.jpg" for number in range(COUNT)]
     for number, path in enumerate(paths):
-        chosen = tiles[np.random.default_rng(number).choice(len(tiles), (12, 16))]  # (12, 16, 32, 32, 3)
+        rng = np.random.default_rng(number)
+        chosen = tiles[rng.choice(len(tiles), (12, 16))]  # (12, 16, 32, 32, 3)
         Image.fromarray(chosen.transpose(0, 2, 1, 3, 4).reshape(384, 512, 3)).save(path, quality=90)
     return paths
 
@@ -57,8 +59,13 @@ if __name__ == "__main__":
             return [torch.stack(view) for view in made]
 
         cut, u = crops(None), uniform(0, 0, np.arange(COUNT), COLUMNS)
-        ways = {"torchvision on PIL images": usual, "ours, workers' part, Pillow": lambda: crops(None)}
+        ways = {
+            "torchvision on PIL images": usual,
+            "ours, workers' part, Pillow": lambda: crops(None),
+        }
         if decoder:
             ways["ours, workers' part, simplejpeg"] = lambda: crops(decoder)
-        ways["ours, the device's part, on this core"] = lambda: [fast_views(STRONG, x, u, SIDE, mean, std) for x in cut]
+        ways["ours, the device's part, on this core"] = lambda: [
+            fast_views(STRONG, x, u, SIDE, mean, std) for x in cut
+        ]
         table("two strong views of a file", milliseconds(ways, 5), COUNT, "ms an image")

@@ -1,11 +1,12 @@
-"""How long a ResNet-50 takes to be ready: timm.create_model + torch.load of a .pth, against a published row.
+"""How long a ResNet-50 takes to load: a .pth with torch.load, against a published row.
 
     python benchmarks/load.py
 
-Interleaved in one process, median of nine; the row's sha256 is checked in every first load. Random weights: only sizes
-and work matter here.
+Interleaved in one process, median of nine; the row's sha256 is checked in every first load. Random
+weights: only sizes and work matter here.
 """
 
+import dataclasses
 import tempfile
 from pathlib import Path
 from unittest import mock
@@ -17,28 +18,34 @@ from side_by_side import milliseconds, table
 from cgh_models.files import sha256
 from cgh_models.hub import fetch as hub
 from cgh_models.hub import manifest, registry
+from cgh_models.hub.row import BACKBONE, FileEntry, Row
 from cgh_models.tensors import write_tensors
 
 ROUNDS = 9
 
 
-def a_row(folder: Path, state: dict, dtype: torch.dtype) -> dict:
+def a_row(folder: Path, state: dict, dtype: torch.dtype) -> Row:
     """A row whose backbone lies in ``folder`` as if it had been packaged."""
     name = f"resnet50.{str(dtype).rpartition('.')[2]}"
-    path = folder / name / manifest.BACKBONE
+    path = folder / name / BACKBONE
     path.parent.mkdir()
     write_tensors(path, {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()})
     row = manifest.row(manifest.names()[0])
-    files = {manifest.BACKBONE: {"bytes": path.stat().st_size, "sha256": sha256(path), "urls": None}}
-    return row | {"name": name, "architecture": "resnet50", "files": files}
+    files = {BACKBONE: FileEntry(path.stat().st_size, sha256(path))}
+    return dataclasses.replace(row, name=name, architecture="resnet50", files=files)
 
 
 def main() -> None:
     """Prints milliseconds and ratios."""
     state = timm.create_model("resnet50", num_classes=0).state_dict()
-    with tempfile.TemporaryDirectory() as scratch, mock.patch.object(hub, "_PACKAGED", Path(scratch)):
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        mock.patch.object(hub, "_PACKAGED", Path(scratch)),
+    ):
         torch.save(state, Path(scratch) / "resnet50.pth")
-        rows = {dtype: a_row(Path(scratch), state, dtype) for dtype in (torch.float32, torch.float16)}
+        rows = {
+            dtype: a_row(Path(scratch), state, dtype) for dtype in (torch.float32, torch.float16)
+        }
 
         def usual():
             model = timm.create_model("resnet50", num_classes=0)

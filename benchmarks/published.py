@@ -1,4 +1,6 @@
-"""CGH's step as it is published, for comparison: float32, NCHW, whole loss matrices, a loop over parameters.
+"""CGH's step as it is published, for comparison.
+
+Float32, NCHW, whole loss matrices, a loop over parameters.
 
 Written from the paper's equations (arXiv 2308.13392) and the order of operations of its release.
 """
@@ -10,8 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def losses(student: Tensor, hyper: Tensor, taught: Tensor, taught_hyper: Tensor, queues: list[Tensor]) -> Tensor:
-    """Both crossed losses: (N, P) four times and two queues (P, K), whose copies the logits are taken with."""
+def losses(
+    student: Tensor, hyper: Tensor, taught: Tensor, taught_hyper: Tensor, queues: list[Tensor]
+) -> Tensor:
+    """Both crossed losses of four (N, P) projections and two queues (P, K), which are copied."""
     first, second = queues
     of_student = student @ first.clone().detach()  # (N, K), as the other three
     of_teacher = taught @ first.clone().detach()
@@ -34,13 +38,17 @@ class Published:
     def __init__(self, student: nn.Module, rows: Tensor):
         self.student, self.teacher = student, copy.deepcopy(student).requires_grad_(False)
         self.queues, self.place = [queue.t().contiguous() for queue in rows], 0
-        self.optimizer = torch.optim.SGD(student.parameters(), 0.05, momentum=0.9, weight_decay=1e-4)
+        self.optimizer = torch.optim.SGD(
+            student.parameters(), 0.05, momentum=0.9, weight_decay=1e-4
+        )
 
     def step(self, weak: Tensor, strong: Tensor) -> None:
         """Losses, gradients, student, teacher, queues."""
         whole, hyper = self.student(strong, 1)
         with torch.no_grad():
-            for mine, theirs in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
+            for mine, theirs in zip(
+                self.teacher.parameters(), self.student.parameters(), strict=True
+            ):
                 mine.data = mine.data * 0.99 + theirs.data * 0.01
             taught, taught_hyper = self.teacher(weak, 1)
         loss = losses(whole, hyper, taught, taught_hyper, self.queues)

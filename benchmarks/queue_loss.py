@@ -9,17 +9,19 @@ from counters import LiveBytes
 from published import losses
 from side_by_side import milliseconds, table
 
-from cgh_models.methods.losses import relation_losses
+from cgh_models.methods.losses import crossed_relation_losses
 
 
 def published(student, hyper, taught, taught_hyper, rows):
-    """Both terms, forward and backward; rows are the queues as the release keeps them, a column an image."""
+    """Both terms, forward and backward; in ``rows``, as in the release, a column is an image."""
     losses(student, hyper, taught, taught_hyper, rows).backward()
 
 
 def streamed(student, hyper, taught, taught_hyper, rows):
     """The same."""
-    to_global, to_hyper = relation_losses([student, hyper], [taught, taught_hyper], rows, [0.1, 0.08], [0.04, 0.08])
+    to_global, to_hyper = crossed_relation_losses(
+        (student, hyper), (taught, taught_hyper), rows, (0.1, 0.08), (0.04, 0.08)
+    )
     (0.5 * to_hyper + 0.5 * to_global).backward()
 
 
@@ -47,7 +49,12 @@ if __name__ == "__main__":
     for batch in (32, 256):
         given = vectors(batch, "cpu")
         columns = *given[:4], [rows.t().contiguous() for rows in given[4]]
-        ways = {"as published": lambda g=columns: published(*g), "streamed": lambda g=given: streamed(*g)}
+        ways = {
+            "as published": lambda g=columns: published(*g),
+            "streamed": lambda g=given: streamed(*g),
+        }
         table(f"losses, batch {batch}", milliseconds(ways, 5 if batch == 32 else 3))
         whole, little = peak(published, batch), peak(streamed, batch)
-        print(f"\nLive memory, batch {batch}: {whole:.4g} MiB as published, {little:.3g} MiB streamed")
+        print(
+            f"\nLive memory, batch {batch}: {whole:.4g} MiB as published, {little:.3g} MiB streamed"
+        )

@@ -1,4 +1,7 @@
-"""Ways to do the same thing, timed in turns in one process: other work on the machine slows them all."""
+"""Times several ways to do the same thing, in turns in one process.
+
+Other work on the machine slows all of them.
+"""
 
 import statistics
 import time

@@ -1,4 +1,4 @@
-"""A training step of CGH against the step as published, the teacher's update, and the share that is not networks.
+"""A training step of CGH against the step as published, and the teacher's update.
 
     python benchmarks/step.py
 
@@ -15,8 +15,8 @@ from cgh_models.backbone import create, skeleton
 from cgh_models.config import TrainConfig
 from cgh_models.evaluate import pick_precision
 from cgh_models.methods import CGH
-from cgh_models.methods.losses import _chunk, relation_losses
-from cgh_models.methods.momentum_teacher import make_teacher, move_teacher
+from cgh_models.methods.losses import chunk_length, crossed_relation_losses
+from cgh_models.methods.momentum_teacher import make_teacher, update_teacher
 from cgh_models.train.optim import create_optimizer
 from cgh_models.train.step import train_step
 
@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 
 def step(arch: str, side: int, batch: int, rounds: int, **config) -> None:
-    """One architecture: as published, ours in float32, ours, and the bare networks in our precision."""
+    """As published, ours in float32, ours, and the bare networks in our precision."""
     torch.manual_seed(0)
     precision = pick_precision("auto", CPU)
     weak, strong = torch.randn(2, batch, 3, side, side)
@@ -34,7 +34,9 @@ def step(arch: str, side: int, batch: int, rounds: int, **config) -> None:
     for name, kind in {"ours, float32": torch.float32, f"ours, {precision}": precision}.items():
         method = CGH(create(arch), CGH.Config(**config)).to(memory_format=torch.channels_last)
         optimizer = create_optimizer(method, TrainConfig(batch_size=batch))
-        ways[name] = lambda m=method, o=optimizer, k=kind: train_step(m, o, [weak, strong], 1.0, 0.05, "cpu", k)
+        ways[name] = lambda m=method, o=optimizer, k=kind: train_step(
+            m, o, [weak, strong], 1.0, 0.05, "cpu", k
+        )
 
     def bare(m=method):
         with torch.autocast("cpu", precision, enabled=precision != torch.float32):
@@ -47,7 +49,8 @@ def step(arch: str, side: int, batch: int, rounds: int, **config) -> None:
     ways["forwards and backwards alone"] = bare
     taken = milliseconds(ways, rounds)
     table(f"{arch}, {side} pixels, batch {batch}, a step", taken)
-    print(f"\nWhole step over its forwards and backwards: {taken[f'ours, {precision}'] / taken[list(taken)[-1]]:.3f}")
+    share = taken[f"ours, {precision}"] / taken["forwards and backwards alone"]
+    print(f"\nWhole step over its forwards and backwards: {share:.3f}")
 
 
 def teacher(arch: str, rounds: int) -> None:
@@ -59,7 +62,10 @@ def teacher(arch: str, rounds: int) -> None:
         for mine, theirs in zip(loop.parameters(), student.parameters(), strict=True):
             mine.data = mine.data * 0.99 + theirs.data * 0.01
 
-    ways = {"loop over parameters": published, "ours": lambda: move_teacher(follower, student, 0.99)}
+    ways = {
+        "loop over parameters": published,
+        "ours": lambda: update_teacher(follower, student, 0.99),
+    }
     table(f"{arch}, teacher update", milliseconds(ways, rounds))
 
 
@@ -71,14 +77,16 @@ def _networks(method: CGH, images: Tensor, *, cast: bool) -> CountOps:
             with torch.no_grad():
                 method.teacher(images, 1)
         (outputs[0].sum() + outputs[1].sum()).backward()
-        move_teacher(method.teacher, method.student, 0.99)
+        update_teacher(method.teacher, method.student, 0.99)
     return counted
 
 
 def counts(arch: str, side: int, queue: int, width: int) -> dict[str, float]:
-    """Kernels and bytes of a bfloat16 step of 256 images, on meta tensors: its networks and its losses."""
+    """Kernels and bytes of a bfloat16 step of 256 images, on meta tensors."""
     with torch.device("meta"):
-        method = CGH(skeleton(arch).to("meta"), CGH.Config(queue_length=queue, projection_width=width)).to("meta")
+        method = CGH(
+            skeleton(arch).to("meta"), CGH.Config(queue_length=queue, projection_width=width)
+        ).to("meta")
         images = torch.empty(256, 3, side, side, dtype=torch.bfloat16)
         whole, hyper, taught, taught_hyper = torch.empty(4, 256, width)
     rows = method.queue.rows
@@ -86,8 +94,12 @@ def counts(arch: str, side: int, queue: int, width: int) -> dict[str, float]:
     networks = _networks(method, images, cast=False)
     whole.requires_grad_(), hyper.requires_grad_()
     with CountOps() as losses:
-        sum(relation_losses([whole, hyper], [taught, taught_hyper], rows, [0.1, 0.08], [0.04, 0.08])).backward()
-    chunks = -(-queue // _chunk(512))  # teacher's and student's rows
+        sum(
+            crossed_relation_losses(
+                (whole, hyper), (taught, taught_hyper), rows, (0.1, 0.08), (0.04, 0.08)
+            )
+        ).backward()
+    chunks = -(-queue // chunk_length(512))  # teacher's and student's rows
     return {
         "kernels of networks, backward, teacher": networks.kernels,
         "kernels of the loss, a chunk and term": losses.kernels / chunks / 2,
@@ -97,8 +109,10 @@ def counts(arch: str, side: int, queue: int, width: int) -> dict[str, float]:
 
 
 def cast_kernels(arch: str, side: int) -> int:
-    """Kernels of networks, backward and teacher as they are trained: autocast turns float32 weights into bfloat16."""
-    method = CGH(create(arch), CGH.Config(queue_length=256, projection_width=128)).to(memory_format=torch.channels_last)
+    """Kernels of networks, backward and teacher where autocast casts the weights."""
+    method = CGH(create(arch), CGH.Config(queue_length=256, projection_width=128)).to(
+        memory_format=torch.channels_last
+    )
     images = torch.randn(4, 3, side, side).contiguous(memory_format=torch.channels_last)
     return _networks(method, images, cast=True).kernels
 

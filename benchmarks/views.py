@@ -1,4 +1,4 @@
-"""Two strong views of 32-pixel images, one core: torchvision per image, kornia in batches, ours in batches.
+"""Two strong views of 32-pixel images, one core: torchvision per image, kornia and ours in batches.
 
 pip install kornia
 python benchmarks/views.py
@@ -17,7 +17,8 @@ from torch import Tensor
 from torchvision import transforms as T
 
 from cgh_models.data.batched_views import fast_views
-from cgh_models.data.views import COLUMNS, STRONG, boxes, exact_view, uniform
+from cgh_models.data.views import COLUMNS, boxes, exact_view, uniform
+from cgh_models.view_recipes import STRONG
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 COUNT = 256
@@ -29,7 +30,9 @@ def photographs(count: int) -> Tensor:
     with resources.as_file(home) as path, zipfile.ZipFile(path) as sample:
         names = sorted(name for name in sample.namelist() if name.endswith(".jpg"))
         names = names[:: len(names) // count][:count]  # of all classes
-        return torch.from_numpy(np.stack([np.array(Image.open(sample.open(n)).convert("RGB")) for n in names]))
+        return torch.from_numpy(
+            np.stack([np.array(Image.open(sample.open(n)).convert("RGB")) for n in names])
+        )
 
 
 def moco_v2(side: int) -> T.Compose:
@@ -38,11 +41,17 @@ def moco_v2(side: int) -> T.Compose:
     def blur(image):
         return image.filter(ImageFilter.GaussianBlur(np.random.uniform(0.1, 2.0)))
 
-    return T.Compose([
-        T.RandomResizedCrop(side, (0.2, 1.0)), T.RandomApply([T.ColorJitter(0.4, 0.4, 0.4, 0.1)], 0.8),
-        T.RandomGrayscale(0.2), T.RandomApply([blur], 0.5), T.RandomHorizontalFlip(), T.ToTensor(),
-        T.Normalize(MEAN, STD),
-    ])  # fmt: skip
+    return T.Compose(
+        [
+            T.RandomResizedCrop(side, (0.2, 1.0)),
+            T.RandomApply([T.ColorJitter(0.4, 0.4, 0.4, 0.1)], 0.8),
+            T.RandomGrayscale(0.2),
+            T.RandomApply([blur], 0.5),
+            T.RandomHorizontalFlip(),
+            T.ToTensor(),
+            T.Normalize(MEAN, STD),
+        ]
+    )
 
 
 def with_torchvision(pixels: Tensor):
@@ -57,10 +66,13 @@ def with_kornia(pixels: Tensor):
     import kornia.augmentation as K
 
     transform = K.AugmentationSequential(
-        K.RandomResizedCrop((32, 32), scale=(0.2, 1.0)), K.ColorJitter(0.4, 0.4, 0.4, 0.1, p=0.8),
-        K.RandomGrayscale(p=0.2), K.RandomGaussianBlur((9, 9), (0.1, 2.0), p=0.5), K.RandomHorizontalFlip(),
+        K.RandomResizedCrop((32, 32), scale=(0.2, 1.0)),
+        K.ColorJitter(0.4, 0.4, 0.4, 0.1, p=0.8),
+        K.RandomGrayscale(p=0.2),
+        K.RandomGaussianBlur((9, 9), (0.1, 2.0), p=0.5),
+        K.RandomHorizontalFlip(),
         K.Normalize(MEAN, STD),
-    )  # fmt: skip
+    )
     return lambda: [transform(pixels.permute(0, 3, 1, 2).float() / 255) for _ in range(2)]
 
 
@@ -81,8 +93,13 @@ if __name__ == "__main__":
     def exact():
         for _ in range(2):
             u = numbers()
-            made = [np.array(exact_view(STRONG, image, u[i : i + 1], 32)) for i, image in enumerate(images)]
-            (torch.from_numpy(np.stack(made)).permute(0, 3, 1, 2).float() / 255).sub_(mean[:, None, None])
+            made = [
+                np.array(exact_view(STRONG, image, u[i : i + 1], 32))
+                for i, image in enumerate(images)
+            ]
+            (torch.from_numpy(np.stack(made)).permute(0, 3, 1, 2).float() / 255).sub_(
+                mean[:, None, None]
+            )
 
     ways = {"torchvision on PIL images": with_torchvision(pixels)}
     if importlib.util.find_spec("kornia"):

@@ -1,4 +1,4 @@
-"""Shared fixtures: two threads, folders of small made images, the counters, the command line, a Hub on loopback."""
+"""Shared fixtures: folders of small made images, a run and its weights, a Hub on loopback."""
 
 import importlib
 import os
@@ -13,7 +13,8 @@ import torch
 from loopback_hub import LoopbackHub
 from PIL import Image
 
-# Before huggingface_hub is imported, here and in every process a test starts: no test can reach a real Hub.
+# Before huggingface_hub is imported, here and in every process a test starts: no test can reach a
+# real Hub.
 HUB = LoopbackHub()
 _HOME = tempfile.TemporaryDirectory(prefix="hf-home-")
 os.environ |= {
@@ -53,12 +54,33 @@ def image_root(tmp_path_factory) -> Path:
     return root
 
 
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, image_root) -> Path:
+    """A run folder of CGH on `test_resnet`, four steps."""
+    from small_runs import train_run
+
+    out = tmp_path_factory.mktemp("export") / "run"
+    train_run(out, image_root)
+    return out
+
+
+@pytest.fixture(scope="module")
+def weights(run) -> Path:
+    """The weights folder exported from ``run``."""
+    from cgh_models.hub.export import export
+
+    export(run, run.parent / "weights")
+    return run.parent / "weights"
+
+
 @pytest.fixture(scope="session")
 def cifar10() -> Path:
     """All of CIFAR-10 as JPEG files, train/ and val/."""
     root = Path(os.environ.get("CGH_DATA", "")) / "cifar10"
     if "CGH_DATA" not in os.environ or not root.is_dir():
-        pytest.skip("CIFAR-10 is not here: set CGH_DATA to a folder with cifar10/{train,val}/<class>/*.jpg")
+        pytest.skip(
+            "CIFAR-10 is not here: set CGH_DATA to a folder with cifar10/{train,val}/<class>/*.jpg"
+        )
     return root
 
 
@@ -88,9 +110,16 @@ def benchmark(name: str):
     return importlib.import_module(name)
 
 
-def cgh(*words: object, cwd: Path, env: dict | None = None, **options) -> subprocess.CompletedProcess:
+def cgh(
+    *words: object, cwd: Path, env: dict | None = None, **options
+) -> subprocess.CompletedProcess:
     """Runs the command line as a user does, in another folder."""
     return subprocess.run(
         [sys.executable, "-m", "cgh_models", *map(str, words)],
-        cwd=cwd, text=True, capture_output=True, timeout=600, env={**os.environ, **(env or {})}, **options,
-    )  # fmt: skip
+        cwd=cwd,
+        text=True,
+        capture_output=True,
+        timeout=600,
+        env={**os.environ, **(env or {})},
+        **options,
+    )

@@ -24,9 +24,18 @@ sys.path.append(str(REPO))
 from benchmarks.zoo import tables  # noqa: E402
 
 README = (REPO / "README.md").read_text("utf-8")
-SHELL, PYTHON = (re.findall(rf"```{language}\n(.*?)```", README, re.S) for language in ("sh", "python"))
-SETUP = [line for block in SHELL for line in block.splitlines() if line.startswith("python3 -m venv")]
-COMMANDS = [line for block in SHELL for line in block.splitlines() if line.startswith("cgh ")]
+SHELL, PYTHON = (
+    re.findall(rf"```{language}\n(.*?)```", README, re.S) for language in ("sh", "python")
+)
+SETUP = [
+    line for block in SHELL for line in block.splitlines() if line.startswith("python3 -m venv")
+]
+COMMANDS = [
+    line
+    for block in SHELL
+    for line in block.replace("\\\n", "").splitlines()
+    if line.startswith("cgh ")
+]
 
 
 def test_there_are_exactly_two_set_up_commands_and_ci_runs_what_they_run():
@@ -40,16 +49,24 @@ def test_there_are_exactly_two_set_up_commands_and_ci_runs_what_they_run():
 def test_every_command_and_every_python_block_works_as_written(tmp_path, loopback):
     with resources.as_file(resources.files("cgh_models") / "sample" / "cifar10.zip") as sample:
         zipfile.ZipFile(sample).extractall(tmp_path / "cgh-demo" / "images")
-    assert len(COMMANDS) == 16 and loopback.repos == {}
+    assert len(COMMANDS) == 17 and loopback.repos == {}
+    knn = {}
     for command in COMMANDS:
         done = cgh(*shlex.split(command)[1:], cwd=tmp_path, env={"HF_TOKEN": TOKEN})
         assert done.returncode == 0, f"{command}: {done.stderr[-500:]}"
+        if command.startswith("cgh evaluate knn "):
+            knn[command.split()[3]] = json.loads(done.stdout.splitlines()[-1])["value"]
+    assert knn["runs/mine"] > knn["resnet18_cifar_w16"], knn  # pretrained and untrained
     assert list(loopback.repos) == ["your-name/your-weights"] and not autoload.path().exists()
     assert len(PYTHON) == 4
     for number, block in enumerate(PYTHON):
-        done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, done.stderr[-800:]
-        assert number or README.split("```\n\n```\n")[1].startswith(f"{done.stdout}```\n")  # what a reader will see
+        assert number or README.split("```\n\n```\n")[1].startswith(
+            f"{done.stdout}```\n"
+        )  # what a reader will see
     shutil.rmtree(tmp_path / "cgh-demo")
 
 
@@ -68,11 +85,16 @@ NAMES = {
 
 
 def measured_table() -> str:
-    """What the README says about small runs, from their kept results."""
+    """What the README says about small runs, from their recorded results."""
     folder = REPO / "benchmarks" / "cifar10_cpu"
-    kept = [json.loads(line) for file in ("knn", "linear") for line in (folder / f"{file}.jsonl").open()]
+    kept = [
+        json.loads(line) for file in ("knn", "linear") for line in (folder / f"{file}.jsonl").open()
+    ]
     found = {(r["metric"], Path(r["weights"]).name, r.get("k")): r["value"] for r in kept}
-    lines = ["| | kNN, k = 20, T = 0.07 | kNN, k = 200, T = 0.1 | linear (L-BFGS) |", "|---|---|---|---|"]
+    lines = [
+        "| | kNN, k = 20, T = 0.07 | kNN, k = 200, T = 0.1 | linear (L-BFGS) |",
+        "|---|---|---|---|",
+    ]
     for name, run in NAMES.items():
         values = [found["knn", run, 20], found["knn", run, 200], found["linear_lbfgs", run, None]]
         lines.append(f"| {name} | " + " | ".join(f"{value:.2f}" for value in values) + " |")
@@ -82,7 +104,9 @@ def measured_table() -> str:
 def test_fast_views_are_the_default_because_runs_with_both_modes_agree():
     folder = REPO / "benchmarks" / "cifar10_cpu"
     kept = [json.loads(line) for line in (folder / "views.jsonl").open()]
-    found = {Path(r["weights"]).name: r["value"] for r in kept if r["metric"] == "knn" and r["k"] == 20}
+    found = {
+        Path(r["weights"]).name: r["value"] for r in kept if r["metric"] == "knn" and r["k"] == 20
+    }
     modes = {mode: [found[f"{mode}_{seed}"] for seed in range(3)] for mode in ("fast", "exact")}
     rows = {mode: (*values, mean(values), stdev(values) / 3**0.5) for mode, values in modes.items()}
     difference = rows["fast"][3] - rows["exact"][3]
@@ -92,9 +116,17 @@ def test_fast_views_are_the_default_because_runs_with_both_modes_agree():
         assert last["step"] == 780 and last["knn"] > 30
     assert len(kept) == 6 and abs(difference) <= 2 * error
     assert TrainConfig().views == "fast"
-    lines = [f"| {mode} | " + " | ".join(f"{value:.2f}" for value in row) + " |" for mode, row in rows.items()]
+    lines = [
+        f"| {mode} | " + " | ".join(f"{value:.2f}" for value in row) + " |"
+        for mode, row in rows.items()
+    ]
     lines.append(f"| difference | | | | {difference:.2f} | {error:.2f} |")
-    table = (folder / "README.md").read_text().split("<!-- views -->\n")[1].split("\n<!-- /views -->")[0]
+    table = (
+        (folder / "README.md")
+        .read_text()
+        .split("<!-- views -->\n")[1]
+        .split("\n<!-- /views -->")[0]
+    )
     assert table.splitlines()[2:] == lines
 
 
@@ -104,7 +136,10 @@ def test_the_measured_numbers_are_those_of_the_kept_results():
     assert table == measured_table() and len(table.splitlines()) > 6
     for run in NAMES.values():
         if run != NAMES["random backbone"]:
-            log = [json.loads(line) for line in (folder / f"{run}.metrics.jsonl").read_text().splitlines()]
+            log = [
+                json.loads(line)
+                for line in (folder / f"{run}.metrics.jsonl").read_text().splitlines()
+            ]
             assert log[-1]["step"] == 12 * (50_000 // 256) and log[-1]["knn"] > 0
 
 
