@@ -1,9 +1,7 @@
 """From files to batches of views.
 
-`image_set` is the frozen index of a folder, list or archive; `decode` reads one image; `views`
-makes one view of one image exactly as torchvision does, `batched_views` those of a batch on the
-device; `loader` gives batches of views in a resumable order, `eval_loader` of plain images; their
-`workers` read the files.
+`image_set` is the index of a folder, list or archive; `decode` reads one image; `views` draws and
+makes one view, `batched_views` those of a batch; `loader` and `eval_loader` give batches.
 """
 
 from ..public_names import public_names

@@ -15,6 +15,7 @@ from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 
 from ..errors import BadImage, InputError, printable
 
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"})
 # timm's readers that go through a set in an order of their own.
 _UNORDERED = ("hfids/", "tfds/", "wds/")
 
@@ -27,7 +28,7 @@ class Archive:
     root: Path  # the folder that names are relative to, for messages
     names: list[str]  # of the images, sorted
     labels: list[int]  # class of each image
-    classes: list[str]  # in the reader's order; empty if there are no two
+    classes: list[str]  # in the reader's order
     digest: str  # sha256 of names and sizes, or of the dataset's own fingerprint
     positions: list[int]  # of the images in the reader
 
@@ -52,30 +53,20 @@ class Archive:
         """As `ImageSet.changed`; 0 for a dataset of the Hub, whose fingerprint says all of it."""
         if not isinstance(self.reader, ReaderImageInTar):
             return 0
-        member = self.reader.samples[self.positions[index]][0]
-        return int(member.mtime * 1e9)
+        return int(self.reader.samples[self.positions[index]][0].mtime * 1e9)
 
 
-def open_archive(data: str | Path, extensions: frozenset[str]) -> Archive | None:
-    """The archive, if ``data`` is a tar, a folder of nothing but those, or ``hfds/NAME``.
-
-    Args:
-        extensions: of the files that are images.
-
-    Raises:
-        InputError: it cannot be read, or holds no images.
-    """
+def open_archive(data: str | Path) -> Archive | None:
+    """The archive, if ``data`` is a tar, a folder of nothing but those, or ``hfds/NAME``."""
     text = str(data)
     path = Path(data)
     if text.startswith("hfds/") and not path.exists():
         return _open_hub_dataset(text)
     if text.startswith(_UNORDERED) and not path.exists():
-        raise InputError(
-            f"{printable(text)}: gives its images in an order of its own, which no run could "
-            "resume; give a folder, a tar archive or hfds/NAME"
-        )
+        what = f"{printable(text)}: gives its images in an order that no run could resume"
+        raise InputError(f"{what}; give a folder, a tar archive or hfds/NAME")
     if _is_tar(path) or _holds_only_tars(path):
-        return _open_tar(path, extensions)
+        return _open_tar(path)
     return None
 
 
@@ -93,9 +84,9 @@ def _holds_only_tars(path: Path) -> bool:
         return False
 
 
-def _open_tar(path: Path, extensions: frozenset[str]) -> Archive:
+def _open_tar(path: Path) -> Archive:
     timms = img_extensions.get_img_extensions()  # png, jpg and jpeg only
-    img_extensions.set_img_extensions([*timms, *sorted(extensions - set(timms))])
+    img_extensions.set_img_extensions([*timms, *sorted(EXTENSIONS - set(timms))])
     try:
         # No cache of the index: timm would write a pickle beside it, and read one that is there.
         reader = ReaderImageInTar(str(path), cache_tarfiles=False, cache_tarinfo=False)
@@ -103,7 +94,7 @@ def _open_tar(path: Path, extensions: frozenset[str]) -> Archive:
         what = f"{printable(path)}: no readable tar archive ({printable(error)[:120]})"
         raise InputError(f"{what}; pack it anew") from error
     except ValueError as error:  # timm unpacks a list of no images
-        expected = f"expected files ending in {' '.join(sorted(extensions))}"
+        expected = f"expected files ending in {' '.join(sorted(EXTENSIONS))}"
         raise InputError(f"{printable(path)}: no images in it; {expected}") from error
     finally:
         img_extensions.set_img_extensions(timms)
@@ -114,8 +105,11 @@ def _open_tar(path: Path, extensions: frozenset[str]) -> Archive:
         names.append("/".join(filter(None, parts)))
         lines.append(f"{names[-1]}\t{member.size}\n")
     labels = [int(label) for label in reader.targets]
-    classes = reader.class_name_to_idx
-    return _sorted_archive(reader, path, names, labels, classes, "".join(sorted(lines)))
+    classes = [str(name) for name in reader.class_name_to_idx or ()]
+    digest = hashlib.sha256("".join(sorted(lines)).encode("utf-8", "replace")).hexdigest()
+    positions = list(range(len(names)))
+    archive = Archive(reader, path, names, labels, classes, digest, positions)
+    return archive.take(sorted(positions, key=names.__getitem__))
 
 
 def _open_hub_dataset(text: str) -> Archive:
@@ -135,22 +129,9 @@ def _open_hub_dataset(text: str) -> Archive:
         reason = printable(" ".join(str(error).split()))[:160]
         what = f"{printable(text)}: cannot be read as a dataset of images ({reason})"
         raise InputError(f"{what}; give hfds/NAME or hfds/NAME:SPLIT") from error
-    names = [f"{index:08d}" for index in range(len(reader))]
+    positions = list(range(len(reader)))
+    names = [f"{position:08d}" for position in positions]
+    classes = [str(name) for name in reader.class_to_idx or ()]
     fingerprint = f"{reader.dataset._fingerprint}\t{len(names)}"
-    return _sorted_archive(reader, Path(text), names, labels, reader.class_to_idx, fingerprint)
-
-
-def _sorted_archive(
-    reader: Any,
-    root: Path,
-    names: list[str],
-    labels: list[int],
-    class_numbers: dict[str, int] | None,
-    content: str,
-) -> Archive:
-    classes = [str(name) for name in class_numbers or ()]
-    classes = classes if len(classes) > 1 else []
-    digest = hashlib.sha256(content.encode("utf-8", "replace")).hexdigest()
-    positions = list(range(len(names)))
-    archive = Archive(reader, root, names, labels, classes, digest, positions)
-    return archive.take(sorted(positions, key=names.__getitem__))
+    digest = hashlib.sha256(fingerprint.encode()).hexdigest()
+    return Archive(reader, Path(text), names, labels, classes, digest, positions)

@@ -36,11 +36,8 @@ def fast_views(
 ) -> Tensor:
     """Views (N, 3, size, size) float32, decided on the host, so that nothing waits for the device.
 
-    Args:
-        images: uint8: whole ones (N, H, W, 3), or without ``box`` crops (N, 3, size, size).
-        u: random numbers (N, COLUMNS).
-        mean, std: (3,) of the normalization, on the images' device.
-        box: (N, 4) as `views.boxes` gives them.
+    ``images`` are uint8: whole ones (N, H, W, 3) with a ``box`` (N, 4) for each from `views.boxes`,
+    or crops (N, 3, size, size) without. ``u`` are random numbers (N, COLUMNS).
     """
     drawn = draw(view, u)
     colours = colour_matrices(drawn) if view.jitter_p or view.grey_p else None
@@ -160,19 +157,20 @@ def colour_matrices(drawn: Draws) -> tuple[np.ndarray, np.ndarray]:
     count = len(drawn.flip)
     eye = np.eye(3)
     factors = drawn.factors[:, :, None, None]
-    turn = 2 * np.pi * factors[:, 3]
+    angle = 2 * np.pi * factors[:, 3]
     brightness = factors[:, 0] * eye
     contrast = factors[:, 1] * eye
     saturation = factors[:, 2] * eye + (1 - factors[:, 2]) * _GREY
-    hue = np.cos(turn) * (eye - _MEAN) + np.sin(turn) * _TURN + _MEAN
-    operations = np.stack([brightness, contrast, saturation, hue], 1)  # (N, 4, 3, 3)
-    pixel = np.tile(eye, (count, 1, 1))
-    mean = np.zeros((count, 3, 3))
-    for now in drawn.order.T:
-        matrix = np.where(drawn.jittered[:, None, None], operations[np.arange(count), now], eye)
-        contrasted = (drawn.jittered & (now == 1))[:, None, None]
-        added = np.where(contrasted, (1 - factors[:, 1]) * _GREY @ (pixel + mean), 0)
-        pixel = matrix @ pixel
-        mean = matrix @ mean + added
-    matrix = np.where(drawn.grey[:, None, None], _GREY, eye)
-    return matrix @ pixel, matrix @ mean
+    hue = np.cos(angle) * (eye - _MEAN) + np.sin(angle) * _TURN + _MEAN
+    matrices = np.stack([brightness, contrast, saturation, hue], 1)  # (N, 4, 3, 3)
+    of_pixel = np.tile(eye, (count, 1, 1))  # A so far
+    of_mean = np.zeros((count, 3, 3))  # B so far
+    for operation in drawn.order.T:  # (N,): which of the four comes next for each image
+        chosen = matrices[np.arange(count), operation]
+        step = np.where(drawn.jittered[:, None, None], chosen, eye)
+        contrasted = (drawn.jittered & (operation == 1))[:, None, None]
+        grey_mean = (1 - factors[:, 1]) * _GREY @ (of_pixel + of_mean)
+        of_pixel = step @ of_pixel
+        of_mean = step @ of_mean + np.where(contrasted, grey_mean, 0)
+    grey = np.where(drawn.grey[:, None, None], _GREY, eye)
+    return grey @ of_pixel, grey @ of_mean

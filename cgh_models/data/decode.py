@@ -15,7 +15,6 @@ simplejpeg: Any = None
 with contextlib.suppress(ImportError):  # the extra "jpeg": the same pixels, sooner
     import simplejpeg
 
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"})
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
 _OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 MAX_BYTES = 256 * 2**20
@@ -33,17 +32,11 @@ class BadFile:
 
 
 def read_image(path: Path, min_side: float = 0) -> Image.Image:
-    """Reads an image as 8-bit RGB and applies its EXIF orientation.
+    """Reads an image as 8-bit RGB and applies its EXIF orientation, or raises BadImage.
 
-    Transparent pixels show white; 16-bit greys are scaled to 8 bits.
-
-    Args:
-        min_side: a JPEG is decoded at a half, a quarter or an eighth of its size, which saves most
-            of the work, if its shorter side stays this long; 0: at its full size.
-
-    Raises:
-        BadImage: no regular file, not JPEG PNG WEBP TIFF BMP whatever its name says, too large,
-            damaged, or of floating-point pixels.
+    Transparent pixels show white; 16-bit greys are scaled to 8 bits. A JPEG is decoded at a half, a
+    quarter or an eighth of its size, which saves most of the work, if its shorter side is then at
+    least ``min_side`` > 0 pixels long.
     """
     try:
         file = os.fdopen(os.open(path, _OPEN_FLAGS), "rb")
@@ -66,7 +59,9 @@ def decode(file: IO[bytes], min_side: float = 0) -> Image.Image:
         if image.width * image.height > MAX_PIXELS:
             found = f"{image.width} x {image.height} pixels"
             raise BadImage(f"{found}; at most {MAX_PIXELS} in all are decoded")
-        divisor = _divisor(image, min_side)
+        divisor = 1
+        if min_side and image.format == "JPEG":  # no other format can be decoded smaller
+            divisor = next((n for n in (8, 4, 2) if min(image.size) >= n * min_side), 1)
         decoded = _decode_plain_jpeg(file, image, divisor)
         if decoded:
             return decoded
@@ -77,13 +72,6 @@ def decode(file: IO[bytes], min_side: float = 0) -> Image.Image:
         raise
     except Exception as error:  # Pillow's decoders raise a dozen kinds, struct.error among them
         raise BadImage(f"not readable as an image: {printable(error)[:120]}") from error
-
-
-def _divisor(image: Image.Image, min_side: float) -> int:
-    """1, 2, 4 or 8, by which both sides are divided; only a JPEG can be decoded smaller."""
-    if not min_side or image.format != "JPEG":
-        return 1
-    return next((n for n in (8, 4, 2) if min(image.size) >= n * min_side), 1)
 
 
 def _decode_plain_jpeg(file: IO[bytes], image: Image.Image, divisor: int) -> Image.Image | None:

@@ -3,6 +3,7 @@
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -21,13 +22,13 @@ OnBad = Literal["raise", "skip", "substitute"]
 _MOST_NAMED = 3  # bad files that get a line on stderr
 
 
+@dataclass(frozen=True, eq=False)
 class EvalDataset(Dataset[Sample]):
     """(0, index) -> the transformed image; a bad one is replaced, or has no tensor."""
 
-    def __init__(self, images: ImageSet, transform: Transform, substitute: bool):
-        self.images = images
-        self.transform = transform
-        self.substitute = substitute
+    images: ImageSet
+    transform: Transform
+    substitute: bool
 
     def __getitem__(self, key: Key) -> Sample:
         index = key[1]
@@ -56,12 +57,8 @@ def eval_batches(
 ) -> Iterator[tuple[Tensor, np.ndarray]]:
     """Normalized images (N, 3, S, S) in the order of ``indices``, and their indices (N,).
 
-    Args:
-        on_bad: what happens to an image that cannot be read. "skip": it is left out and named on
-            stderr; "substitute": another one is taken, as in training.
-
-    Raises:
-        InputError: an image is bad, or with "skip" and "substitute" more than 1 % are.
+    An image that cannot be read ends them ("raise"), is left out and named on stderr ("skip"), or
+    is replaced by another one as in training ("substitute").
     """
     keys = [(0, int(index)) for index in indices]
     batches = [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]

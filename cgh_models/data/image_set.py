@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import BadImage, InputError, printable, say
-from .archives import Archive, open_archive
-from .decode import EXTENSIONS, BadFile, decode, read_image, simplejpeg
+from .archives import EXTENSIONS, Archive, open_archive
+from .decode import BadFile, decode, read_image, simplejpeg
 from .views import uniform
 
 MAX_BAD = 0.01  # share of bad files at which a run stops
@@ -66,11 +66,7 @@ class ImageSet:
     def load_or_substitute(
         self, index: int, min_side: float = 0
     ) -> tuple[Image.Image, list[BadFile]]:
-        """The image, or for a bad one another that depends on the index alone; and the bad files.
-
-        Raises:
-            InputError: eight substitutes are bad, too.
-        """
+        """The image, or for a bad one another that depends on the index alone; and bad files."""
         bad_files = []
         u = uniform(0, 0, np.array([index]), 8, _SUBSTITUTE_STREAM)[0]
         for candidate in (index, *(u * len(self)).astype(int).tolist()):
@@ -82,11 +78,7 @@ class ImageSet:
         raise InputError(f"{what}, and neither could its replacements be read")
 
     def record_bad_files(self, bad_files: list[BadFile]) -> list[BadFile]:
-        """Counts bad files and names them in ``bad_file``; returns those that are new.
-
-        Raises:
-            InputError: more than 1 % of the set are bad.
-        """
+        """Counts bad files, at most 1 %, and names them in ``bad_file``; returns the new ones."""
         new = []
         for bad in bad_files:
             if bad.index not in self.bad:
@@ -118,15 +110,13 @@ class ImageSet:
             if name in indices:
                 self.bad[indices[name]] = reason
 
-    def cache_pixels(self, gib: float, stopped: Callable[[], bool] = lambda: False) -> None:
-        """Keeps all decoded pixels if they fit in ``gib``; else, or if stopped, streams them."""
+    def cache_pixels(self, gib: float) -> None:
+        """Keeps all decoded pixels if they fit in ``gib``; else streams them."""
         budget = gib * 2**30
         sizes = []
         for index in np.linspace(0, len(self) - 1, min(64, len(self))).astype(int).tolist():
             image, _ = self.load_or_substitute(index)
             sizes.append(image.width * image.height * 3)
-            if stopped():
-                return
         if np.mean(sizes) * len(self) > budget:
             return
         pixels: list[Tensor] = []
@@ -134,14 +124,15 @@ class ImageSet:
             self.record_bad_files(bad_files)
             pixels.append(torch.from_numpy(np.array(image)))
             budget -= pixels[-1].numel()
-            if budget < 0 or stopped():
+            if budget < 0:
                 return
         if len({p.shape for p in pixels}) > 1:
             self.pixels = pixels
             return
-        self.pixels = torch.empty(len(pixels), *pixels[0].shape, dtype=torch.uint8)
+        stacked = torch.empty(len(pixels), *pixels[0].shape, dtype=torch.uint8)
         for index in reversed(range(len(pixels))):  # never two copies of the set at once
-            self.pixels[index] = pixels.pop()
+            stacked[index] = pixels.pop()
+        self.pixels = stacked
 
     def _decode_all(self) -> Iterator[tuple[Image.Image, list[BadFile]]]:
         """All images in order, decoded by threads that are a few images ahead."""
@@ -164,29 +155,28 @@ class ImageSet:
             counts = [f"{count} x {kind}" for kind, count in self.skipped.most_common(5)]
             say(f"{self.root}: left out {', '.join(counts)}")
 
-    def decoder_hint(self) -> str:
-        """What to install to read these files faster; "" if there is nothing."""
-        if simplejpeg or not any(name.lower().endswith((".jpg", ".jpeg")) for name in self.names):
-            return ""
-        install = "`pip install '.[jpeg]'`"
-        return f"JPEG files are decoded by Pillow; with {install} the same pixels come sooner"
+    def report_decoder(self) -> None:
+        """Says on stderr what to install to read JPEG files faster, if they are streamed."""
+        if self.pixels is not None or simplejpeg:
+            return
+        if any(name.lower().endswith((".jpg", ".jpeg")) for name in self.names):
+            install = "`pip install '.[jpeg]'`"
+            say(f"JPEG files are decoded by Pillow; with {install} the same pixels come sooner")
 
 
 def load(data: str | Path, follow_links: bool = False) -> ImageSet:
     """The index of a folder of images (flat, nested or in class folders), or of a list of paths.
 
     Also of what timm's readers read: a tar archive, a folder of those, or ``hfds/NAME``, a dataset
-    of the Hub.
-
-    Raises:
-        InputError: nothing there, or no image in it.
+    of the Hub. Raises InputError if there are no images.
     """
     path = Path(data)
     source = str(path.resolve() if path.exists() else data)
-    archive = open_archive(data, EXTENSIONS)
+    archive = open_archive(data)
     if archive:
-        labels = np.array(archive.labels) if archive.classes else None
-        index = (archive.names, labels, archive.classes, archive.digest)
+        classes = archive.classes if len(archive.classes) > 1 else []
+        labels = np.array(archive.labels) if classes else None
+        index = (archive.names, labels, classes, archive.digest)
         return ImageSet(source, archive.root, *index, archive=archive)
     if path.is_dir():
         root = path
@@ -270,11 +260,7 @@ def _size(path: Path) -> int:
 
 
 def load_splits(root: str | Path, follow_links: bool = False) -> tuple[ImageSet, ImageSet]:
-    """The train and val class folders under ``root``, with one common numbering of the classes.
-
-    Raises:
-        InputError: a split or its classes are missing, or val has a class that train has not.
-    """
+    """The train and val class folders under ``root``, with one common numbering of the classes."""
     train, val = (_load_split(Path(root) / split, follow_links) for split in ("train", "val"))
     unknown = sorted(set(val.classes) - set(train.classes))
     if unknown:

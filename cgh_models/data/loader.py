@@ -6,6 +6,7 @@ the batch of any step at any time.
 
 import contextlib
 from collections.abc import Generator, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -32,21 +33,21 @@ def order(seed: int, epoch: int, count: int) -> np.ndarray:
     return uniform(seed, epoch, np.arange(count), 1, _ORDER_STREAM)[:, 0].argsort(kind="stable")
 
 
+@dataclass(frozen=True)
 class ResumableBatchSampler:
     """The (epoch, index) pairs of each step from ``start`` to ``stop``."""
 
-    def __init__(self, count: int, batch_size: int, seed: int, start: int, stop: int):
-        self.count = count
-        self.batch_size = batch_size
-        self.seed = seed
-        self.steps = range(start, stop)
-        self.steps_per_epoch = count // batch_size
+    count: int
+    batch_size: int
+    seed: int
+    start: int
+    stop: int
 
     def __iter__(self) -> Iterator[list[Key]]:
         current = -1
         permutation = np.empty(0, np.int64)
-        for step in self.steps:
-            epoch, batch = divmod(step, self.steps_per_epoch)
+        for step in range(self.start, self.stop):
+            epoch, batch = divmod(step, self.count // self.batch_size)
             if epoch != current:
                 current = epoch
                 permutation = order(self.seed, epoch, self.count)
@@ -95,14 +96,8 @@ def batches(
     """For each step: the views [(N, 3, S, S)] on the device, and the image indices (N,).
 
     In the fast mode equally large small images in memory are moved to the device and never leave
-    it. Closing the generator kills the processes that read.
-
-    Args:
-        config: its seed, batch_size, image_size, mean, std, views and workers are used.
-        start, stop: the first step, and the one after the last.
-
-    Raises:
-        InputError: too many bad images, a worker that died, or no memory on the device.
+    it. Closing the generator kills the processes that read. ``stop`` is the step after the last.
+    Raises InputError for too many bad images, a worker that died, or no memory on the device.
     """
     sampler = ResumableBatchSampler(len(images), config.batch_size, config.seed, start, stop)
     mean = torch.tensor(config.mean, device=device)
@@ -124,8 +119,9 @@ def batches(
                     if config.views == "exact":
                         views.append(_normalized(part, mean, std))
                         continue
-                    epoch = step // sampler.steps_per_epoch
+                    epoch = step // (len(images) // config.batch_size)
                     stream = _VIEW_STREAM + number
+                    # A worker that cut the crop drew these same numbers for its box.
                     u = uniform(config.seed, epoch, batch.indices, COLUMNS, stream)
                     box = None if whole is None else boxes(view, u, *part.shape[1:3])
                     side = view.side(config.image_size)

@@ -1,13 +1,13 @@
 """Reads batches in worker processes, through torch's DataLoader, and ends these at once."""
 
-import atexit
 import contextlib
+import itertools
 import os
-import re
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,9 +22,8 @@ from .decode import BadFile
 
 Key = tuple[int, int]  # epoch, image index
 
-_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
-_SIGNALS = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
-_DIED = re.compile(r"worker \(pid(?:\(s\))? (\d+)[\d, ]*\) (.*?)\.? *$", re.MULTILINE)
+_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")  # Windows has no HUP and no USR1
+STOP_SIGNALS = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
 
 
 @dataclass(frozen=True)
@@ -62,116 +61,64 @@ def read_batches(
 ) -> Generator[Batch, None, None]:
     """The batches in the sampler's order. Closing the generator kills its workers.
 
-    Args:
-        path: the file of an image, for messages.
-
-    Raises:
-        InputError: what the dataset raised, or a worker died.
+    ``path`` gives the file of an image, for messages. Raises InputError if a worker died.
     """
-    workers = _Workers()
     loader = DataLoader(
         dataset,
-        batch_sampler=workers.record(batch_sampler, path),  # pyright: ignore[reportArgumentType]
+        batch_sampler=batch_sampler,  # pyright: ignore[reportArgumentType]
         num_workers=min(num_workers, _processors()),  # how many there are changes no result
         collate_fn=collate,
         worker_init_fn=_start_worker,
         generator=torch.Generator(),  # a private one: the run's own random state does not move
         pin_memory=pin_memory,
     )
-    _RUNNING.append(workers)
-    with explain_dead_workers():
+    received = 0
+    with contextlib.ExitStack() as stack:
+        with _signals_deferred():  # until the processes are known, lest one stays behind
+            iterator: Any = iter(loader)  # private attributes of torch's are used
+            processes = getattr(iterator, "_workers", [])
+            if processes:
+                # Else torch raises a worker's death in the middle of whatever the caller does.
+                signal_handling._remove_worker_pids(id(iterator))
+                iterator._worker_pids_set = False
+                # Python's end, too, runs this: it would wait for workers that nobody closed.
+                stack.callback(Finalize(None, _kill, [iterator], exitpriority=0))
         try:
-            with _signals_deferred():  # until the processes are known, lest one stays behind
-                workers.iterator = iter(loader)
-            for number, batch in enumerate(workers.iterator):
-                del workers.pending[number]
+            for received, batch in enumerate(iterator, start=1):  # noqa: B007 - used below
                 yield batch
         except InputError as error:  # torch writes a worker's traceback before its message
             message = str(error).rpartition(f"{InputError.__module__}.InputError: ")[2]
             raise InputError(message.strip()) from None
-        finally:
-            _RUNNING.remove(workers)
-            workers.kill()
+        except Exception as error:  # RuntimeError, or what broken connections to a worker raise
+            dead = next((worker for worker, p in enumerate(processes) if p.exitcode), None)
+            if dead is None:
+                raise
+            ahead = (dead - received) % len(processes)  # torch deals batches out in turn
+            keys = list(itertools.islice(batch_sampler, received, received + ahead + 1))[-1]
+            what = _end_of_worker(processes[dead].exitcode, len(keys), path(keys[0][1]))
+            raise InputError(what) from error
 
 
-@contextlib.contextmanager
-def explain_dead_workers() -> Iterator[None]:
-    """Turns torch's RuntimeError about a worker that died into an InputError that names its batch.
+def _end_of_worker(code: int, images: int, first: Path) -> str:
+    end = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    batch = f"a batch of {images} images, the first of them {printable(first)}"
+    advice = "often memory was short: try again with --workers 0"
+    return f"a process that reads images ended ({end}) at {batch}; {advice}"
 
-    torch raises it in the middle of whatever the trainer does, so this goes around the whole loop.
+
+def _kill(iterator: Any) -> None:
+    """Ends the processes now, if they have not ended by themselves.
+
+    torch would wait 5 s for each, then send SIGTERM, which they ignore. Its own way is not taken
+    afterwards, because a killed process may hold a lock for which it would wait.
     """
-    try:
-        yield
-    except RuntimeError as error:
-        found = _DIED.search(str(error.__cause__)) or _DIED.search(str(error))
-        if not found:
-            raise
-        for workers in _RUNNING:
-            workers.note_dead()
-        batch = _DEAD.get(int(found[1]), "an unknown batch")
-        raise InputError(
-            f"a process that reads images {found[2]}, at {batch}; often memory was short: "
-            "try again with --workers 0"
-        ) from error
-
-
-class _Workers:
-    """The worker processes of one DataLoader, and the batches that they still owe."""
-
-    def __init__(self) -> None:
-        self.iterator: Any = None  # torch's; its private attributes are used
-        self.pid = os.getpid()
-        self.pending: dict[int, str] = {}
-
-    def record(
-        self, batch_sampler: Iterable[list[Key]], path: Callable[[int], Path]
-    ) -> Iterator[list[Key]]:
-        """The batches; each is pending from now on."""
-        for number, keys in enumerate(batch_sampler):
-            first = printable(path(keys[0][1]))
-            self.pending[number] = f"a batch of {len(keys)} images, the first of them {first}"
-            yield keys
-
-    def note_dead(self) -> None:
-        """Notes the batches of processes that died: torch deals batches out in turn."""
-        processes = getattr(self.iterator, "_workers", ())
-        for worker, process in enumerate(processes):
-            own = [n for n in self.pending if n % len(processes) == worker]
-            if process.exitcode and own:
-                _DEAD[process.pid] = self.pending[min(own)]
-
-    def kill(self) -> None:
-        """Ends the processes now, if they have not ended by themselves.
-
-        torch would wait 5 s for each, then send SIGTERM, which they ignore. Its own way is not
-        taken afterwards, because a killed process may hold a lock for which it would wait.
-        """
-        processes = getattr(self.iterator, "_workers", ())
-        inherited = self.pid != os.getpid()  # by a worker that was forked later
-        if not processes or inherited or self.iterator._shutdown:
-            return
-        self.note_dead()
-        self.iterator._shutdown = True
-        if self.iterator._worker_pids_set:  # else torch reports their end as an accident
-            signal_handling._remove_worker_pids(id(self.iterator))
-            self.iterator._worker_pids_set = False
-        if hasattr(self.iterator, "_pin_memory_thread_done_event"):
-            self.iterator._pin_memory_thread_done_event.set()
-        for process in processes:
-            process.kill()
-        for process in processes:
-            process.join(timeout=1)
-
-
-_RUNNING: list[_Workers] = []
-_DEAD: dict[int, str] = {}  # process id of a worker that died -> its batch
-
-
-@atexit.register
-def _kill_all() -> None:
-    """For generators that nobody closed: Python would wait for their workers at its end."""
-    for workers in _RUNNING:
-        workers.kill()
+    iterator._shutdown = True
+    if hasattr(iterator, "_pin_memory_thread_done_event"):
+        iterator._pin_memory_thread_done_event.set()
+    for process in iterator._workers:
+        process.kill()
+    for process in iterator._workers:
+        process.join(timeout=1)
 
 
 @contextlib.contextmanager
@@ -180,7 +127,7 @@ def _signals_deferred() -> Iterator[None]:
     received: list[int] = []
     handlers = {}
     if threading.current_thread() is threading.main_thread():
-        for number in _SIGNALS:
+        for number in STOP_SIGNALS:
             if callable(signal.getsignal(number)):
                 handlers[number] = signal.signal(number, lambda n, _: received.append(n))
     try:
@@ -194,13 +141,12 @@ def _signals_deferred() -> Iterator[None]:
 
 def _start_worker(_worker: int) -> None:
     """Workers leave signals to the trainer, which saves and then ends them."""
-    for number in _SIGNALS:
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
 
 
 def _processors() -> int:
-    """How many this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

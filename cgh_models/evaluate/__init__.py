@@ -1,8 +1,7 @@
 """What embeddings are worth.
 
 `extraction` makes embeddings and `cache` keeps them on disk. `neighbours` (kNN), `linear`, `probes`
-and `finetune` evaluate them; `protocols` has their settings, `splits` the labels they use, and
-`measurement` measures again. `collapse` tells whether all embeddings have become alike.
+and `finetune` evaluate them, with the settings in `protocols` and the labels in `splits`.
 """
 
 from ..public_names import public_names
@@ -15,22 +14,17 @@ if TYPE_CHECKING:
     from .measurement import knn_accuracy
     from .neighbours import knn
 
-_HOMES = {
-    "embeddings": "extraction",
-    "extract": "extraction",
-    "knn": "neighbours",
-    "knn_accuracy": "measurement",
-    "pick_device": "devices",
-    "pick_precision": "devices",
-    "spread": "collapse",
-}
-__all__ = [
-    "embeddings",
-    "extract",
-    "knn",
-    "knn_accuracy",
-    "pick_device",
-    "pick_precision",
-    "spread",
-]
-__getattr__, __dir__ = public_names(__name__, _HOMES)
+__all__ = ["embeddings", "extract", "knn", "knn_accuracy"]
+__all__ += ["pick_device", "pick_precision", "spread"]
+__getattr__, __dir__ = public_names(
+    __name__,
+    {
+        "embeddings": "extraction",
+        "extract": "extraction",
+        "knn": "neighbours",
+        "knn_accuracy": "measurement",
+        "pick_device": "devices",
+        "pick_precision": "devices",
+        "spread": "collapse",
+    },
+)

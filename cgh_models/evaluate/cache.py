@@ -62,42 +62,31 @@ def _state_sha256(model: nn.Module) -> str:
     return total.hexdigest()
 
 
-def read(folder: str | Path, key: str, count: int) -> np.ndarray | None:
-    """Cached embeddings (count, D) float32; None if there are none, or if their file is damaged.
-
-    Raises:
-        InputError: the folder cannot be made; said before the work.
-    """
-    path = _file(folder, key)
+def read(folder: str | Path, key: str) -> np.ndarray | None:
+    """Cached embeddings (N, D); None if there are none, or if their file is damaged."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = f"cannot keep embeddings ({error.strerror})"
+        raise InputError(f"{printable(folder)}: {reason}; give --cache a folder") from error
+    path = Path(folder) / f"{key}.safetensors"
     if not path.exists():
         return None
     try:
         described = files.read_json(path.with_suffix(".json"), "the sha256 of cached embeddings")
-        rows = read_tensors(path, str(described.get("sha256")))["embeddings"]
-        if rows.dtype == torch.float32 and rows.ndim == 2 and len(rows) == count:
-            return rows.numpy()
+        return read_tensors(path, str(described["sha256"]))["embeddings"].numpy()
     except (InputError, IntegrityError, DiskError, KeyError):
-        pass
-    message = f"{printable(path)}: cached embeddings are damaged and are computed again"
-    warnings.warn(message, stacklevel=3)
-    return None
+        message = f"{printable(path)}: cached embeddings are damaged and are computed again"
+        warnings.warn(message, stacklevel=3)
+        return None
 
 
 def write(folder: str | Path, key: str, embeddings: np.ndarray) -> None:
     """Caches embeddings (N, D). A full disk is a warning: the work is done."""
-    path = _file(folder, key)
+    path = Path(folder) / f"{key}.safetensors"
     try:
         write_tensors(path, {"embeddings": torch.from_numpy(embeddings)})
         described = {"sha256": files.sha256(path), "shape": list(embeddings.shape)}
         files.write_json(path.with_suffix(".json"), described)
     except DiskError as error:
         warnings.warn(f"the embeddings are not cached: {error}", stacklevel=3)
-
-
-def _file(folder: str | Path, key: str) -> Path:
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = f"cannot keep embeddings ({error.strerror})"
-        raise InputError(f"{printable(folder)}: {reason}; give --cache a folder") from error
-    return Path(folder) / f"{key}.safetensors"

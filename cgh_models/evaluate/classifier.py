@@ -1,4 +1,4 @@
-"""Parts of training a linear classifier: steps, a new layer, augmented views, accuracy."""
+"""Parts of training a linear classifier: a new layer, steps on augmented views, accuracy."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,37 +12,28 @@ from ..data.image_set import ImageSet
 from ..data.loader import batches
 from ..errors import InputError, printable
 from ..view_recipes import View
-from .protocols import EvalSettings
+from .protocols import EvalSettings, FinetuneConfig, LinearConfig
 
 # A random crop and a flip: linear evaluation in CGH, ReSSL and nearly every other paper.
 CROP = View(scale=(0.08, 1.0))
 
 
 @dataclass(frozen=True)
-class StepCounts:
-    """Of a training: epochs, images a step, steps an epoch, and steps in all."""
+class Step:
+    """One step of a training."""
 
-    epochs: int
-    batch_size: int
-    per_epoch: int
-    total: int
-
-    def epoch_to_report(self, step: int) -> int:
-        """The epoch that ends with ``step``, if it is the last or one of about ten; else 0."""
-        epoch, rest = divmod(step + 1, self.per_epoch)
-        due = epoch == self.epochs or epoch % max(1, self.epochs // 10) == 0
-        return epoch if due and not rest else 0
+    views: Tensor  # (N, 3, S, S), one of each image, at the model's input size
+    labels: Tensor  # (N,)
+    progress: float  # share of the training that was done before
+    epoch_to_report: int  # the epoch that ends here, if it is the last or one of about ten; else 0
 
 
-def step_counts(images: ImageSet, epochs: int, batch_size: int) -> StepCounts:
-    """The steps of a training. Raises InputError for fewer than two classes."""
+def check_classes(images: ImageSet) -> None:
+    """Raises InputError for fewer than two classes."""
     classes = 0 if images.labels is None else len(set(images.labels.tolist()))
     if classes < 2:
         found = f"{printable(images.root)}: {classes} classes"
         raise InputError(f"{found}; a classifier needs two class folders or more")
-    size = min(batch_size, len(images))
-    per_epoch = len(images) // size
-    return StepCounts(epochs, size, per_epoch, epochs * per_epoch)
 
 
 def new_layer(width: int, classes: int, seed: int) -> nn.Linear:
@@ -53,47 +44,47 @@ def new_layer(width: int, classes: int, seed: int) -> nn.Linear:
     return layer
 
 
-def labelled_views(
-    images: ImageSet, model: nn.Module, steps: StepCounts, settings: EvalSettings
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """For each step: views (N, 3, S, S) at the model's input size, one an image, and classes (N,).
-
-    Raises:
-        InputError: the model's input is not square, or an image has become bad: another one in its
-            place would have the wrong label.
-    """
+def training_steps(
+    images: ImageSet,
+    model: nn.Module,
+    config: LinearConfig | FinetuneConfig,
+    settings: EvalSettings,
+) -> Iterator[Step]:
+    """The steps of a training, with new augmented views in every epoch."""
+    check_classes(images)
     cfg: dict = model.pretrained_cfg  # pyright: ignore
     channels, height, width = cfg["input_size"]
     if (channels, height) != (3, width):
         given = f"the model's input is {channels} x {height} x {width}"
         raise InputError(f"{given}; augmented views are 3 x S x S: give a model with such an input")
-    config = TrainConfig(
+    train_config = TrainConfig(
         image_size=height,
-        batch_size=steps.batch_size,
+        batch_size=min(config.train_batch_size, len(images)),
         seed=settings.seed,
         mean=cfg["mean"],
         std=cfg["std"],
         workers=settings.workers,
-        views="fast",
     )
+    per_epoch = len(images) // train_config.batch_size
+    total = config.epochs * per_epoch
     device = next(model.parameters()).device
     labels = torch.from_numpy(images.labels).to(device, torch.int64)  # pyright: ignore
-    for (view,), indices in batches(images, (CROP,), config, 0, steps.total, device):
-        for index, reason in images.bad.items():
+    loaded = batches(images, (CROP,), train_config, 0, total, device)
+    for step, ((views,), indices) in enumerate(loaded):
+        for index, reason in images.bad.items():  # a substitute would have the wrong label
             raise InputError(f"{printable(images.path(index))}: {reason}; mend or remove it")
-        chosen = torch.from_numpy(indices).to(device)
-        yield view.contiguous(memory_format=torch.channels_last), labels[chosen]
+        views = views.contiguous(memory_format=torch.channels_last)
+        epoch, rest = divmod(step + 1, per_epoch)
+        due = epoch == config.epochs or epoch % max(1, config.epochs // 10) == 0
+        report = epoch if due and not rest else 0
+        yield Step(views, labels[torch.from_numpy(indices).to(device)], step / total, report)
 
 
 @torch.no_grad()
 def accuracy(weight: Tensor, bias: Tensor, embeddings: np.ndarray, labels: np.ndarray) -> float:
-    """Percent of embeddings (N, D) whose largest score is that of their class (N,).
-
-    Scores are those of weight (classes, D) and bias (classes,). A layer that is not finite has 0:
-    it would find the first class everywhere.
-    """
+    """Percent of embeddings (N, D) whose largest score is that of their class (N,)."""
     if not (weight.isfinite().all() and bias.isfinite().all()):
-        return 0.0
+        return 0.0  # such a layer finds the first class everywhere
     scores = torch.from_numpy(embeddings).to(weight.dtype) @ weight.cpu().t() + bias.cpu()
     return 100 * float((scores.argmax(1).numpy() == labels).mean())
 

@@ -6,11 +6,7 @@ from ..errors import InputError
 
 
 def pick_device(name: str | torch.device) -> torch.device:
-    """The device of this name; "auto" is a GPU if there is one.
-
-    Raises:
-        InputError: it cannot be used.
-    """
+    """The device of this name; "auto" is a GPU if there is one."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

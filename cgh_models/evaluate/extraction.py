@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -51,57 +50,56 @@ def extract(
     if indices is None:
         indices = np.arange(len(images))
     settings = EvalSettings(batch_size, workers, device, fast, cache_dir)
-    rows, _ = _extract(model, images, indices, settings, "raise")
-    return rows
+    return embeddings(model, images, indices, settings)[0]
 
 
 def extract_labelled(
     model: nn.Module, images: ImageSet, settings: EvalSettings
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Embeddings (n, D) and classes (n,) of the readable images; bad ones are named on stderr.
-
-    Raises:
-        InputError: more than 1 % of the images are bad.
-    """
+    """Embeddings (n, D) and classes (n,) of the readable images; bad ones are named on stderr."""
     assert images.labels is not None
     # In memory there are substitutes in place of images that are known to be bad.
     indices = np.setdiff1d(np.arange(len(images)), list(images.bad))
-    rows, kept = _extract(model, images, indices, settings, "skip")
+    rows, kept = embeddings(model, images, indices, settings, "skip")
     return rows, images.labels[kept]
 
 
-def _extract(
-    model: nn.Module, images: ImageSet, indices: np.ndarray, settings: EvalSettings, on_bad: OnBad
+def embeddings(
+    model: nn.Module,
+    images: ImageSet,
+    indices: np.ndarray,
+    settings: EvalSettings,
+    on_bad: OnBad = "raise",
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Embeddings (n, D) and their images' indices (n,); cached if no image was left out."""
+    """Embeddings (n, D) float32 and indices (n,) of the images that are not skipped as bad.
+
+    With a ``cache_dir`` they are read from there or, if none is skipped, written there.
+    """
     key = ""
     if settings.cache_dir:
         key = cache.key(model, images, indices, settings.fast)
-        cached = cache.read(settings.cache_dir, key, len(indices))
+        cached = cache.read(settings.cache_dir, key)
         if cached is not None:
             return cached, indices
-    batches = list(_batches(model, images, indices, settings, on_bad))
-    rows = np.concatenate([rows for rows, _ in batches])
+    _check_headless(model)
+    device = pick_device(settings.device)
+    transform = eval_transform(model)
+    parts = []
+    kept = []
+    with eval_mode_on(model, device):
+        embed = embedder(model, device, settings.fast)
+        for batch, batch_indices in eval_batches(
+            images, indices, transform, settings.batch_size, settings.workers, on_bad
+        ):
+            parts.append(embed(batch).cpu().numpy())
+            kept.append(batch_indices)
+    rows = np.concatenate(parts)
     if settings.cache_dir and len(rows) == len(indices):
         cache.write(settings.cache_dir, key, rows)
-    return rows, np.concatenate([kept for _, kept in batches])
+    return rows, np.concatenate(kept)
 
 
-def embeddings(
-    model: nn.Module, images: ImageSet, indices: np.ndarray, *, replace: bool = False, **kwargs: Any
-) -> Iterator[np.ndarray]:
-    """The rows of `extract`, batch by batch, with its batch_size, workers, device and fast.
-
-    ``replace`` substitutes other images for bad ones, as training does.
-    """
-    on_bad = "substitute" if replace else "raise"
-    for rows, _ in _batches(model, images, indices, EvalSettings(**kwargs), on_bad):
-        yield rows
-
-
-def _batches(
-    model: nn.Module, images: ImageSet, indices: np.ndarray, settings: EvalSettings, on_bad: OnBad
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _check_headless(model: nn.Module) -> None:
     classes = getattr(model, "num_classes", 0)
     if classes:
         what = f"this model ends in a classifier of {classes} classes"
@@ -109,20 +107,10 @@ def _batches(
     if not hasattr(model, "forward_head"):
         what = f"a {type(model).__name__} makes no embeddings"
         raise InputError(f"{what}; build the model without features_only")
-    device = pick_device(settings.device)
-    size, workers = settings.batch_size, settings.workers
-    batches = eval_batches(images, indices, eval_transform(model), size, workers, on_bad)
-    with eval_mode_on(model, device):
-        embed = embedder(model, device, settings.fast)
-        for batch, kept in batches:
-            yield embed(batch).cpu().numpy(), kept
 
 
 def embedder(model: nn.Module, device: torch.device, fast: bool) -> Callable[[Tensor], Tensor]:
-    """A function from images (N, 3, H, W) to embeddings (N, D) float32.
-
-    The model has to be on ``device``, in evaluation mode.
-    """
+    """A function from images (N, 3, H, W) to embeddings (N, D); the model is in eval mode."""
     network = inference_copy(model, pick_precision("auto", device)) if fast else model
     dtype = next(network.parameters()).dtype
 
@@ -137,22 +125,18 @@ def embedder(model: nn.Module, device: torch.device, fast: bool) -> Callable[[Te
 def eval_mode_on(model: nn.Module, device: torch.device) -> Iterator[None]:
     """The model on ``device`` in evaluation mode; its device and training modes are restored."""
     original_device = next(model.parameters()).device
-    training = [module.training for module in model.modules()]
+    training = {module: module.training for module in model.modules()}
     model.to(device).eval()
     try:
         yield
     finally:
         model.to(original_device)
-        for module, mode in zip(model.modules(), training, strict=True):
+        for module, mode in training.items():
             module.training = mode
 
 
 def readable_images(images: ImageSet, workers: int) -> ImageSet:
-    """The set without its bad images, which are named on stderr; in memory if it fits.
-
-    Raises:
-        InputError: more than 1 % of the images are bad.
-    """
+    """The set without its bad images, which are named on stderr; in memory if it fits."""
     if images.pixels is None:
         images.cache_pixels(TrainConfig().memory_gib)
     indices = np.arange(len(images))

@@ -4,12 +4,12 @@ import dataclasses
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from ..backbone import widths
 from ..data.image_set import ImageSet
 from ..errors import InputError
-from .classifier import accuracy, labelled_views, new_layer, step_counts
+from .classifier import accuracy, new_layer, training_steps
 from .devices import pick_device
 from .extraction import eval_mode_on, extract_labelled, readable_images
 from .protocols import EvalSettings, FinetuneConfig, Measurement
@@ -28,12 +28,6 @@ def finetune(
 ) -> Measurement:
     """Accuracy after the last epoch; the model itself is trained, batch norms included.
 
-    Args:
-        train: the labelled images (see `splits.subset`).
-
-    Raises:
-        InputError: unusable images, or a loss that is not finite.
-
     Source: semi-supervised evaluation in the code of CGH (arXiv 2308.13392). Differs from the
     authors' code: batch norms are not synchronized, and the last epoch is reported, not the best
     one on val.
@@ -41,7 +35,6 @@ def finetune(
     device = pick_device(settings.device)
     val = readable_images(val, settings.workers)  # bad images are found before the training
     train = readable_images(train, settings.workers)
-    steps = step_counts(train, config.epochs, config.train_batch_size)
     with eval_mode_on(model, device):
         layer = new_layer(widths(model)[0], len(train.classes), settings.seed).to(device)
         model.train()
@@ -49,28 +42,28 @@ def finetune(
         optimizer = torch.optim.SGD(
             groups, lr=0.0, momentum=config.momentum, weight_decay=config.weight_decay
         )
-        for step, (view, labels) in enumerate(labelled_views(train, model, steps, settings)):
-            loss = F.cross_entropy(layer(model(view).float()), labels)
+        for step in training_steps(train, model, config, settings):
+            loss = F.cross_entropy(layer(model(step.views).float()), step.labels)
             loss.backward()
             backbone_group, layer_group = optimizer.param_groups
-            backbone_group["lr"] = config.lr * rate_at(step / steps.total)
-            layer_group["lr"] = config.head_lr * rate_at(step / steps.total)
+            backbone_group["lr"] = config.lr * rate_at(step.progress)
+            layer_group["lr"] = config.head_lr * rate_at(step.progress)
             optimizer.step()
             optimizer.zero_grad()
-            epoch = steps.epoch_to_report(step)
+            epoch = step.epoch_to_report
             if epoch:
-                _check_finite(loss, model, layer, epoch)
+                if not (loss.isfinite() and _all_finite(model) and _all_finite(layer)):
+                    what = f"epoch {epoch}: loss or weights are not finite"
+                    raise InputError(f"{what}; give a lower --lr or --head-lr")
                 settings.log(f"epoch {epoch} of {config.epochs}: loss {loss:.4f}")
     rows, labels = extract_labelled(model, val, settings)
-    parameters = dataclasses.asdict(config) | {"train_batch_size": steps.batch_size}
+    batch_size = min(config.train_batch_size, len(train))
+    parameters = dataclasses.asdict(config) | {"train_batch_size": batch_size}
     parameters |= {"seed": settings.seed, "labelled": len(train)}
     protocol = "backbone and linear layer trained on train/, top-1 of val/ after the last epoch"
     value = accuracy(layer.weight, layer.bias, rows, labels)
     return Measurement(protocol, parameters, value, len(rows))
 
 
-def _check_finite(loss: Tensor, model: nn.Module, layer: nn.Module, epoch: int) -> None:
-    tensors = [loss, *model.state_dict().values(), *layer.state_dict().values()]
-    if not all(tensor.isfinite().all() for tensor in tensors if tensor.is_floating_point()):
-        what = f"epoch {epoch}: loss or weights are not finite"
-        raise InputError(f"{what}; give a lower --lr or --head-lr")
+def _all_finite(module: nn.Module) -> bool:
+    return all(bool(tensor.isfinite().all()) for tensor in module.state_dict().values())

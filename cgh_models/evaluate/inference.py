@@ -29,15 +29,12 @@ def inference_copy(model: nn.Module, precision: torch.dtype) -> nn.Module:
 
 
 def folded(model: nn.Module) -> nn.Module:
-    """A copy in evaluation mode with each batch norm folded into the convolution that feeds it.
-
-    Activations that timm keeps in its norms stay.
-    """
+    """A copy in evaluation mode with each batch norm folded into the convolution that feeds it."""
     copied = copy.deepcopy(model).eval()
     names = {module: name for name, module in copied.named_modules()}
     for conv, norm in _conv_norm_pairs(copied):
         copied.set_submodule(names[conv], fuse_conv_bn_eval(conv, norm))
-        # timm's BatchNormAct2d has these two
+        # timm's BatchNormAct2d has these two, which stay.
         rest = [getattr(norm, name) for name in ("drop", "act") if hasattr(norm, name)]
         copied.set_submodule(names[norm], nn.Sequential(*rest))
     return copied
@@ -45,17 +42,16 @@ def folded(model: nn.Module) -> nn.Module:
 
 def _conv_norm_pairs(model: nn.Module) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
     """Convolutions and norms that only feed each other, as one forward shows."""
-    outputs: dict[int, tuple[nn.Conv2d, Tensor]] = {}  # held, so that no id is reused
+    outputs: list[tuple[nn.Conv2d, Tensor]] = []
     pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
-
-    def after_conv(module: nn.Conv2d, _inputs: tuple[Tensor], output: Tensor) -> None:
-        outputs[id(output)] = module, output
-
-    def before_norm(module: nn.BatchNorm2d, inputs: tuple[Tensor]) -> None:
-        if id(inputs[0]) in outputs:
-            pairs.append((outputs[id(inputs[0])][0], module))
-
     hooks = []
+
+    def after_conv(conv: nn.Conv2d, _inputs: tuple[Tensor], output: Tensor) -> None:
+        outputs.append((conv, output))
+
+    def before_norm(norm: nn.BatchNorm2d, inputs: tuple[Tensor]) -> None:
+        pairs.extend((conv, norm) for conv, output in outputs if output is inputs[0])
+
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             hooks.append(module.register_forward_hook(after_conv))

@@ -11,7 +11,7 @@ from ..backbone import widths
 from ..data.image_set import ImageSet
 from ..errors import InputError
 from ..schedule import learning_rate
-from .classifier import accuracy, choose, labelled_views, new_layer, step_counts
+from .classifier import accuracy, check_classes, choose, new_layer, training_steps
 from .devices import pick_device
 from .extraction import embedder, eval_mode_on, extract_labelled, readable_images
 from .protocols import EvalSettings, LinearConfig, Measurement
@@ -19,32 +19,22 @@ from .splits import held_out, subset
 
 # Half a decade apart: the rates of the papers' small-image code (0.2, 1, 30) lie among them.
 RATES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
-PROTOCOL = (
-    "linear layer on the frozen backbone, SGD on augmented train/ (crop, flip), "
-    "top-1 of val/ after the last epoch"
-)
-CHOICE = 5  # the choice takes one epoch where the run takes this many
+_CHOICE = 5  # the choice takes one epoch where the run takes this many
 
 
 def sgd(
     model: nn.Module, train: ImageSet, val: ImageSet, config: LinearConfig, settings: EvalSettings
 ) -> Measurement:
-    """Accuracy of the layer after its last epoch.
+    """Accuracy of the layer after its last epoch; ``settings.fast`` holds for augmented images too.
 
     With ``config.lr`` 0 the rate is chosen first: layers with each of RATES are trained side by
     side without the held-out training images, and tested on those. The first best one wins, and a
     new layer is trained on all training images.
 
-    Args:
-        settings: ``fast`` holds for augmented images, too.
-
-    Raises:
-        InputError: unusable images, or a rate at which the layer is not finite.
-
     Source: Wu et al., arXiv 1805.01978, as in the code of CGH (arXiv 2308.13392) and ReSSL (arXiv
     2107.09282). Differs from the authors' code: the last epoch is reported, not the best on val.
     """
-    step_counts(train, config.epochs, config.train_batch_size)  # refuses a single class at once
+    check_classes(train)
     queries, labels = extract_labelled(model, val, settings)
     train = readable_images(train, settings.workers)
     lr = config.lr
@@ -52,7 +42,7 @@ def sgd(
     if not lr:
         lr, choice = _choose_rate(model, train, config, settings)
     (layer,) = _train_layers(model, train, (lr,), config, settings)
-    if not all(parameter.isfinite().all() for parameter in layer.parameters()):
+    if not (layer.weight.isfinite().all() and layer.bias.isfinite().all()):
         what = f"learning rate {lr:g}: the linear layer is not finite"
         raise InputError(f"{what}; give a lower --lr, or 0 to choose")
     batch_size = min(config.train_batch_size, len(train))
@@ -60,7 +50,9 @@ def sgd(
     parameters = {"protocol": "sgd", **dataclasses.asdict(config), "weight_decay": 0.0}
     parameters |= {"seed": settings.seed, "choice": choice, "train": len(train)}
     value = accuracy(layer.weight, layer.bias, queries, labels)
-    return Measurement(PROTOCOL, parameters | settings.recorded, value, len(queries))
+    protocol = "linear layer on the frozen backbone, SGD on augmented train/ (crop, flip), "
+    protocol += "top-1 of val/ after the last epoch"
+    return Measurement(protocol, parameters | settings.recorded, value, len(queries))
 
 
 def _choose_rate(
@@ -68,7 +60,7 @@ def _choose_rate(
 ) -> tuple[float, dict[str, object]]:
     assert train.labels is not None
     rest, held = held_out(train.labels, settings.seed)
-    config = dataclasses.replace(config, epochs=-(-config.epochs // CHOICE))
+    config = dataclasses.replace(config, epochs=math.ceil(config.epochs / _CHOICE))
     images = f"{len(held)} held-out training images"
     settings.log(f"choosing the learning rate on {images}, {config.epochs} epochs")
     layers = _train_layers(model, subset(train, rest), RATES, config, settings)
@@ -89,30 +81,29 @@ def _train_layers(
     settings: EvalSettings,
 ) -> list[nn.Linear]:
     """A trained layer per learning rate. All start alike, and one forward serves them all."""
-    steps = step_counts(images, config.epochs, config.train_batch_size)
     device = pick_device(settings.device)
     classes = len(images.classes)
+    loss = 0.0
     with eval_mode_on(model, device):
-        width = widths(model)[0]
+        width, _ = widths(model)
         layers = [new_layer(width, classes, settings.seed).to(device) for _ in rates]
         groups = [{"params": list(layer.parameters())} for layer in layers]
         optimizer = torch.optim.SGD(
             groups, lr=0.0, momentum=config.momentum, nesterov=config.nesterov
         )
         embed = embedder(model, device, settings.fast)
-        for step, (view, labels) in enumerate(labelled_views(images, model, steps, settings)):
-            rows = embed(view).clone()  # (N, D); autograd takes no tensors of inference mode
-            losses = torch.stack([F.cross_entropy(layer(rows), labels) for layer in layers])
+        for step in training_steps(images, model, config, settings):
+            rows = embed(step.views).clone()  # (N, D); autograd takes no inference-mode tensors
+            losses = torch.stack([F.cross_entropy(layer(rows), step.labels) for layer in layers])
             losses.sum().backward()
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = learning_rate(step / steps.total, rate, warmup=0)
+                group["lr"] = learning_rate(step.progress, rate, warmup=0)
             optimizer.step()
             optimizer.zero_grad()
-            epoch = steps.epoch_to_report(step)
-            if epoch:
+            if step.epoch_to_report:
                 loss = losses.detach().nan_to_num(float("inf")).min().item()
-                settings.log(f"epoch {epoch} of {config.epochs}: loss {loss:.4f}")
-                if epoch == config.epochs and loss > math.log(classes):
-                    above = f"the loss ended above that of guessing, {math.log(classes):.4f}"
-                    settings.log(f"warning: {above}; give a lower --lr")
+                settings.log(f"epoch {step.epoch_to_report} of {config.epochs}: loss {loss:.4f}")
+    if loss > math.log(classes):  # of the last epoch
+        above = f"the loss ended above that of guessing, {math.log(classes):.4f}"
+        settings.log(f"warning: {above}; give a lower --lr")
     return layers

@@ -1,8 +1,10 @@
 """kNN accuracy, and any published number measured again."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..data.image_set import MAX_BAD, ImageSet
@@ -41,14 +43,15 @@ def knn_accuracy(
     *,
     k: int = 20,
     temperature: float = 0.07,
-    **extraction: Any,
+    batch_size: int = 256,
+    workers: int = 2,
+    device: str | torch.device = "auto",
+    fast: bool = False,
+    cache_dir: str | Path | None = None,
 ) -> float:
-    """Percent of val images whose class kNN over the train embeddings finds.
-
-    Args:
-        extraction: batch_size, workers, device, fast and cache_dir of `extract`.
-    """
-    return knn(backbone, train, val, EvalSettings(**extraction), k, temperature).value
+    """Percent of val images whose class kNN over the train embeddings (see `extract`) finds."""
+    settings = EvalSettings(batch_size, workers, device, fast, cache_dir)
+    return knn(backbone, train, val, settings, k, temperature).value
 
 
 def remeasure(
@@ -59,16 +62,11 @@ def remeasure(
     val: ImageSet,
     settings: EvalSettings,
 ) -> float:
-    """The value that the same measurement gives now.
+    """The value that the same measurement gives now; seed and fast are those that were published.
 
     Args:
         metric: "knn" or "linear".
         published: the metric of a manifest row.
-        settings: its ``seed`` and ``fast`` are taken from what was published.
-
-    Raises:
-        InputError: other images than those it was measured on, or not everything was published
-            that this takes.
     """
     parameters = published["parameters"]
     config_names = ["lr", "epochs", "train_batch_size", "momentum", "nesterov"]

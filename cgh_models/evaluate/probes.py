@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..data.image_set import ImageSet
 from ..errors import InputError
-from .classifier import accuracy, choose, step_counts
+from .classifier import accuracy, check_classes, choose
 from .devices import pick_device
 from .extraction import extract_labelled
 from .protocols import EvalSettings, Measurement
@@ -19,8 +19,6 @@ from .splits import held_out
 # L2 penalties to choose from, strong to weak: the stronger of two that are equally good wins.
 LBFGS_STRENGTHS = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 RIDGE_STRENGTHS = (100.0, 10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
-_MAX_STEPS = 2000
-_MAX_GRADIENT = 1e-6  # L-BFGS ends where no component of the gradient it sees is larger
 
 
 @dataclass(frozen=True)
@@ -39,20 +37,19 @@ def probe(
 
     Each dimension is standardized with the mean and deviation of the training images that are
     fitted. The penalty is chosen on held-out training images; then all training images are fitted.
-    The arithmetic is float64; the embeddings take 8 N D bytes.
-
-    Args:
-        protocol: "lbfgs" or "ridge".
-
-    Raises:
-        InputError: unusable images, or embeddings that are not finite.
+    The arithmetic is float64; the embeddings take 8 N D bytes. ``protocol`` is "lbfgs" or "ridge".
     """
     assert train.labels is not None
-    step_counts(train, 1, 2)  # refuses a single class
-    held_out(train.labels, settings.seed)  # and too few images, before the work
-    path, grid, name = lbfgs_path, LBFGS_STRENGTHS, "multinomial logistic regression (L-BFGS)"
+    check_classes(train)
+    held_out(train.labels, settings.seed)  # refuses too few images before the work
     if protocol == "ridge":
-        path, grid, name = ridge_path, RIDGE_STRENGTHS, "one-vs-all ridge regression (closed form)"
+        path = ridge_path
+        grid = RIDGE_STRENGTHS
+        name = "one-vs-all ridge regression (closed form)"
+    else:
+        path = lbfgs_path
+        grid = LBFGS_STRENGTHS
+        name = "multinomial logistic regression (L-BFGS)"
     device = pick_device(settings.device)
     if device.type == "mps":  # it has no float64
         device = torch.device("cpu")
@@ -94,10 +91,9 @@ def standardized(rows: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.n
 def lbfgs_path(x: Tensor, y: Tensor, classes: int, strengths: Sequence[float]) -> Iterator[Fit]:
     """For each strength the layer of least mean cross-entropy + strength / 2 * |weight|^2.
 
-    Full batches, strong Wolfe line search; each strength starts from the solution of the one
-    before. The weight is sought in coordinates in which the penalized loss is about equally curved
-    in all directions: random backbones' embeddings, nearly all in one direction, take a tenth of
-    the steps. x (N, D) are the embeddings, y (N,) their classes.
+    x (N, D) are the embeddings, y (N,) their classes. Each strength starts from the solution of the
+    one before. The weight is sought in coordinates in which the loss is about equally curved in all
+    directions: random backbones' embeddings, nearly all in one direction, take a tenth as long.
     """
     values, vectors = torch.linalg.eigh(x.t() @ x / len(x))
     weight = torch.zeros(classes, x.shape[1], dtype=x.dtype, device=x.device)
@@ -121,10 +117,10 @@ def _minimize(
     """Moves ``free`` and ``bias`` to the least `_penalized`; returns the number of steps."""
     optimizer = torch.optim.LBFGS(
         [free, bias],
-        max_iter=_MAX_STEPS,
-        max_eval=2 * _MAX_STEPS,
+        max_iter=2000,
+        max_eval=4000,
         history_size=20,
-        tolerance_grad=_MAX_GRADIENT,
+        tolerance_grad=1e-6,  # it ends where no component of the gradient it sees is larger
         tolerance_change=0.0,
         line_search_fn="strong_wolfe",
     )

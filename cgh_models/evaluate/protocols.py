@@ -12,8 +12,6 @@ from ..errors import InputError
 if TYPE_CHECKING:
     import torch
 
-LABELS = ("1%", "10%", "100%")
-
 
 @dataclass(frozen=True)
 class Measurement:
@@ -25,17 +23,15 @@ class Measurement:
     n: int
 
     def to_json(self) -> dict[str, Any]:
-        """As a row of the manifest holds it."""
         return dataclasses.asdict(self) | {"value": round(self.value, 3)}
 
-    def with_parameters(self, **more: Any) -> "Measurement":
-        """The same with more parameters."""
+    def with_parameters(self, **more: object) -> "Measurement":
         return dataclasses.replace(self, parameters=self.parameters | more)
 
 
 @dataclass(frozen=True)
 class EvalSettings:
-    """How an evaluation runs: five arguments of `extract`, and a function that gets progress."""
+    """How an evaluation runs; the first five are arguments of `extract`."""
 
     batch_size: int = 256
     workers: int = 2
@@ -43,7 +39,7 @@ class EvalSettings:
     fast: bool = False
     cache_dir: str | Path | None = None
     seed: int = 0
-    log: Callable[[str], None] = lambda text: None
+    log: Callable[[str], None] = lambda text: None  # gets lines about the progress
 
     def __post_init__(self):
         if self.batch_size < 1 or self.workers < 0:
@@ -73,7 +69,7 @@ class LinearConfig:
     """Nesterov's momentum: ReSSL's small-image recipe has it."""
 
     def __post_init__(self):
-        _check(self, "lr", "momentum")
+        _check(self, "lr")
         if self.nesterov and not self.momentum:
             what = "nesterov=True with momentum=0: Nesterov needs momentum"
             raise InputError(f"{what}; give --momentum 0.9")
@@ -97,7 +93,7 @@ class FinetuneConfig:
     """Of SGD, on everything that is trained."""
 
     def __post_init__(self):
-        _check(self, "lr", "head_lr", "momentum", "weight_decay")
+        _check(self, "lr", "head_lr", "weight_decay")
 
 
 def _check(config: LinearConfig | FinetuneConfig, *positive: str) -> None:
@@ -107,8 +103,8 @@ def _check(config: LinearConfig | FinetuneConfig, *positive: str) -> None:
     check_range(config, 0, 1, "momentum")
 
 
-# Small images: the sources of ReSSL's small-image recipe differ in the learning rate (30 in steps;
-# 0.2 or 1 with a cosine), so it is a cosine whose top is chosen on held-out training images.
+# The sources of ReSSL's small-image recipe differ in the learning rate (30 in steps; 0.2 or 1 with
+# a cosine), so it is a cosine whose top is chosen on held-out training images.
 _SMALL = LinearConfig(lr=0, nesterov=True)
 LINEAR = {"imagenet": LinearConfig(), "cifar": _SMALL, "tiny": _SMALL}
 

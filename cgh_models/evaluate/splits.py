@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import os
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +23,7 @@ def held_out(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Indices of the images to train on, and of those held out to choose on; sorted and disjoint.
 
     5,000 images or a tenth are held out, whichever is less, of each class its share; one image of a
-    class always stays to train on.
-
-    Raises:
-        InputError: not one can be held out.
+    class always stays to train on. Raises InputError if not one can be held out.
     """
     sizes = np.bincount(labels)
     exact = sizes * min(HELD_OUT, max(1, len(labels) // 10)) / len(labels)
@@ -36,9 +32,10 @@ def held_out(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     take[np.argsort(take - exact, kind="stable")[:short]] += 1
     chosen = _class_ranks(labels, seed, _HELD_OUT_STREAM) < np.minimum(take, sizes - 1)[labels]
     if not chosen.any():
+        what = f"{len(labels)} training images of {np.count_nonzero(sizes)} classes"
         raise InputError(
-            f"{len(labels)} training images of {np.count_nonzero(sizes)} classes: none can be held "
-            "out to choose on; give more of each class, or --protocol sgd with its --lr"
+            f"{what}: none can be held out to choose on; give more of each class, "
+            "or --protocol sgd with its --lr"
         )
     return np.flatnonzero(~chosen), np.flatnonzero(chosen)
 
@@ -46,10 +43,7 @@ def held_out(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
 def draw(labels: np.ndarray, percent: int, seed: int) -> np.ndarray:
     """Indices (n,), sorted, of the labelled share: equally many of every class, or all it has.
 
-    The 1 % of a seed are among its 10 %.
-
-    Raises:
-        InputError: fewer labels than classes.
+    The 1 % of a seed are among its 10 %. Raises InputError for fewer labels than classes.
     """
     total = len(labels)
     count = total * percent // 100
@@ -79,13 +73,8 @@ def labelled(
 ) -> tuple[np.ndarray, str]:
     """Indices of the labelled images, and the sha256 of their names, one a line.
 
-    Args:
-        file: a text file of names relative to train/. If it exists, its images are taken and the
-            seed plays no part; else the names that the seed draws are written to it.
-
-    Raises:
-        InputError: fewer labels than classes, or a file that does not hold such a share.
-        DiskError: the file cannot be written.
+    If ``file``, a text file of names relative to train/, exists, its images are taken and the seed
+    plays no part; else the names that the seed draws are written to it.
     """
     assert images.labels is not None
     indices = draw(images.labels, percent, seed)
@@ -100,29 +89,25 @@ def labelled(
 
 def _read(file: Path, images: ImageSet, percent: int, drawn: int) -> np.ndarray:
     if not file.is_file():
-        raise InputError(
-            f"{printable(file)}: not a file; give --splits-file a text file of image names, "
-            "or a new name"
-        )
+        what = f"{printable(file)}: not a file"
+        raise InputError(f"{what}; give --splits-file a text file of image names, or a new name")
     lines = [line for line in os.fsdecode(file.read_bytes()).splitlines() if line]
     index_of = {name: index for index, name in enumerate(images.names)}
     unknown = [line for line in lines if line not in index_of]
     indices = np.array([index_of[line] for line in lines if line in index_of], int)
     assert images.labels is not None
-    missing = set(range(len(images.classes))) - set(images.labels[indices].tolist())
+    missing = len(images.classes) - len(set(images.labels[indices].tolist()))
     most = -(-len(images) * percent // 100)
     problem = ""
     if unknown:
         first = printable(unknown[0])[:80]
         problem = f"{len(unknown)} of its {len(lines)} lines name no such image, {first!r} first"
     elif len(set(lines)) < len(lines):
-        twice = printable(Counter(lines).most_common(1)[0][0])[:80]
-        problem = f"names {twice!r} more than once"
+        problem = "names an image more than once"
     elif not drawn <= len(lines) <= most:
         problem = f"{len(lines)} images, which are not {percent}% of {len(images)}"
     elif missing:
-        first = printable(images.classes[min(missing)])
-        problem = f"has no image of {len(missing)} classes, {first!r} first"
+        problem = f"has no image of {missing} classes"
     if problem:
         raise InputError(
             f"{printable(file)}: {problem}; expected {drawn} to {most} names of images in "

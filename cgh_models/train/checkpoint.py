@@ -58,8 +58,9 @@ def save(run_dir: Path, step: int, method: nn.Module, optimizer: Optimizer) -> N
             if value is not None:
                 tensors[f"optimizer.{number}.{key}"] = value
     tensors["random.cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors["random.cuda"] = torch.cuda.get_rng_state()
+    device = next(method.parameters()).device
+    if device.type == "cuda":
+        tensors["random.cuda"] = torch.cuda.get_rng_state(device)
     path = run_dir / f"checkpoint-{step:08d}.safetensors"
     write_tensors(path, tensors)
 
@@ -79,36 +80,30 @@ def newest(run_dir: Path, say: Callable[[str], None]) -> tuple[int, Path]:
     """(step, file) of the newest undamaged checkpoint; says which ones are passed over.
 
     A file that the index does not name, because that was lost or is older, counts if it can be
-    read.
-
-    Raises:
-        InputError: the run has no checkpoint yet.
-        IntegrityError: all are damaged.
+    read. Raises InputError if there is no checkpoint yet, IntegrityError if all are damaged.
     """
+    name = printable(run_dir)
     index = {entry.file: entry for entry in read_index(run_dir)}
-    names = sorted({*index, *_names(run_dir)}, key=_step, reverse=True)
-    for name in names:
-        path = run_dir / name
-        if name in index:
-            if path.is_file() and _describe(path) == index[name]:
-                return _step(name), path
+    files = sorted({*index, *_names(run_dir)}, key=_step, reverse=True)
+    if not files:
+        raise InputError(
+            f"{name}: holds no checkpoint; start it with `cgh pretrain --out {run_dir}`"
+        )
+    for file in files:
+        path = run_dir / file
+        if file in index:
+            if path.is_file() and _describe(path) == index[file]:
+                return _step(file), path
             problem = "damaged (size or sha256 differs from what was written)"
         else:
             try:
                 read_tensors(path, ours=True)
                 say(f"{printable(path)}: not in {_INDEX}, which is lost or older; read and taken")
-                return _step(name), path
+                return _step(file), path
             except (InputError, IntegrityError, DiskError):
                 problem = "not a readable checkpoint, left as it is"
         say(f"{printable(path)}: {problem}; trying an older checkpoint")
-    if names:
-        raise IntegrityError(
-            f"{printable(run_dir)}: every checkpoint is damaged; "
-            "start the run again in a new folder"
-        )
-    raise InputError(
-        f"{printable(run_dir)}: holds no checkpoint; start it with `cgh pretrain --out {run_dir}`"
-    )
+    raise IntegrityError(f"{name}: every checkpoint is damaged; start anew in another folder")
 
 
 def is_run(run_dir: Path) -> bool:
@@ -161,8 +156,9 @@ def load(path: Path, method: nn.Module, optimizer: Optimizer) -> None:
             if value.shape == parameter.shape:  # fused kernels need the parameter's strides
                 values[name] = torch.empty_like(parameter).copy_(value)
     torch.set_rng_state(tensors["random.cpu"])
-    if "random.cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["random.cuda"])
+    device = next(method.parameters()).device
+    if "random.cuda" in tensors and device.type == "cuda":
+        torch.cuda.set_rng_state(tensors["random.cuda"], device)
 
 
 def load_method_state(path: Path, method: nn.Module) -> dict[str, Tensor]:
@@ -179,11 +175,7 @@ def load_method_state(path: Path, method: nn.Module) -> dict[str, Tensor]:
 
 
 def read_run(run_dir: Path) -> dict[str, Any]:
-    """`config.json` of a run, checked: its keys, and the trainer's settings.
-
-    Raises:
-        InputError: not a run folder, or an unknown or missing key.
-    """
+    """`config.json` of a run; raises InputError for unknown or missing keys and settings."""
     path = run_dir / "config.json"
     run = read_json(path, "the config.json of a run folder")
     try:

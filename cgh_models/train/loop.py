@@ -13,19 +13,17 @@ import torch
 from ..config import TrainConfig
 from ..data.image_set import ImageSet, load
 from ..data.loader import batches
-from ..data.workers import explain_dead_workers
 from ..errors import InputError, Interrupted, printable, say
 from ..evaluate.extraction import pick_device, pick_precision
 from ..schedule import learning_rate
 from ..view_recipes import RECIPES
 from . import checkpoint
-from .memory import batch_too_large, half_fits, suppress_out_of_memory
 from .metric_log import MetricLogger
 from .monitor import Monitor
 from .optim import create_optimizer
 from .run_folder import describe_run, lock_run_dir, write_or_check_config
 from .signals import StopSignals
-from .step import prepare, train_step
+from .step import batch_too_large, half_fits, prepare, suppress_out_of_memory, train_step
 
 
 def pretrain(
@@ -67,13 +65,13 @@ def pretrain(
 
         # --- data
         images.log_bad_files_to(run_dir / "bad_files.txt")
-        _cache_pixels(images, config, signals)
+        if images.pixels is None:
+            signals.unless_stopped(lambda: images.cache_pixels(config.memory_gib))
+            signals.unless_stopped(images.report_decoder)
 
-        # --- networks
+        # --- networks and optimizer
         method.to(device, memory_format=torch.channels_last).train()
         prepare(method, config, device)
-
-        # --- optimizer
         optimizer = create_optimizer(method, config)
         if file:
             checkpoint.load(file, method, optimizer)
@@ -83,7 +81,7 @@ def pretrain(
         settings = (device.type, dtype, config.clip_norm, config.accumulate)
         loader = batches(images, RECIPES[method.view_recipe], config, done, total, device)
         log = MetricLogger(run_dir, images, config, device, monitor, done)
-        with explain_dead_workers(), log, contextlib.closing(loader):
+        with log, contextlib.closing(loader):
             if not file:
                 log.measure(0, method.student.backbone)
                 log.save_checkpoint(0, method, optimizer, must=True)
@@ -123,13 +121,3 @@ def open_images(data: str | Path | ImageSet, config: TrainConfig) -> ImageSet:
             f"{printable(images.root)}; give --batch-size {len(images)} or less"
         )
     return images
-
-
-def _cache_pixels(images: ImageSet, config: TrainConfig, signals: StopSignals) -> None:
-    """Decodes all images if they fit in memory; else says what would read them faster."""
-    if images.pixels is None:
-        signals.unless_stopped(lambda: images.cache_pixels(config.memory_gib))
-        if signals.received:
-            images.pixels = None  # not a half-filled one
-        elif images.pixels is None and images.decoder_hint():
-            say(images.decoder_hint())

@@ -38,9 +38,7 @@ class _Step:
 class MetricLogger:
     """Collects a run's numbers on the device and writes them every ``log_every`` steps.
 
-    Args:
-        monitor: measures a backbone; the values go into the line of the step.
-        done: steps that were taken before.
+    ``monitor`` measures a backbone; ``done`` steps were taken before.
     """
 
     def __init__(
@@ -57,6 +55,7 @@ class MetricLogger:
         self.config = config
         self.monitor = monitor
         self.done = done
+        self.path = run_dir / "metrics.jsonl"
         self.steps_per_epoch = len(images) // config.batch_size
         self.total = self.steps_per_epoch * config.epochs
         self.log_every = config.log_every or (1 if device.type == "cpu" else 10)
@@ -79,9 +78,9 @@ class MetricLogger:
                     "--tensorboard: not installed; type pip install '.[tensorboard]'"
                 ) from error
             self._board = SummaryWriter(self.run_dir / "tensorboard")
-        path = self.run_dir / "metrics.jsonl"
-        _drop_lines(path, self.done)
-        self._file = self._exits.enter_context(open(path, "ab", buffering=0))
+            self._exits.callback(self._board.close)
+        _drop_lines(self.path, self.done)
+        self._file = self._exits.enter_context(open(self.path, "ab", buffering=0))
         interval = 0.3 if sys.stderr.isatty() else 30
         self._bar = tqdm(
             total=self.total,
@@ -95,8 +94,6 @@ class MetricLogger:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._board:
-            self._board.close()
         self._exits.close()
 
     def timed(self, items: Iterator[Item]) -> Iterator[Item]:
@@ -110,11 +107,7 @@ class MetricLogger:
     def log_step(
         self, step: int, lr: float, losses: Losses, indices: np.ndarray, backbone: nn.Module
     ) -> None:
-        """Collects the numbers of one step; writes, or measures the backbone, if it is time to.
-
-        Raises:
-            InputError: a loss or gradient since the last writing was not finite.
-        """
+        """Collects the numbers of one step; writes, or measures the backbone, if it is time to."""
         before = step - 1
         epoch = before // self.steps_per_epoch
         row = {"step": step, "epoch": epoch, "progress": before / self.total, "lr": lr}
@@ -126,29 +119,26 @@ class MetricLogger:
 
     def measure(self, step: int, backbone: nn.Module) -> None:
         """Writes the collected steps; the monitor's values go into the line of ``step``."""
-        rows = self._rows() or [{"step": step}]
+        rows = self._finished_rows() or [{"step": step}]
         values = self.monitor(backbone) if self.measures else {}
         rows[-1] |= values
-        for row in rows:
-            self._write(row)
+        self._write(rows)
         if values:
             numbers = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
             tqdm.write(f"step {step}: {numbers}", file=sys.stderr)
         self._restart_clock()
 
     def flush(self) -> None:
-        """Writes the collected steps."""
-        for row in self._rows():
-            self._write(row)
+        """Writes the collected steps. Raises InputError if one of them was not finite."""
+        self._write(self._finished_rows())
 
     def save_checkpoint(
         self, step: int, method: nn.Module, optimizer: torch.optim.Optimizer, must: bool = False
     ) -> None:
-        """Saves the state after ``step`` steps, unless that is done.
+        """Saves the state after ``step`` steps, once; a full disk is a warning, unless it ``must``.
 
         Raises:
             InputError: the weights are not finite.
-            DiskError: no room, and it ``must`` be saved; else a full disk is a warning.
         """
         if step == self._saved_step:
             return
@@ -166,7 +156,7 @@ class MetricLogger:
                 raise
             self._warn(f"{error}; training goes on")
 
-    def _rows(self) -> list[dict[str, float]]:
+    def _finished_rows(self) -> list[dict[str, float]]:
         """The lines of the collected steps. One that is not finite ends the run."""
         steps = self._steps
         self._steps = []
@@ -179,8 +169,7 @@ class MetricLogger:
             for name in step.losses:
                 step.row[name] = next(values)
             if not step.row.pop("finite"):
-                for row in rows:
-                    self._write(row)
+                self._write(rows)
                 self._refuse(steps[number:])
             rows.append(step.row)
         seconds = time.perf_counter() - self._since
@@ -201,14 +190,17 @@ class MetricLogger:
         self._since = time.perf_counter()
 
     def _warn(self, text: str) -> None:
-        """The same text once."""
         if text not in self._warnings:
             self._warnings.add(text)
             tqdm.write(f"warning: {text}", file=sys.stderr)
 
-    def _write(self, row: dict[str, float]) -> None:
-        """Appends a line. One that a full disk refuses is kept and written with the next."""
-        self._unwritten += (json.dumps(row) + "\n").encode()
+    def _write(self, rows: list[dict[str, float]]) -> None:
+        """Appends lines. Those that a full disk refuses are kept and written with the next."""
+        for row in rows:
+            self._unwritten += (json.dumps(row) + "\n").encode()
+            if self._board:
+                for key in row.keys() - {"step"}:
+                    self._board.add_scalar(key, row[key], row["step"])
         size = os.fstat(self._file.fileno()).st_size
         try:
             written = self._file.write(self._unwritten)
@@ -217,12 +209,7 @@ class MetricLogger:
             self._unwritten = b""
         except OSError as error:
             self._file.truncate(size)
-            path = self.run_dir / "metrics.jsonl"
-            self._warn(f"{path}: cannot be written ({error.strerror}); make room")
-        if self._board:
-            for key, value in row.items():
-                if key != "step":
-                    self._board.add_scalar(key, value, row["step"])
+            self._warn(f"{self.path}: cannot be written ({error.strerror}); make room")
 
     def _refuse(self, steps: list[_Step]) -> None:
         """Ends the run at the first of ``steps``; nonfinite_batches.txt names their images."""
@@ -242,21 +229,24 @@ class MetricLogger:
         )
 
 
-def _drop_lines(path: Path, done: int) -> None:
-    """Drops the lines of steps after ``done`` from a metrics.jsonl, and lines that are damaged."""
+def read_log(path: Path) -> list[dict[str, float]]:
+    """The rows of a metrics.jsonl, none if it is not there; says how many lines are damaged."""
     if not path.exists():
-        return
-    lines = []
-    damaged = 0
-    for line in path.read_text("utf-8", errors="replace").splitlines(keepends=True):
-        try:
-            step = json.loads(line)["step"]
-            if step > done:
-                break
-            lines.append(line)
-        except (ValueError, KeyError, TypeError, RecursionError):
-            damaged += 1
-    if damaged:
-        say(f"{printable(path)}: {damaged} damaged lines dropped")
+        return []
+    lines = path.read_text("utf-8", errors="replace").splitlines()
+    rows = []
+    for line in lines:
+        with contextlib.suppress(ValueError, RecursionError):
+            row = json.loads(line)
+            if isinstance(row, dict) and isinstance(row.get("step"), int):
+                rows.append(row)
+    if len(rows) < len(lines):
+        say(f"{printable(path)}: {len(lines) - len(rows)} damaged lines left out")
+    return rows
+
+
+def _drop_lines(path: Path, done: int) -> None:
+    """Drops the lines of steps after ``done`` from a metrics.jsonl, and those that are damaged."""
+    lines = [json.dumps(row) + "\n" for row in read_log(path) if row["step"] <= done]
     with files.atomic(path) as temporary:
         temporary.write_text("".join(lines), encoding="utf-8")

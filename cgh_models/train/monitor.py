@@ -13,6 +13,7 @@ from ..errors import InputError
 from ..evaluate.collapse import spread
 from ..evaluate.extraction import embeddings
 from ..evaluate.neighbours import knn
+from ..evaluate.protocols import EvalSettings
 from .metric_log import ADVICE
 from .signals import StopSignals
 
@@ -29,7 +30,6 @@ class Sample(NamedTuple):
     indices: np.ndarray
 
     def labels(self) -> np.ndarray:
-        """Their classes (N,)."""
         assert self.images.labels is not None
         return self.images.labels[self.indices]
 
@@ -45,10 +45,9 @@ class Monitor:
     def __init__(
         self, images: ImageSet, config: TrainConfig, device: torch.device, signals: StopSignals
     ):
-        self.device = device
-        self.workers = config.workers
         self.signals = signals
-        self.batch_size = min(256, config.batch_size // config.accumulate)  # fits into memory
+        fits = min(256, config.batch_size // config.accumulate)  # images at once
+        self.settings = EvalSettings(fits, config.workers, device)
         self.knn: tuple[str, Sample, Sample] | None = None  # name of the value, memory, queries
         shuffled = order(0, 0, len(images))
         self.spread = Sample(images, shuffled[:SPREAD])
@@ -62,14 +61,8 @@ class Monitor:
             self.knn = ("knn_train", memory, Sample(images, shuffled[:count]))
 
     def __call__(self, backbone: nn.Module) -> dict[str, float]:
-        """feature_std, effective_rank and, in percent, knn or knn_train; none if a signal comes.
-
-        Raises:
-            InputError: the embeddings are not finite.
-        """
-        values: dict[str, float] = {}
-        self.signals.unless_stopped(lambda: values.update(self._measure(backbone)))
-        return values
+        """feature_std, effective_rank and, in percent, knn or knn_train; none if a signal comes."""
+        return self.signals.unless_stopped(lambda: self._measure(backbone)) or {}
 
     def _measure(self, backbone: nn.Module) -> dict[str, float]:
         values = spread(self._embed(backbone, self.spread))
@@ -83,10 +76,7 @@ class Monitor:
 
     def _embed(self, backbone: nn.Module, sample: Sample) -> np.ndarray:
         """Embeddings (N, D) of a sample."""
-        images, indices = sample
-        how = {"batch_size": self.batch_size, "workers": self.workers, "device": self.device}
-        parts = embeddings(backbone, images, indices, **how, replace=True)
-        found = np.concatenate(list(parts))
+        found, _ = embeddings(backbone, *sample, self.settings, "substitute")
         if not np.isfinite(found).all():
             raise InputError(f"the embeddings are not finite; {ADVICE}")
         return found

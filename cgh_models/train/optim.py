@@ -29,8 +29,11 @@ def parameter_groups(method: Method, config: TrainConfig) -> list[dict]:
             return not any(word in full_name for word in exempt_names)
         if config.decay_norms:
             return True
+        types = [kind.__name__.lower().rstrip("123d_") for kind in type(owner).__mro__]
+        is_norm = any(kind.endswith("norm") for kind in types)
+        is_vector = parameter.ndim <= 1  # a bias, or a scale as of LayerScale
         exempt = full_name.removeprefix("backbone.") in timm_exempts
-        return not (exempt or _is_norm_bias_or_scale(owner, full_name, parameter))
+        return not (exempt or is_norm or is_vector or full_name.endswith("bias"))
 
     # The state of the optimizer in a checkpoint is numbered in this order.
     groups = []
@@ -48,13 +51,6 @@ def parameter_groups(method: Method, config: TrainConfig) -> list[dict]:
             exempt = not is_decayed(owner, full_name, parameter)
             groups[2 * constant_lr + exempt]["params"].append(parameter)
     return [group for group in groups if group["params"]]
-
-
-def _is_norm_bias_or_scale(owner: nn.Module, name: str, parameter: Tensor) -> bool:
-    """Biases, vectors such as LayerScale, and norms, by the names of their types."""
-    types = [kind.__name__.lower().rstrip("123d_") for kind in type(owner).__mro__]
-    is_norm = any(kind.endswith("norm") for kind in types)
-    return name.endswith("bias") or parameter.ndim <= 1 or is_norm
 
 
 def create_optimizer(method: Method, config: TrainConfig) -> Optimizer:

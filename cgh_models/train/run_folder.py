@@ -30,11 +30,7 @@ LOCK = ".cgh-lock"
 
 @contextlib.contextmanager
 def lock_run_dir(run_dir: Path) -> Iterator[None]:
-    """Makes the run folder, if it is new, and holds its lock.
-
-    Raises:
-        InputError: another process holds it, or the folder cannot be written or is not a run's.
-    """
+    """Makes the run folder, if it is new, and holds its lock."""
     try:
         if not (run_dir / "config.json").exists():
             files.make_folder(run_dir, spare=frozenset({LOCK}))
@@ -66,11 +62,7 @@ def lock_run_dir(run_dir: Path) -> Iterator[None]:
 
 
 def write_or_check_config(run_dir: Path, description: dict[str, Any], resume: bool) -> None:
-    """Writes config.json for a new run; compares it, key by key, with that of a resumed one.
-
-    Raises:
-        InputError: the folder holds another run, or the settings of a resumed run are others.
-    """
+    """Writes config.json for a new run; compares it, key by key, with that of a resumed one."""
     if resume:
         safe, refused = explain_changes(checkpoint.read_run(run_dir), description)
         if refused:
@@ -81,9 +73,8 @@ def write_or_check_config(run_dir: Path, description: dict[str, Any], resume: bo
         for line in safe:
             say(f"{run_dir}: {line}")
     elif checkpoint.is_run(run_dir):
-        raise InputError(
-            f"{run_dir}: holds a run; `cgh resume {run_dir}` goes on with it, or give another --out"
-        )
+        resume_hint = f"`cgh resume {run_dir}` goes on with it"
+        raise InputError(f"{run_dir}: holds a run; {resume_hint}, or give another --out")
     else:
         if (run_dir / "config.json").exists():
             checkpoint.read_run(run_dir)  # killed before its first checkpoint: it starts over

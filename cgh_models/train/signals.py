@@ -8,29 +8,26 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import TypeVar
 
+from ..data.workers import STOP_SIGNALS
+
 Item = TypeVar("Item")
 
 
 class StopSignals:
-    """Remembers the first stop signal while it is entered; a second one ends the process at once.
-
-    Attributes:
-        received: name of the first signal, "" until one comes.
-    """
+    """Remembers the first stop signal while entered; a second one ends the process at once."""
 
     def __init__(self) -> None:
-        self.received = ""
+        self.received = ""  # name of the first signal
         self._interrupts = False  # whether a signal leaves what is being done
         self._process = os.getpid()
         self._exits = contextlib.ExitStack()
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():  # no other may set handlers
-            for name in ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP"):
-                if hasattr(signal, name):  # Windows has no USR1 and no HUP
-                    number = getattr(signal, name)
-                    self._exits.callback(signal.signal, number, signal.getsignal(number))
-                    signal.signal(number, self._handle)
+            for number in STOP_SIGNALS:
+                if signal.getsignal(number) != signal.SIG_IGN:  # as nohup does with HUP
+                    before = signal.signal(number, self._handle)
+                    self._exits.callback(signal.signal, number, before)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -168,7 +168,7 @@ def test_links_and_devices_in_an_archive_are_not_followed(tmp_path, image_root):
 
 def test_a_set_without_an_order_of_its_own_is_refused():
     with pytest.raises(
-        InputError, match="^wds/shards: gives its images in an order of its own, which no run could"
+        InputError, match="^wds/shards: gives its images in an order that no run could"
     ):
         load("wds/shards")
 

@@ -3,7 +3,6 @@
 import dataclasses
 import os
 import shutil
-import time
 
 import numpy as np
 import pytest
@@ -185,20 +184,6 @@ def test_a_set_larger_than_the_budget_is_streamed(image_root):
     images = load(image_root / "train")
     images.cache_pixels(64 * 32 * 32 * 3 / 2**30 * 0.9)
     assert images.pixels is None
-
-
-def test_decoding_into_memory_stops_at_the_next_image(image_root, monkeypatch):
-    images = load(image_root / "train")
-    real = type(images).image
-    monkeypatch.setattr(type(images), "image", lambda *of: time.sleep(0.02) or real(*of))
-    asked = []
-
-    def stopped():
-        asked.append(time.monotonic())
-        return len(asked) == 70  # 64 sizes, then six images
-
-    images.cache_pixels(1, stopped)
-    assert images.pixels is None and len(asked) == 70
 
 
 def test_decoding_into_memory_ends_soon_after_the_budget(tmp_path, monkeypatch):

@@ -101,7 +101,7 @@ FILES = {
     ),
     "a name twice": (
         lambda lines: [*lines[:3], lines[0]],
-        "names 'class0/.*.png' more than once; expected",
+        "names an image more than once; expected",
     ),
     "too few": (
         lambda lines: lines[:3],
@@ -114,7 +114,7 @@ FILES = {
     ),
     "a class without": (
         lambda lines: [f"class0/{n:05d}.png" for n in range(0, 16, 4)],
-        "no image of 3 classes, 'cl",
+        "no image of 3 classes; expected",
     ),
 }
 

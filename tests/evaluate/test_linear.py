@@ -11,7 +11,7 @@ from conftest import make_images
 from cgh_models.backbone import create
 from cgh_models.data.image_set import load_splits
 from cgh_models.errors import InputError
-from cgh_models.evaluate.classifier import accuracy, labelled_views, new_layer, step_counts
+from cgh_models.evaluate.classifier import accuracy, new_layer, training_steps
 from cgh_models.evaluate.extraction import readable_images
 from cgh_models.evaluate.linear import RATES, sgd
 from cgh_models.evaluate.probes import lbfgs_path, probe, ridge_path, standardized
@@ -186,15 +186,18 @@ def test_the_layer_starts_small_and_is_the_seeds():
 
 def test_views_are_new_crops_every_epoch_and_carry_their_images_class(splits, model):
     train, _ = splits
-    steps = step_counts(train, 2, 64)
-    (one, first), (two, second) = labelled_views(train, model, steps, SETTINGS)
+    config = dataclasses.replace(QUICK, train_batch_size=64)
+    steps = list(training_steps(train, model, config, SETTINGS))
+    assert [step.progress for step in steps] == [0, 0.5]
+    assert [step.epoch_to_report for step in steps] == [1, 2]
+    (one, first), (two, second) = [(step.views, step.labels) for step in steps]
     assert one.shape == (64, 3, 32, 32)
     by_class = [sorted(labels.tolist()) for labels in (first, second)]
     assert by_class == [sorted(train.labels.tolist())] * 2 and not torch.equal(first, second)
     flat = torch.cat([one, two]).flatten(1)
     assert len(flat.unique(dim=0)) == 128  # no view twice, in another order or not
-    repeated = list(labelled_views(train, model, steps, SETTINGS))
-    assert torch.equal(repeated[1][0], two) and torch.equal(repeated[0][1], first)
+    again = list(training_steps(train, model, config, SETTINGS))
+    assert torch.equal(again[1].views, two) and torch.equal(again[0].labels, first)
     for view, labels in (
         (one, first),
         (two, second),
@@ -310,19 +313,17 @@ def test_one_class_is_one_sentence(tmp_path, model):
 
 
 def test_a_streamed_set_has_the_views_of_one_in_memory(splits, model, image_root, monkeypatch):
-    steps = step_counts(splits[0], 2, 16)
-    in_memory = list(labelled_views(readable_images(splits[0], 0), model, steps, SETTINGS))
+    in_memory = list(training_steps(readable_images(splits[0], 0), model, QUICK, SETTINGS))
     monkeypatch.setattr(
         "cgh_models.data.image_set.ImageSet.cache_pixels", lambda *_: None
     )  # as if they did not fit
     train, _ = load_splits(image_root)
-    streamed = list(labelled_views(readable_images(train, 0), model, steps, SETTINGS))
+    streamed = list(training_steps(readable_images(train, 0), model, QUICK, SETTINGS))
     assert splits[0].pixels is not None and train.pixels is None
-    for (one, first), (two, second) in zip(in_memory, streamed, strict=True):
-        assert torch.equal(first, second)
-        torch.testing.assert_close(
-            one, two, atol=1.01 / 255 / 0.224, rtol=0
-        )  # Pillow rounds to whole steps
+    for one, two in zip(in_memory, streamed, strict=True):
+        assert torch.equal(one.labels, two.labels)
+        rounding = 1.01 / 255 / 0.224  # Pillow rounds to whole steps
+        torch.testing.assert_close(one.views, two.views, atol=rounding, rtol=0)
 
 
 def test_recipes_are_the_papers():

@@ -308,7 +308,7 @@ def test_lines_that_are_no_rows_of_a_run_are_dropped_and_said(tmp_path, capsys):
     log.write_bytes(b"".join([*rows[:2], *strays, *rows[2:]]))
     _drop_lines(log, 5)
     assert log.read_bytes() == b"".join(rows[:6])
-    assert f"{log}: 7 damaged lines dropped" in capsys.readouterr().err
+    assert f"{log}: 7 damaged lines left out" in capsys.readouterr().err
     _drop_lines(log, 5)
     assert log.read_bytes() == b"".join(rows[:6]) and capsys.readouterr().err == ""
 

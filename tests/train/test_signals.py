@@ -57,6 +57,19 @@ def test_without_a_signal_all_items_come_and_handlers_are_as_before():
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+def test_a_signal_that_was_ignored_stays_ignored():
+    """As nohup starts a program: the end of the terminal does not end the run."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignals() as signals:
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert list(signals.until_stopped(iter([1, 2]))) == [1, 2] and signals.received == ""
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 SECOND = """
 import os, signal
 from cgh_models.train.signals import StopSignals

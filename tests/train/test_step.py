@@ -13,9 +13,8 @@ from cgh_models.errors import InputError
 from cgh_models.methods import METHODS
 from cgh_models.train import checkpoint
 from cgh_models.train.loop import pretrain
-from cgh_models.train.memory import batch_too_large, half_fits
 from cgh_models.train.optim import create_optimizer
-from cgh_models.train.step import prepare, train_step
+from cgh_models.train.step import batch_too_large, half_fits, prepare, train_step
 
 CPU = torch.device("cpu")
 
