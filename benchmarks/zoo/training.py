@@ -25,10 +25,10 @@ from cgh_models.hub.card import write_description
 from cgh_models.hub.export import export
 from cgh_models.hub.registry import is_run
 from cgh_models.hub.row import HEADS
-from cgh_models.hub.training_curve import read_log
 from cgh_models.methods import build_method, preprocessing
 from cgh_models.train import checkpoint
 from cgh_models.train.loop import pretrain
+from cgh_models.train.metric_log import read_log
 
 from .rows import DATA, Wanted
 

@@ -12,13 +12,8 @@ if TYPE_CHECKING:
     from .integrity import verify
     from .registry import create_model, list_models, list_pretrained, load_method, weights_info
 
-__all__ = [
-    "create_model",
-    "list_models",
-    "list_pretrained",
-    "load_method",
-    "verify",
-    "weights_info",
-]
-_HOMES = dict.fromkeys(__all__, "registry") | {"verify": "integrity"}
-__getattr__, __dir__ = public_names(__name__, _HOMES)
+__all__ = ["create_model", "list_models", "list_pretrained", "load_method", "weights_info"]
+__getattr__, __dir__ = public_names(
+    __name__, dict.fromkeys(__all__, "registry") | {"verify": "integrity"}
+)
+__all__ += ["verify"]

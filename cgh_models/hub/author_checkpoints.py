@@ -30,18 +30,13 @@ _FIRST_BLOCK = "layer1.0."  # torchvision's name of a ResNet's first block
 
 @dataclass(frozen=True)
 class Release:
-    """What a method's authors published.
-
-    ``places`` are the keys of the file's outer dict that can hold the tensors, ``names`` what the
-    student's backbone can be called there, with or without ``module.`` before; the first that is
-    there counts.
-    """
+    """What a method's authors published, and where in its files the student's backbone is."""
 
     paper: str
     license: str | None  # of the weights, an SPDX id; None: not stated
     terms: str  # where that is said, in one sentence
-    places: tuple[str, ...]
-    names: tuple[str, ...]
+    places: tuple[str, ...]  # keys of the file's outer dict that can hold the tensors
+    names: tuple[str, ...]  # of the backbone there, also after ``module.``; the first one counts
 
 
 def _nested(*outer: str) -> tuple[str, ...]:
@@ -108,67 +103,55 @@ class Original:
 
 
 def read(path: Path, method: str) -> Original:
-    """The student's backbone of an authors' file; a classifier of its own (``fc``) is left out.
+    """The student's backbone in a file of torch.save or safetensors, without its classifier ``fc``.
 
     A damaged value in an archive is noticed; files of PyTorch before 1.6 and safetensors files have
     no checksums.
-
-    Args:
-        path: what torch.save wrote, or a safetensors file.
-        method: whose layout it has, a key of `RELEASES`.
-
-    Raises:
-        InputError: no such file or method, or another layout: says what was found.
-        IntegrityError: a damaged file, one with code in it, or one that torch.save did not write.
-        DiskError: the system cannot read it.
     """
     name = printable(path)
     if method not in RELEASES:
-        raise InputError(
-            f"--method {printable(method)[:60]}: expected one of {', '.join(RELEASES)}"
-        )
+        methods = ", ".join(RELEASES)
+        raise InputError(f"--method {printable(method)[:60]}: expected one of {methods}")
     content, size, digest = _open(path)
-    found = _find(content, RELEASES[method])
+    release = RELEASES[method]
+    found = _find(content, release)
     layout = next((other for other in RELEASES if _find(content, RELEASES[other])), "")
     if found is None:
         hint = f"give --method {layout}" if layout else "give a file with the student's backbone"
         raise InputError(
-            f"{name}: expected {RELEASES[method].names[0]}{_FIRST_BLOCK}* in "
-            f"{RELEASES[method].places[0]!r}, found {printable(_contents(content))[:120]}; {hint}"
+            f"{name}: expected {release.names[0]}{_FIRST_BLOCK}* in {release.places[0]!r}, "
+            f"found {printable(_contents(content))[:120]}; {hint}"
         )
     state, prefix = found
     tensors = {}
-    for key in state:
-        if isinstance(key, str) and key.startswith(prefix):
-            inner = key.removeprefix(prefix)
-            if _RESNET.match(inner):  # all else are heads
-                _check_tensor(f"{name}: {printable(key)[:80]}", state[key], inner)
-                tensors[inner] = state[key]
+    for key, value in state.items():
+        inner = str(key).removeprefix(prefix)
+        if str(key).startswith(prefix) and _RESNET.match(inner):  # all else are heads
+            _check_tensor(f"{name}: {printable(key)[:80]}", value, inner)
+            tensors[inner] = value
     return Original(tensors, ConvertedFrom(printable(path.name), size, digest, prefix), layout)
 
 
-def _open(path: Path) -> tuple[Any, int, str]:
-    """The content of a file, its size in bytes and its sha256. Raises as `read`."""
+def _open(path: Path) -> tuple[object, int, str]:
+    """The content of a file, its size in bytes and its sha256."""
     name = printable(path)
     if not path.is_file():
         raise InputError(f"{name}: not found; expected a file of weights that the authors wrote")
     try:
         size = path.stat().st_size
         if size > MAX_FILE:
-            raise IntegrityError(
-                f"{name}: {size} bytes, more than {MAX_FILE}; expected a checkpoint of a ResNet"
-            )
+            reason = f"{size} bytes, more than {MAX_FILE}; expected a checkpoint of a ResNet"
+            raise IntegrityError(f"{name}: {reason}")
         digest = files.sha256(path)
         is_safetensors = path.suffix == ".safetensors"
         return read_tensors(path, digest) if is_safetensors else _load(path), size, digest
     except OSError as error:
-        raise DiskError(
-            f"{name}: cannot be read ({error.strerror}); check disk and permissions"
-        ) from error
+        reason = f"cannot be read ({error.strerror}); check disk and permissions"
+        raise DiskError(f"{name}: {reason}") from error
 
 
-def _load(path: Path) -> Any:
-    """What torch.save wrote, if it is tensors, numbers and text. Raises IntegrityError, OSError."""
+def _load(path: Path) -> object:
+    """What torch.save wrote, if it is tensors, numbers and text."""
     name = printable(path)
     with open(path, "rb") as file:
         begin = file.read(len(_MAGIC))
@@ -208,26 +191,25 @@ def _check_archive(path: Path) -> None:
             raise ValueError(f"{len(parts)} parts that unfold to more than the file")
         if any(part.filename.endswith(".pkl") and part.file_size > MAX_PICKLE for part in parts):
             raise ValueError(f"a description of more than {MAX_PICKLE} bytes")
-        bad_part = archive.testzip()
-        if bad_part is not None:
-            raise ValueError(f"the checksum of {bad_part}")
+        damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(f"the checksum of {damaged}")
 
 
-def _find(content: Any, release: Release) -> tuple[dict[Any, Any], str] | None:
+def _find(content: object, release: Release) -> tuple[dict[Any, Any], str] | None:
     """The dict of tensors and the prefix of the backbone's names; None for another layout."""
     if not isinstance(content, dict):
         return None
     inner = [content[place] for place in release.places if isinstance(content.get(place), dict)]
     for state in inner or [content]:  # a state dict may also be saved alone
-        keys = [key for key in state if isinstance(key, str)]
         for name, wrapper in product(release.names, ("module.", "")):
             prefix = wrapper + name
-            if any(key.startswith(prefix + _FIRST_BLOCK) for key in keys):
+            if any(str(key).startswith(prefix + _FIRST_BLOCK) for key in state):
                 return state, prefix
     return None
 
 
-def _contents(content: Any) -> str:
+def _contents(content: object) -> str:
     """The ResNets in a file, or else the keys of its outer dict."""
     if not isinstance(content, dict) or not content:
         return f"an empty dict or none ({type(content).__name__})"
@@ -240,8 +222,7 @@ def _contents(content: Any) -> str:
     return ", ".join(sorted(resnets)) or f"no ResNet, but {', '.join(map(str, content))}"
 
 
-def _check_tensor(name: str, value: Any, key: str) -> None:
-    """Raises IntegrityError for what cannot be a tensor of a backbone, whatever its shape."""
+def _check_tensor(name: str, value: object, key: str) -> None:
     if not isinstance(value, Tensor) or value.layout != torch.strided or value.device.type != "cpu":
         raise IntegrityError(f"{name} is no tensor with values; expected a state dict of a ResNet")
     counter = key.endswith("num_batches_tracked")

@@ -1,7 +1,6 @@
 """`cgh autoload`: makes plain `import timm` know the weights, by a `.pth` file in site-packages.
 
-The interpreter then imports `cgh_models`, which loads nothing but itself, at its start. PEP 829
-retires imports in `.pth` files from Python 3.18 on.
+At its start the interpreter then imports `cgh_models`; until Python 3.18, see PEP 829.
 """
 
 import sysconfig

@@ -35,6 +35,8 @@ def card_of(folder: Path, row: Row) -> str:
     own = row.architecture in default_cfgs  # timm does not have it without this package
     imports = "import cgh_models  # its architecture\nimport timm\n" if own else "import timm\n"
     papers = ", ".join(f"{PAPERS.get(paper, '')} ({paper})" for paper in row.paper_ids)
+    link = "{0} (https://arxiv.org/abs/{1})"
+    cited = ", ".join(link.format(paper, paper.removeprefix("arXiv:")) for paper in row.paper_ids)
     notes = "".join(f"\n{note}\n" for note in row.notes)
     filtered = "" if row.converted_from else ", and nothing was filtered from its data"
     origin = _conversion(row, row.converted_from) if row.converted_from else _training(row)
@@ -72,33 +74,22 @@ transform = timm.data.create_transform(**timm.data.resolve_model_data_config(mod
 {origin}
 ## Licence and citation
 
-{_citation(row)}
+Licence of the weights: {row.license or "not stated by whoever trained them"}. \
+Whoever uses them, cite {cited}, and
+cgh-models as its CITATION.cff says.
 """
 
 
-def _citation(row: Row) -> str:
-    license = row.license or "not stated by whoever trained them"
-    urls = [paper.replace("arXiv:", "https://arxiv.org/abs/") for paper in row.paper_ids]
-    cited = ", ".join(f"{paper} ({url})" for paper, url in zip(row.paper_ids, urls, strict=True))
-    return (
-        f"Licence of the weights: {license}. Whoever uses them, cite {cited}, and\n"
-        "cgh-models as its CITATION.cff says."
-    )
-
-
 def _training(row: Row) -> str:
-    """How this package trained it."""
     commit = f", commit {row.code.commit}" if row.code.commit else ""
     cost = ""
     if row.training:
         cost = f"It took {row.training.hours:g} hours of {row.training.hardware}. "
     heads = ""
     if row.heads_file:
-        heads = (
-            f"`{row.heads_file}` holds the heads, the teacher and the queues: "
-            "`cgh_models.load_method` restores them, `cgh pretrain --init FOLDER` goes on from "
-            "here.\n"
-        )
+        heads = f"`{row.heads_file}` holds the heads, the teacher and the queues: "
+        heads += "`cgh_models.load_method` restores them, `cgh pretrain --init FOLDER` goes on "
+        heads += "from here.\n"
     return f"""```sh
 {row.command}
 ```
@@ -112,7 +103,6 @@ Trainer: `{json.dumps(row.train_config)}`
 
 
 def _conversion(row: Row, source: ConvertedFrom) -> str:
-    """Which file of its authors it was converted from."""
     epochs = "not stated" if row.epochs is None else f"{row.epochs:.4g}"
     return f"""Not by cgh-models: `model.safetensors` is the {row.branch}'s backbone of a \
 checkpoint in the
@@ -166,16 +156,11 @@ def _metrics(row: Row) -> str:
     lines = ["| | data | value | images | protocol | parameters |", "|---|---|---|---|---|---|"]
     commands = []
     for name, metric in row.metrics.items():
-        if metric is None:
-            continue
-        lines.append(
-            f"| {name} | {metric.data} | {metric.value} % | {metric.n:,} | {metric.protocol} | "
-            f"`{json.dumps(metric.parameters)}` |"
-        )
-        commands.append(metric.command)
+        if metric is not None:
+            cells = [name, metric.data, f"{metric.value} %", f"{metric.n:,}", metric.protocol]
+            lines.append(f"| {' | '.join(cells)} | `{json.dumps(metric.parameters)}` |")
+            commands.append(metric.command)
     if not commands:
-        return (
-            "Nothing yet: `cgh evaluate knn FOLDER --data ROOT --record` measures and writes it "
-            "here.\n"
-        )
+        command = "`cgh evaluate knn FOLDER --data ROOT --record`"
+        return f"Nothing yet: {command} measures and writes it here.\n"
     return "\n".join([*lines, "", "```sh", *commands, "```", ""])

@@ -55,10 +55,8 @@ def convert(
         file: what torch.save wrote, or a safetensors file.
         out: a new or empty folder.
         method: whose layout the file has and whose release it is from, a key of `RELEASES`.
-        arch: a timm architecture; left out, what the tensors say.
-        recipe: of the images, a key of `recipes.RECIPES`.
-        tag, license, data_name, data_license, epochs: as the flags of ``cgh convert``.
         images: ``image_size``, ``mean`` and ``std``, where they are not the recipe's.
+        The others are the flags of ``cgh convert``.
 
     Raises:
         InputError: another layout or architecture, a flag that cannot be, or ``out`` is not empty.
@@ -76,69 +74,52 @@ def convert(
     flags |= {"epochs": epochs, "data_name": data_name, "data_license": data_license}
     with weights_folder.new_folder(Path(out)) as draft:
         write_tensors(draft / BACKBONE, model.state_dict())
-        row = weights_folder.describe(
-            draft, model, full_tag, **_how_it_was_made(original, method, flags)
-        )
+        made = _how_it_was_made(original, method, flags)
+        row = weights_folder.describe(draft, model, full_tag, **made)
         weights_folder.check_backbone(draft, model)
         verify(draft)
     return row
 
 
 def _preprocessing(recipe: str, images: dict[str, Any]) -> dict[str, Any]:
-    """timm's pretrained_cfg fields for a recipe's images. Raises InputError."""
     if recipe not in RECIPES:
         raise InputError(f"--recipe {printable(recipe)[:60]}: expected one of {', '.join(RECIPES)}")
     stated = {key: value for key, value in images.items() if value is not None}
     config = dataclasses.replace(train_config(recipe), **stated)
     if config.image_size > 4096 or not all(map(math.isfinite, config.mean)):
-        raise InputError(
-            f"image_size={config.image_size}, mean={config.mean}: expected at most 4096, and "
-            "numbers"
-        )
+        given = f"image_size={config.image_size}, mean={config.mean}"
+        raise InputError(f"{given}: expected at most 4096, and numbers")
     return preprocessing(config)
 
 
 def _build(original: Original, arch: str, cfg: dict[str, Any], file: str) -> TimmModel:
-    """The backbone with all tensors of the file in it.
-
-    Raises:
-        InputError: the architecture is unknown, or another one than the file's.
-        IntegrityError: a tensor is missing, unknown or of another shape.
-    """
+    """The backbone with all tensors of the file in it."""
     tensors = original.tensors
-    model = backbone.create(arch or _architecture(tensors, file), cfg).eval()
-    expected = model.state_dict()
-    # What files of PyTorch before 0.4.1 do not hold and no feature depends on stays zero.
-    counters = {k: v for k, v in expected.items() if k.endswith("num_batches_tracked")}
-    mismatch = describe_mismatch(expected, counters | tensors)
-    if mismatch and _is_another(expected, tensors):
-        stock = _RESNETS.get(_layout(tensors), f"none of {', '.join(_RESNETS.values())}")
-        raise InputError(
-            f"{file}: --arch {arch} does not fit: {mismatch}; its blocks are those of {stock}, "
-            "give the --arch of the file"
-        )
-    if mismatch:
-        raise IntegrityError(
-            f"{file}: {original.source.prefix}* does not fill {backbone.architecture(model)}: "
-            f"{mismatch}; give a file with exactly its tensors"
-        )
-    model.load_state_dict(counters | tensors)
-    return model
-
-
-def _architecture(tensors: dict[str, Tensor], file: str) -> str:
-    """The stock ResNet that tensors belong to. Raises InputError if they do not tell."""
-    arch = _RESNETS.get(_layout(tensors))
-    if arch is None:
-        raise InputError(
-            f"{file}: its blocks are those of none of {', '.join(_RESNETS.values())}; give --arch"
-        )
-    if "conv1.weight" in tensors and tensors["conv1.weight"].shape[2:] == (3, 3):
+    stock = _RESNETS.get(_layout(tensors))
+    blocks = f"its blocks are those of {stock or 'none of ' + ', '.join(_RESNETS.values())}"
+    if not arch and stock is None:
+        raise InputError(f"{file}: {blocks}; give --arch")
+    if not arch and "conv1.weight" in tensors and tensors["conv1.weight"].shape[2:] == (3, 3):
         raise InputError(
             f"{file}: its first convolution is 3x3, and tensors do not say whether a max-pool "
             f"follows it; give --arch {' or '.join(default_cfgs)} (max-pool: those with _small)"
         )
-    return arch
+    model = backbone.create(arch or stock or "", cfg).eval()
+    expected = model.state_dict()
+    # What files of PyTorch before 0.4.1 do not hold and no feature depends on stays zero.
+    state = {k: v for k, v in expected.items() if k.endswith("num_batches_tracked")} | tensors
+    mismatch = describe_mismatch(expected, state)
+    if not mismatch:
+        model.load_state_dict(state)
+        return model
+    stems = {s["conv1.weight"].shape for s in (expected, tensors) if "conv1.weight" in s}
+    if len(stems) > 1 or _layout(expected) != _layout(tensors):
+        hint = f"{blocks}, give the --arch of the file"
+        raise InputError(f"{file}: --arch {arch} does not fit: {mismatch}; {hint}")
+    raise IntegrityError(
+        f"{file}: {original.source.prefix}* does not fill {backbone.architecture(model)}: "
+        f"{mismatch}; give a file with exactly its tensors"
+    )
 
 
 def _layout(tensors: dict[str, Tensor]) -> tuple[tuple[int, ...], bool]:
@@ -150,16 +131,7 @@ def _layout(tensors: dict[str, Tensor]) -> tuple[tuple[int, ...], bool]:
     return tuple(blocks), bottleneck
 
 
-def _is_another(expected: dict[str, Tensor], tensors: dict[str, Tensor]) -> bool:
-    """Whether blocks or stem are another architecture's; an absent stem tells nothing."""
-    stems = {
-        state["conv1.weight"].shape for state in (expected, tensors) if "conv1.weight" in state
-    }
-    return _layout(expected) != _layout(tensors) or len(stems) > 1
-
-
 def _how_it_was_made(original: Original, method: str, flags: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a row that the file, its authors and the flags tell."""
     release = RELEASES[method]
     words = ["cgh", "convert", original.source.file, "--method", method, "--out", "FOLDER"]
     for flag, value in flags.items():
@@ -171,15 +143,12 @@ def _how_it_was_made(original: Original, method: str, flags: dict[str, Any]) -> 
         stated = f"The licence {flags['license']} was stated by whoever converted the file."
         notes = [f"{stated} {release.terms}"]
     if original.layout != method:
-        notes.append(
-            f"The file's layout is also that of {original.layout}; that it is {method}'s was "
-            "stated by its converter."
-        )
+        also = f"The file's layout is also that of {original.layout}"
+        notes.append(f"{also}; that it is {method}'s was stated by its converter.")
+    name = flags["data_name"] or None
     return {
         "method": method,
-        "data": TrainingImages(
-            name=flags["data_name"] or None, license_note=flags["data_license"] or _NO_TERMS
-        ),
+        "data": TrainingImages(name, license_note=flags["data_license"] or _NO_TERMS),
         "epochs": flags["epochs"],
         "code": CodeVersion(__version__),
         "command": shlex.join(words),

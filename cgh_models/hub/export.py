@@ -10,11 +10,12 @@ from ..config import TrainConfig, from_dict, to_dict
 from ..errors import InputError, IntegrityError, say
 from ..tensors import write_tensors
 from ..train import checkpoint
+from ..train.metric_log import read_log
 from . import manifest, weights_folder
 from .card import CURVE, write_description
 from .registry import is_run, load_method, new_method_of_run
 from .row import BACKBONE, HEADS, CodeVersion, Metric, TrainingImages
-from .training_curve import read_log, save_curve
+from .training_curve import save_curve
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 _NO_TERMS = "The terms of these images were not stated by whoever trained on them."
@@ -37,7 +38,6 @@ def export(
     `row`), ``README.md`` the card and ``curve.png`` a picture of the training.
 
     Args:
-        run_dir: a run folder.
         out: a new or empty folder.
         dtype: of the files; float16 halves them, rounded to the nearest.
         tag, license, data_name, data_license: as the flags of ``cgh export``.
@@ -58,16 +58,16 @@ def export(
         if tensor.is_floating_point():
             tensor.copy_(tensor.to(DTYPES[dtype]))
     made = _how_it_was_trained(method, run, step)
+    made["license"] = license or None
     made["data"].name = data_name or made["data"].name
     made["data"].license_note = data_license or _NO_TERMS
+    backbone = method.student.backbone
     with weights_folder.new_folder(Path(out)) as draft:
         _write_tensors(draft, method, DTYPES[dtype])
         save_curve(read_log(run_dir / "metrics.jsonl"), draft / CURVE)
-        backbone = method.student.backbone
-        weights_folder.describe(
-            draft, backbone, tag or method.name, license=license or None, **made
-        )
-        _check(draft, method)
+        weights_folder.describe(draft, backbone, tag or method.name, **made)
+        weights_folder.check_backbone(draft, backbone)
+        _check_method(draft, method)
 
 
 def record(folder: Path, name: str, metric: Metric) -> None:
@@ -86,8 +86,15 @@ def _write_tensors(folder: Path, method: Any, dtype: torch.dtype) -> None:
         write_tensors(folder / file, cast)
 
 
+def _check_method(folder: Path, method: Any) -> None:
+    loaded = load_method(folder).state_dict()
+    for key, value in method.state_dict().items():
+        if not torch.equal(loaded[key], value):
+            reason = "the heads read back differ from those trained; do not use it"
+            raise IntegrityError(f"{folder}: {reason}")
+
+
 def _how_it_was_trained(method: Any, run: dict[str, Any], step: int) -> dict[str, Any]:
-    """The fields of a row that a run's description and its newest step tell."""
     train = from_dict(TrainConfig, run["train"])
     data = run["data"]
     notes = [method.note] if hasattr(method, "note") else []
@@ -97,9 +104,7 @@ def _how_it_was_trained(method: Any, run: dict[str, Any], step: int) -> dict[str
         "method": method.name,
         "method_config": run["method_config"],
         "train_config": to_dict(train) | {"eval_data": Path(train.eval_data).name},
-        "data": TrainingImages(
-            name=Path(data["path"]).name, images=data["count"], digest=data["digest"]
-        ),
+        "data": TrainingImages(Path(data["path"]).name, data["count"], data["digest"]),
         "epochs": step / max(1, data["count"] // train.batch_size),
         "steps": step,
         "seed": train.seed,
@@ -111,16 +116,5 @@ def _how_it_was_trained(method: Any, run: dict[str, Any], step: int) -> dict[str
 
 
 def _without_folders(command: str) -> str:
-    """The text without the folders of this machine: of paths from the root, the last part stays."""
+    """The text with the last part alone of each path from the root."""
     return re.sub(r"(?<![^\s='\"])[/~][^\s'\":;]*/([^\s/'\":;]+)", r"\1", command)
-
-
-def _check(folder: Path, method: Any) -> None:
-    """Reads the folder through timm and as a method, and compares to the bit."""
-    weights_folder.check_backbone(folder, method.student.backbone)
-    loaded = load_method(folder).state_dict()
-    for key, value in method.state_dict().items():
-        if not torch.equal(loaded[key], value):
-            raise IntegrityError(
-                f"{folder}: the heads read back differ from those trained; do not use it"
-            )

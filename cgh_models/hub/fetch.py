@@ -1,10 +1,7 @@
 """Finds or downloads the files of a manifest row; size and sha256 are checked before they are used.
 
-Places are tried in this order: the package, its checkout, the caches, the Hub, the row's URLs. One
-that has other bytes than the row says ends the load; only one that has no such file falls through.
-
-Hub downloads lie in huggingface_hub's cache and follow its environment variables (HF_HOME,
-HF_TOKEN, HF_ENDPOINT, HF_HUB_OFFLINE, ...). Files of URLs lie under HF_ASSETS_CACHE/cgh-models.
+Tried in this order: the package, its checkout, huggingface_hub's caches (downloads go there), the
+Hub, URLs. The first that has the file counts: other bytes than the row says end the load.
 """
 
 import contextlib
@@ -32,13 +29,9 @@ _verified: dict[Path, tuple[int, int, int, str]] = {}  # size, mtime, inode and 
 
 
 def fetch(row: Row, file: str, cache_dir: CacheDir = None) -> Path:
-    """The local path of a row's file, verified.
-
-    Args:
-        cache_dir: where downloads go; left out, huggingface_hub's caches.
+    """The local path of a row's file, verified; downloaded into ``cache_dir`` or the Hub's caches.
 
     Raises:
-        InputError: the row has no such file.
         NetworkError: it is nowhere on this machine and could not be downloaded.
         IntegrityError: the first place that has it has other bytes.
         DiskError: the cache cannot be written, or the file not read.
@@ -53,8 +46,10 @@ def fetch(row: Row, file: str, cache_dir: CacheDir = None) -> Path:
     return path
 
 
-def read(row: Row, file: str, cache_dir: CacheDir = None) -> dict[str, "Tensor"]:
-    """The tensors of a row's file. Raises as `fetch`.
+def read(
+    row: Row, file: str, folder: Path | None, cache_dir: CacheDir = None
+) -> dict[str, "Tensor"]:
+    """The verified tensors of a row's file: of a weights folder, or of published weights.
 
     The first call in a process hashes the very bytes that become tensors; later calls map the file.
     """
@@ -62,6 +57,8 @@ def read(row: Row, file: str, cache_dir: CacheDir = None) -> dict[str, "Tensor"]
 
     from ..tensors import read_tensors
 
+    if folder is not None:
+        return read_tensors(folder / file, row.files[file].sha256)
     path = _locate(row, file, cache_dir)
     expected = row.files[file]
     with _readable(path):
@@ -91,10 +88,8 @@ def location(row: Row, file: str) -> str:
 
 
 def _locate(row: Row, file: str, cache_dir: CacheDir) -> Path:
-    """A local file, not yet checked; downloaded if there is none."""
     if file not in row.files:
-        published = ", ".join(row.files)
-        raise InputError(f"{row.name}: {file} was not published; expected one of {published}")
+        raise InputError(f"{row.name}: {file} was not published; it has {', '.join(row.files)}")
     for _, path in _places(row, file, cache_dir):
         with _readable(path):
             if path.is_file():
@@ -104,10 +99,7 @@ def _locate(row: Row, file: str, cache_dir: CacheDir) -> Path:
 
 def _places(row: Row, file: str, cache_dir: CacheDir) -> list[tuple[str, Path]]:
     """The local paths at which a file may lie, by place; a URL's download goes to the last."""
-    places = [
-        ("packaged", _PACKAGED / row.name / file),
-        ("checkout", _CHECKOUT / row.name / file),
-    ]
+    places = [("packaged", _PACKAGED / row.name / file), ("checkout", _CHECKOUT / row.name / file)]
     if row.hub:
         # Source: "Understand caching" in huggingface_hub's docs. Its try_to_load_from_cache imports
         # an HTTP client, and believes a refs/<commit> that a wrong answer has left.
@@ -129,15 +121,10 @@ def _stamp(path: Path, digest: str) -> tuple[int, int, int, str]:
 
 
 def _check(path: Path, expected: FileEntry, cache_dir: CacheDir) -> None:
-    """Raises IntegrityError if size or sha256 differ, after a cached file was removed.
-
-    Args:
-        expected: a row's entry of the file.
-    """
+    """Raises IntegrityError if size or sha256 differ, after a cached file was removed."""
     size = path.stat().st_size
-    if size != expected.bytes:
-        reason = f"{size} bytes, {expected.bytes} expected"
-    else:
+    reason = f"{size} bytes, {expected.bytes} expected"
+    if size == expected.bytes:
         found = sha256(path)
         if found == expected.sha256:
             return
@@ -149,19 +136,12 @@ def _check(path: Path, expected: FileEntry, cache_dir: CacheDir) -> None:
         hint = "check the file out again"
     else:
         with contextlib.suppress(OSError):
-            _remove(path, _hub_cache(cache_dir).resolve())
+            target = path.resolve()
+            path.unlink()
+            if _hub_cache(cache_dir).resolve() in target.parents:  # the Hub's cache is of links
+                target.unlink(missing_ok=True)
             hint = "it was removed from the cache: load again"
     raise IntegrityError(f"{printable(path)}: {reason}; {hint}")
-
-
-def _remove(path: Path, hub_cache: Path) -> None:
-    """Removes a cached file and, where it is a link, what it leads to inside the Hub's cache."""
-    if path.is_symlink():
-        target = path.parent.resolve() / path.readlink()
-        target = target.parent.resolve() / target.name
-        if hub_cache in target.parents:
-            _remove(target, hub_cache)
-    path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -170,21 +150,17 @@ def _readable(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DiskError(
-            f"{printable(path)}: cannot be read ({error.strerror}); check its permissions"
-        ) from error
+        reason = f"cannot be read ({error.strerror}); check its permissions"
+        raise DiskError(f"{printable(path)}: {reason}") from error
 
 
 def _download(row: Row, file: str, cache_dir: CacheDir) -> Path:
-    """Downloads a file from the first source that has it; its bytes are still to be checked."""
     name = f"{row.name}: {file}"
     hub = row.hub
     urls = row.files[file].urls or []
     if not hub and not urls:
-        raise NetworkError(
-            f"{name} is not on this machine and no Hub repository or URL of it is published yet; "
-            "`cgh list` says where weights are"
-        )
+        reason = "no Hub repository or URL of it is published yet; see `cgh list`"
+        raise NetworkError(f"{name} is not on this machine, and {reason}")
     if constants.HF_HUB_OFFLINE:
         raise NetworkError(f"{name} is not cached and HF_HUB_OFFLINE is set; fetch it once online")
     from .sources import from_hub, from_url  # only a download needs the HTTP clients
@@ -195,11 +171,10 @@ def _download(row: Row, file: str, cache_dir: CacheDir) -> Path:
     if hub:
         cache = _hub_cache(cache_dir)
         downloads.insert(0, partial(from_hub, hub.repo_id, hub.revision, file, size, cache))
-    failures = []
+    first = None
     for download in downloads:
         try:
             return download()
         except NetworkError as error:
-            failures.append(error)
-    more = f" ({len(failures) - 1} other sources failed too)" if len(failures) > 1 else ""
-    raise NetworkError(f"{name}: {failures[0]}{more}") from failures[0]
+            first = first or error
+    raise NetworkError(f"{name}: {first}") from first

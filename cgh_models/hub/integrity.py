@@ -33,51 +33,45 @@ def verify(weights: str | os.PathLike[str]) -> dict[str, Any]:
         IntegrityError: a hash, a tensor, a value or the fingerprint differs.
     """
     row, folder = manifest.find(weights)
-    checked = []
+    shown = printable(weights)
+    tensors = {}
     for file in row.files:  # published heads that are not here are not fetched
         if folder or file == BACKBONE or fetch.location(row, file) in fetch.HERE:
-            checked.append(file)
-    tensors = {file: weights_folder.read(row, file, folder) for file in checked}
+            tensors[file] = fetch.read(row, file, folder)
     if folder:
-        _check_sizes(folder, row)
-        _check_config(folder, row)
+        _check_description(folder, row)
     for file, content in tensors.items():
-        _check_values(f"{printable(weights)}/{file}", content)
+        _check_values(f"{shown}/{file}", content)
     model = timm_models.filled(row, tensors[BACKBONE], f"{weights}/{BACKBONE}")
     parameters = sum(p.numel() for p in model.parameters())
     if (parameters, model.num_features) != (row.parameters, row.num_features):
         raise IntegrityError(
-            f"{printable(weights)}: {parameters} parameters, width {model.num_features}; its "
-            f"description says {row.parameters}, {row.num_features}; export it again"
+            f"{shown}: {parameters} parameters, width {model.num_features}; its description says "
+            f"{row.parameters}, {row.num_features}; export it again"
         )
-    if row.heads_file in checked:
-        _check_heads(row, tensors, weights)
+    if row.heads_file in tensors:
+        cfg = row.preprocessing.to_timm()
+        method = build_method(
+            row.method, row.architecture, cfg, row.method_config, **row.model_args
+        )
+        weights_folder.load_state(method, tensors[BACKBONE], tensors[row.heads_file], weights)
     error = _fingerprint_error(model, row)
     if not error <= TOLERANCE:
         raise IntegrityError(
-            f"{printable(weights)}: its fingerprint is off by {error:.2g} of its size, expected at "
-            f"most {TOLERANCE}: timm {timm.__version__} computes something else than the version "
-            "it was made with"
+            f"{shown}: its fingerprint is off by {error:.2g} of its size, expected at most "
+            f"{TOLERANCE}: timm {timm.__version__} computes something else than when it was made"
         )
-    return {
-        "name": row.name,
-        "files": checked,
-        "parameters": parameters,
-        "fingerprint_error": error,
-    }
+    found = {"name": row.name, "files": list(tensors), "parameters": parameters}
+    return found | {"fingerprint_error": error}
 
 
-def _check_sizes(folder: Path, row: Row) -> None:
+def _check_description(folder: Path, row: Row) -> None:
+    """Sizes and timm's config have to follow from the row, to the last field."""
     for file, entry in row.files.items():
         size = (folder / file).stat().st_size
         if size != entry.bytes:
-            raise IntegrityError(
-                f"{printable(folder / file)}: {size} bytes, {entry.bytes} expected; export it again"
-            )
-
-
-def _check_config(folder: Path, row: Row) -> None:
-    """timm's config beside the weights has to follow from the row, to the last field."""
+            reason = f"{size} bytes, {entry.bytes} expected; export it again"
+            raise IntegrityError(f"{printable(folder / file)}: {reason}")
     path = folder / "config.json"
     found = _flatten(read_json(path, "timm's config.json"))
     expected = _flatten(json.loads(json.dumps(timm_models.timm_config(row))))
@@ -90,12 +84,10 @@ def _check_config(folder: Path, row: Row) -> None:
 
 
 def _flatten(config: dict[str, Any]) -> dict[str, Any]:
-    """timm's config with the fields of ``pretrained_cfg`` as ``pretrained_cfg.<field>``."""
-    flat = dict(config)
-    inner = flat.pop("pretrained_cfg", None)
-    if isinstance(inner, dict):
-        flat |= {f"pretrained_cfg.{key}": value for key, value in inner.items()}
-    return flat
+    inner = config.get("pretrained_cfg")
+    if not isinstance(inner, dict):
+        return config
+    return config | {"pretrained_cfg": {}} | {f"pretrained_cfg.{k}": v for k, v in inner.items()}
 
 
 def _check_values(name: str, tensors: dict[str, Tensor]) -> None:
@@ -107,13 +99,6 @@ def _check_values(name: str, tensors: dict[str, Tensor]) -> None:
             problem = f"is {tensor.dtype}, not floating point"
         if problem:
             raise IntegrityError(f"{name}: {printable(key)[:60]} {problem}; export it again")
-
-
-def _check_heads(row: Row, tensors: dict[str, dict[str, Tensor]], weights: object) -> None:
-    """Raises IntegrityError unless backbone and heads fill the row's method."""
-    images = row.preprocessing.to_timm()
-    method = build_method(row.method, row.architecture, images, row.method_config, **row.model_args)
-    weights_folder.load_state(method, tensors[BACKBONE], tensors[row.heads_file or ""], weights)
 
 
 def _fingerprint_error(model: TimmModel, row: Row) -> float:

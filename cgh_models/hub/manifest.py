@@ -26,11 +26,7 @@ _SCHEMA = PACKAGE / "weights_manifest.schema.json"
 
 @functools.cache
 def rows() -> dict[str, Row]:
-    """The rows of this package by name; not to be changed.
-
-    Raises:
-        IntegrityError: the package's own manifest is damaged.
-    """
+    """The rows of this package by name; not to be changed."""
     try:
         return {row.name: row for row in read(MANIFEST)}
     except InputError as error:
@@ -59,12 +55,7 @@ def is_published(weights: str | os.PathLike[str]) -> bool:
 
 
 def find(weights: str | os.PathLike[str]) -> tuple[Row, Path | None]:
-    """The row of published weights and None, or of a weights folder and that folder.
-
-    Raises:
-        InputError: there is neither, or the folder has no valid row.
-        IntegrityError: the folder's row is not JSON.
-    """
+    """The row of published weights and None, or of a weights folder and that folder."""
     folder = Path(weights)
     if is_published(weights) or not folder.is_dir():
         return row(str(weights)), None
@@ -72,17 +63,12 @@ def find(weights: str | os.PathLike[str]) -> tuple[Row, Path | None]:
 
 
 def read(path: Path) -> list[Row]:
-    """The rows of a manifest file.
-
-    Raises:
-        InputError: it is not there, or not a manifest: names row and key.
-        IntegrityError: it is not JSON.
-    """
+    """The rows of a manifest file. Raises InputError that names row and key, or IntegrityError."""
     return _parse(files.read_json(path, "a weights manifest"), path)
 
 
 def read_row(folder: Path) -> Row:
-    """The row of a weights folder. Raises as `read`, and if the folder has none."""
+    """The row of a weights folder. Raises as `read`."""
     path = folder / ROW_FILE
     kind = "the description that `cgh export` writes into a weights folder"
     return _parse({"schema": 1, "weights": [files.read_json(path, kind)]}, path)[0]
@@ -90,26 +76,23 @@ def read_row(folder: Path) -> Row:
 
 def write_row(folder: Path, row: Row) -> None:
     """Writes the row of a weights folder. Raises InputError if the schema refuses it."""
-    path, values = folder / ROW_FILE, row.to_json()
+    path = folder / ROW_FILE
+    values = row.to_json()
     _parse({"schema": 1, "weights": [values]}, path)
     files.write_json(path, values)
 
 
 def add(path: Path, new: Row) -> None:
     """Writes a row into a manifest file, in place of the row of the same name or as the last."""
-    known = {old.name: old.to_json() for old in read(path)}
-    known[new.name] = new.to_json()
+    known = {old.name: old.to_json() for old in [*read(path), new]}
     content = {"schema": 1, "weights": list(known.values())}
     _parse(content, path)
     files.write_json(path, content)
 
 
 def _parse(content: dict[str, Any], path: Path) -> list[Row]:
-    """The rows of a manifest's JSON. Raises InputError that names the row and the key."""
-    validate = _validator()
     try:
-        if validate:
-            validate(content)
+        _validator()(content)
     except ValueError as error:  # fastjsonschema's
         raise InputError(f"{printable(path)}: {_explain(content, error)}") from error
     found = [Row.from_json(values) for values in content["weights"]]
@@ -121,21 +104,18 @@ def _parse(content: dict[str, Any], path: Path) -> list[Row]:
             raise InputError(f"{where}: key 'name': there are two rows of this name; rename one")
         entries.add(entry)
         if row.name.partition(".")[0] != row.architecture:
-            raise InputError(
-                f"{where}: key 'architecture': {row.architecture!r}, expected what stands before "
-                "the dot of the name"
-            )
+            expected = "expected what stands before the dot of the name"
+            raise InputError(f"{where}: key 'architecture': {row.architecture!r}, {expected}")
     return found
 
 
 @functools.cache
-def _validator() -> Callable[[dict[str, Any]], Any] | None:
-    """A function that raises for what is not a manifest; None where its library is missing."""
+def _validator() -> Callable[[dict[str, Any]], Any]:
     try:
         import fastjsonschema
     except ModuleNotFoundError:  # a machine for training alone
         say("fastjsonschema is not installed: rows are not checked (`cgh verify` elsewhere does)")
-        return None
+        return lambda content: content
     return fastjsonschema.compile(json.loads(_SCHEMA.read_text("utf-8")))
 
 

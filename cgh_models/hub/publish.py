@@ -1,5 +1,6 @@
 """Uploads a weights folder: verified, one commit, read back, and only then pinned in manifests."""
 
+import copy
 import dataclasses
 import json
 import re
@@ -30,8 +31,8 @@ def publish(
         manifests: files whose row of this name gets repository and commit, once all else is done.
 
     Returns:
-        the commit (40 hex digits), and the files that are neither weights nor their description
-        nor pictures: they were not published.
+        the commit (40 hex digits), and the files that were left out: neither weights nor their
+        description nor pictures.
 
     Raises:
         InputError: not a weights folder, or a repository that is not for this.
@@ -54,9 +55,8 @@ def publish(
         for name, body in content.items():
             path = Path(found) / name
             if not path.is_file() or path.read_bytes() != body:
-                raise IntegrityError(
-                    f"{repo}: {name} came back with another sha256; nothing was pinned"
-                )
+                reason = f"{name} came back with another sha256; nothing was pinned"
+                raise IntegrityError(f"{repo}: {reason}")
     pin = HubPin(repo, commit)
     try:
         write_description(folder, dataclasses.replace(row, hub=pin))
@@ -73,15 +73,13 @@ def _with_known_urls(row: Row, path: Path) -> Row:
     if known is None:
         return row
     if known.notes != row.notes:
-        raise InputError(
-            f"{printable(path)}: its notes on {row.name} differ from the folder's; "
-            "make them equal first"
-        )
-    files = dict(row.files)
+        reason = f"its notes on {row.name} differ from the folder's; make them equal first"
+        raise InputError(f"{printable(path)}: {reason}")
+    row = copy.deepcopy(row)
     for name, entry in known.files.items():
-        if name in files and files[name].sha256 == entry.sha256:
-            files[name] = dataclasses.replace(files[name], urls=entry.urls)
-    return dataclasses.replace(row, files=files)
+        if name in row.files and row.files[name].sha256 == entry.sha256:
+            row.files[name].urls = entry.urls
+    return row
 
 
 def _check_writable(folder: Path, manifests: list[Path]) -> None:
@@ -97,33 +95,22 @@ def _check_writable(folder: Path, manifests: list[Path]) -> None:
 
 
 def _content(folder: Path, row: Row) -> tuple[dict[str, bytes], list[str]]:
-    """The files to publish by name, and the names of all others. Raises InputError."""
+    """The files to publish by name, and the names of all others."""
     card = card_of(folder, row)
     readme = folder / "README.md"
     if readme.exists() and readme.read_text("utf-8", errors="replace") != card:
-        raise InputError(
-            f"{printable(readme)}: differs from what {manifest.ROW_FILE} says; move your text to "
-            "its `notes` and remove README.md, it is written anew"
-        )
+        hint = "move your text to its `notes` and remove README.md, it is written anew"
+        raise InputError(f"{printable(readme)}: differs from {manifest.ROW_FILE}; {hint}")
     content = {name: (folder / name).read_bytes() for name in (*row.files, "config.json")}
     content["README.md"] = card.encode()
     content[manifest.ROW_FILE] = (json.dumps(row.to_json(), indent=2) + "\n").encode()
-    left_out = []
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if name in content or not path.is_file():
-            continue
-        if path.parent == folder and _is_picture(path):
-            content[name] = path.read_bytes()
-        else:
-            left_out.append(name)
-    return content, left_out
-
-
-def _is_picture(path: Path) -> bool:
-    if path.suffix not in _PICTURES or path.is_symlink() or path.name.startswith("."):
-        return False
-    return path.read_bytes().startswith(_PICTURES[path.suffix])
+    for path in folder.glob("[!.]*"):
+        if path.suffix in _PICTURES and path.is_file() and not path.is_symlink():
+            picture = path.read_bytes()
+            if picture.startswith(_PICTURES[path.suffix]):
+                content[path.name] = picture
+    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+    return content, sorted(set(names) - content.keys())
 
 
 def _upload(content: dict[str, bytes], repo: str, row: Row, private: bool) -> str:
@@ -132,18 +119,16 @@ def _upload(content: dict[str, bytes], repo: str, row: Row, private: bool) -> st
     api.create_repo(repo, private=private or None, exist_ok=True)
     known = api.model_info(repo)
     if private and not known.private:
-        raise InputError(
-            f"{repo}: is public already; make it private on its page, or leave --private out"
-        )
+        hint = "make it private on its page, or leave --private out"
+        raise InputError(f"{repo}: is public already; {hint}")
     operations: list[CommitOperationAdd | CommitOperationDelete] = []
     for file in known.siblings or []:
         name = file.rfilename
         if name in content or name == ".gitattributes":
             continue
         if name not in (HEADS, OLD_HEADS) and Path(name).suffix not in _PICTURES:
-            raise InputError(
-                f"{repo}: holds other files ({printable(name)}); give a repository of its own"
-            )
+            reason = f"holds other files ({printable(name)}); give a repository of its own"
+            raise InputError(f"{repo}: {reason}")
         operations.append(CommitOperationDelete(name))
     operations += [CommitOperationAdd(name, body) for name, body in content.items()]
     message = f"{row.name}, cgh-models {row.code.version}"

@@ -1,9 +1,7 @@
 """From WEIGHTS to a network: a published name, a timm name, a weights folder, or a run folder."""
 
-import contextlib
 import fnmatch
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,30 +10,24 @@ from torch import nn
 
 from .. import backbone, files, small_resnets
 from ..config import TrainConfig, from_dict
-from ..errors import InputError, NetworkError, printable, say
+from ..errors import InputError, IntegrityError, NetworkError, printable, say
 from ..methods import build_method, preprocessing
-from ..tensors import read_shapes
+from ..tensors import describe_mismatch, read_shapes
 from ..train import checkpoint
 from ..train.checkpoint import is_run
-from . import manifest, tags, timm_models, weights_folder
+from . import fetch, manifest, tags, timm_models, weights_folder
+from .fetch import CacheDir
 from .row import BACKBONE, HEADS, Row
 
-_TIMMS_ERRORS = (
-    AssertionError,
-    AttributeError,
-    KeyError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
+# What timm's constructors and loaders raise for arguments or a config.json that cannot be.
+_TIMMS = (AssertionError, AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError)
 
 
 def create_model(
     weights: str | os.PathLike[str],
     pretrained: bool = True,
     *,
-    cache_dir: str | os.PathLike[str] | None = None,
+    cache_dir: CacheDir = None,
     **kwargs: Any,
 ) -> nn.Module:
     """A plain timm module in float32, headless unless ``num_classes`` is given.
@@ -65,34 +57,23 @@ def create_model(
 
 
 def find_folder(weights: str | os.PathLike[str]) -> Path | None:
-    """The folder that ``weights`` stands for; None if it is a name.
-
-    Raises:
-        InputError: there is no such folder.
-    """
-    if isinstance(weights, str) and _is_name(weights):
-        return None
+    """The folder that ``weights`` stands for; None if it is a name. Raises InputError."""
+    if isinstance(weights, str):
+        arch, _, tag = weights.partition(".")
+        if weights in manifest.rows() or weights.startswith("hf-hub:"):
+            return None
+        if timm.is_model(arch) and (not tag or timm.is_model_pretrained(weights)):
+            return None
     folder = Path(str(weights).removeprefix("local-dir:"))
     if folder.is_dir():
         return folder
     if "/" in str(weights) or str(weights).startswith("local-dir:"):
-        raise InputError(
-            f"{printable(folder)}: there is no such folder; give a weights folder, a run folder or "
-            "a timm name"
-        )
+        hint = "give a weights folder, a run folder or a timm name"
+        raise InputError(f"{printable(folder)}: there is no such folder; {hint}")
     return None
 
 
-def _is_name(weights: str) -> bool:
-    """Whether these are published weights, weights or an architecture of timm, or the Hub's."""
-    arch, _, tag = weights.partition(".")
-    if weights in manifest.rows() or weights.startswith("hf-hub:"):
-        return True
-    return timm.is_model(arch) and (not tag or timm.is_model_pretrained(weights))
-
-
 def _from_timm(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
-    """What timm itself has under a name, or the Hub for timm."""
     if not name.startswith("hf-hub:"):
         arch, _, tag = name.partition(".")
         if not timm.is_model(arch):
@@ -100,15 +81,12 @@ def _from_timm(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module
         if (pretrained or tag) and not timm.is_model_pretrained(name):
             raise InputError(
                 f"{printable(name)}: no weights of this name and no such folder; `cgh list` and "
-                f"timm.list_pretrained('{arch}*') show those there are, "
-                f"{arch} with --random takes untrained ones"
+                f"timm.list_pretrained('{arch}*') show weights, --random takes untrained ones"
             )
     try:
         return timm.create_model(name, pretrained=pretrained, **{"num_classes": 0, **kwargs})
     except TypeError as error:
-        raise InputError(
-            f"{printable(name)}: timm cannot build it with {kwargs} ({error}); change those"
-        ) from error
+        raise _cannot_build(name, kwargs, error) from error
     except Exception as error:  # timm and huggingface_hub raise some twenty kinds here
         if not pretrained:
             raise
@@ -118,64 +96,56 @@ def _from_timm(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module
         ) from error
 
 
-def _published(
-    row: Row, pretrained: bool, cache_dir: str | os.PathLike[str] | None, kwargs: dict[str, Any]
-) -> nn.Module:
+def _published(row: Row, pretrained: bool, cache_dir: CacheDir, kwargs: dict[str, Any]) -> Any:
     """A row's model: filled without initializing it first if it is headless, else built by timm."""
     file = tags.VerifiedFile(row, cache_dir)
     if pretrained and kwargs in ({}, {"num_classes": 0}):
-        tensors = weights_folder.read(row, BACKBONE, None, cache_dir)
+        tensors = fetch.read(row, BACKBONE, None, cache_dir)
         return timm_models.filled(row, tensors, file)
     timm_models.skeleton(row)  # raises if this timm cannot build it
     cfg = timm_models.pretrained_cfg(row, file)
-    with _timms_errors(row.name, kwargs):
-        args = {"num_classes": 0, **row.model_args, **kwargs}
+    args = {"num_classes": 0, **row.model_args, **kwargs}
+    try:
         return timm.create_model(row.name, pretrained=pretrained, pretrained_cfg=cfg, **args)
+    except _TIMMS as error:
+        raise _cannot_build(row.name, kwargs, error) from error
 
 
 def _from_folder(path: Path, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
     """The model of a run or of a weights folder, checked against the folder's row if it has one."""
+    name = printable(path)
     if not pretrained:
-        raise InputError(
-            f"{printable(path)}: holds trained weights; give the architecture's name for untrained "
-            "ones"
-        )
+        hint = "give the architecture's name for untrained ones"
+        raise InputError(f"{name}: holds trained weights; {hint}")
     if is_run(path):
         if kwargs:
             raise InputError(
-                f"{path}: a run folder takes no model arguments; `cgh export {path}` makes weights "
-                "that do"
+                f"{name}: a run folder takes no model arguments; `cgh export` it first"
             )
         return load_run(path).student.backbone
     if not weights_folder.is_weights(path):
-        raise InputError(
-            f"{printable(path)}: holds no weights (config.json, model.safetensors) and no run"
-        )
+        raise InputError(f"{name}: holds no weights (config.json, model.safetensors) and no run")
     file = path / BACKBONE
     files.read_json(path / "config.json", "timm's config.json")  # timm's message names no file
     if (path / manifest.ROW_FILE).is_file():
         row = manifest.read_row(path)
-        tensors = weights_folder.read(row, BACKBONE, path)
+        tensors = fetch.read(row, BACKBONE, path)
         if kwargs in ({}, {"num_classes": 0}):
             return timm_models.filled(row, tensors, file)
         timm_models.check_fit(row, file)
     else:
         read_shapes(file)
-    with _timms_errors(path, kwargs):
-        args = {"num_classes": 0, **kwargs}
-        return timm.create_model(f"local-dir:{path}", pretrained=True, **args)
-
-
-@contextlib.contextmanager
-def _timms_errors(what: object, kwargs: dict[str, Any]) -> Iterator[None]:
-    """What timm's constructors and loaders raise becomes an InputError."""
+    args = {"num_classes": 0, **kwargs}
     try:
-        yield
-    except _TIMMS_ERRORS as error:
-        reason = printable(" ".join(f"{type(error).__name__}: {error}".split())[:120])
-        raise InputError(
-            f"{printable(what)}: timm cannot build it with {kwargs} ({reason}); change those"
-        ) from error
+        return timm.create_model(f"local-dir:{path}", pretrained=True, **args)
+    except _TIMMS as error:
+        raise _cannot_build(name, kwargs, error) from error
+
+
+def _cannot_build(what: str, kwargs: dict[str, object], error: Exception) -> InputError:
+    reason = printable(" ".join(f"{type(error).__name__}: {error}".split())[:120])
+    problem = f"timm cannot build it with {kwargs} ({reason}); change those"
+    return InputError(f"{printable(what)}: {problem}")
 
 
 def list_models(filter: str = "") -> list[str]:
@@ -199,9 +169,7 @@ def weights_info(name: str) -> dict[str, Any]:
     return manifest.row(name).to_json()
 
 
-def load_method(
-    weights: str | os.PathLike[str], *, cache_dir: str | os.PathLike[str] | None = None
-) -> Any:
+def load_method(weights: str | os.PathLike[str], *, cache_dir: CacheDir = None) -> Any:
     """The whole method (backbone, heads, teacher, queues) of published weights, a folder or a run.
 
     Raises:
@@ -213,12 +181,10 @@ def load_method(
         return load_run(weights)
     row, folder = manifest.find(weights)
     if row.heads_file is None:
-        raise InputError(
-            f"{printable(weights)}: holds a backbone without heads, expected {HEADS}; "
-            "create_model loads the backbone"
-        )
-    heads = weights_folder.read(row, row.heads_file, folder, cache_dir)
-    backbone_state = weights_folder.read(row, BACKBONE, folder, cache_dir)
+        reason = f"holds a backbone without heads, expected {HEADS}"
+        raise InputError(f"{printable(weights)}: {reason}; create_model loads the backbone")
+    heads = fetch.read(row, row.heads_file, folder, cache_dir)
+    backbone_state = fetch.read(row, BACKBONE, folder, cache_dir)
     images = row.preprocessing.to_timm()
     method = build_method(row.method, row.architecture, images, row.method_config, **row.model_args)
     weights_folder.load_state(method, backbone_state, heads, weights)
@@ -238,3 +204,50 @@ def new_method_of_run(run_dir: Path) -> tuple[Any, dict[str, Any]]:
     run = checkpoint.read_run(run_dir)
     train = from_dict(TrainConfig, run["train"])
     return build_method(run["method"], run["arch"], preprocessing(train), run["method_config"]), run
+
+
+def start_from(method: Any, weights: str | os.PathLike[str]) -> str:
+    """Copies weights into a new method: all of them if method and shapes agree, else the backbone.
+
+    Returns:
+        a sentence that says what was taken and what was left out. The method keeps it as
+        ``started_from``; it goes into the description of what is trained and exported.
+
+    Raises:
+        InputError: the backbone does not fit.
+    """
+    folder = find_folder(weights)
+    name = folder or str(weights)
+    reason = "the weights have none"
+    source = None
+    if _has_heads(weights, folder):
+        source = load_method(name)
+        reason = f"they are {source.name}'s and not {method.name}'s"
+        if source.name == method.name:
+            reason = describe_mismatch(method.state_dict(), source.state_dict())
+    if source is not None and not reason:
+        method.load_state_dict(source.state_dict())
+        method.started_from = f"started from {name}: backbone, heads, teacher and queues"
+        return method.started_from
+    if source is not None and folder is not None and is_run(folder):
+        loaded = source.student.backbone
+    else:  # timm resamples position embeddings to the new image size
+        loaded = create_model(name, **backbone.model_args(method.student.backbone))
+    try:
+        weights_folder.load_strictly(method.student.backbone, loaded.state_dict(), name)
+    except IntegrityError as error:
+        raise InputError(str(error)) from error
+    if hasattr(method, "teacher"):
+        method.teacher.backbone.load_state_dict(loaded.state_dict())
+    method.started_from = f"started from {name}: backbone; heads: left out, {reason}"
+    return method.started_from
+
+
+def _has_heads(weights: str | os.PathLike[str], folder: Path | None) -> bool:
+    if folder is None:
+        row = manifest.rows().get(str(weights))
+        return bool(row and row.heads_file and fetch.location(row, row.heads_file) != "nowhere")
+    if (folder / manifest.ROW_FILE).is_file():
+        heads = manifest.read_row(folder).heads_file
+        return heads is not None and (folder / heads).is_file()
+    return is_run(folder)

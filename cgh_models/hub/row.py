@@ -68,14 +68,11 @@ class Preprocessing:
     @classmethod
     def from_timm(cls, cfg: dict[str, Any]) -> "Preprocessing":
         """The fields of a timm pretrained_cfg."""
-        return cls(
-            input_size=list(cfg["input_size"]),
-            mean=list(cfg["mean"]),
-            std=list(cfg["std"]),
-            crop_pct=cfg["crop_pct"],
-            interpolation=cfg["interpolation"],
-            crop_mode=cfg["crop_mode"],
-        )
+        values: dict[str, Any] = {}
+        for field in dataclasses.fields(cls):
+            value = cfg[field.name]
+            values[field.name] = list(value) if isinstance(value, tuple) else value
+        return cls(**values)
 
     def to_timm(self) -> dict[str, Any]:
         """Keyword arguments for a timm PretrainedCfg."""

@@ -29,9 +29,8 @@ def from_hub(repo: str, revision: str, file: str, size: int, cache: Path) -> Pat
         answer = retry_if_busy(lambda: get_hf_file_metadata(url))
         if answer.commit_hash != revision or os.path.basename(answer.etag or "") != answer.etag:
             found = printable(f"{answer.commit_hash}, ETag {answer.etag}")[:120]
-            raise IntegrityError(
-                f"{page}: asked for commit {revision}, the Hub answered {found}; check HF_ENDPOINT"
-            )
+            reason = f"asked for commit {revision}, the Hub answered {found}; check HF_ENDPOINT"
+            raise IntegrityError(f"{page}: {reason}")
         return Path(hf_hub_download(repo, file, revision=revision, cache_dir=cache))
 
 
@@ -91,7 +90,6 @@ def plain_errors(source: str, folder: Path, size: int) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """Why a request failed, and what to do."""
     if isinstance(error, errors.GatedRepoError):
         return "gated: accept its terms there, then `hf auth login` or set HF_TOKEN"
     if isinstance(error, errors.RepositoryNotFoundError):

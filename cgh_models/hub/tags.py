@@ -19,7 +19,7 @@ _TABLES = ("_model_pretrained_cfgs", "_model_has_pretrained", "_model_with_tags"
 class VerifiedFile(os.PathLike):
     """A path for timm's ``file`` field; the file is fetched and verified when timm opens it."""
 
-    def __init__(self, row: Row, cache_dir: str | os.PathLike[str] | None = None):
+    def __init__(self, row: Row, cache_dir: fetch.CacheDir = None):
         self.row = row
         self.cache_dir = cache_dir
 
@@ -35,11 +35,7 @@ class VerifiedFile(os.PathLike):
 
 
 def register() -> None:
-    """Makes every row of the manifest a timm tag; a second call changes nothing.
-
-    Raises:
-        AttributeError: this timm has its tables elsewhere.
-    """
+    """Makes every row of the manifest a timm tag; a second call changes nothing."""
     pretrained_cfgs, has_pretrained, with_tags = (getattr(_registry, name) for name in _TABLES)
     for name, row in manifest.rows().items():
         # A DefaultCfg, whatever its annotation says; None: this timm does not have the architecture

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.models import PretrainedCfg, create_model, get_pretrained_cfg, is_model
+from timm.models import PretrainedCfg, create_model, get_pretrained_cfg
 from timm.version import __version__ as timm_version
 from torch import Tensor
 
@@ -18,18 +18,10 @@ from .row import Row
 
 
 def skeleton(row: Row, **kwargs: Any) -> TimmModel:
-    """The row's headless model without memory for its weights.
-
-    Raises:
-        InputError: this timm cannot build it.
-    """
-    if not is_model(row.architecture):
-        raise InputError(
-            f"{row.name}: timm {timm_version} has no {row.architecture}; install another timm"
-        )
+    """The row's headless model without memory for its weights. Raises InputError."""
     try:
         return backbone.skeleton(row.architecture, **row.model_args, **kwargs)
-    except (TypeError, AssertionError, ValueError, RuntimeError) as error:
+    except (TypeError, AssertionError, ValueError, RuntimeError) as error:  # also: no such model
         reason = printable(" ".join(str(error).split())[:100])
         raise InputError(
             f"{row.name}: timm {timm_version} cannot build {row.architecture} with "
@@ -39,19 +31,14 @@ def skeleton(row: Row, **kwargs: Any) -> TimmModel:
 
 def check_fit(row: Row, path: Path) -> None:
     """Raises IntegrityError unless a file has exactly the tensors of the row's headless model."""
-    _refuse_mismatch(row, path, skeleton(row).state_dict(), read_shapes(path))
+    _refuse_mismatch(row, path, skeleton(row), read_shapes(path))
 
 
 def filled(row: Row, tensors: dict[str, Tensor], file: str | os.PathLike[str]) -> TimmModel:
-    """The headless model of a row with ``tensors``, those of ``file``, as its parameters.
-
-    Raises:
-        InputError: this timm cannot build it.
-        IntegrityError: the tensors do not fit.
-    """
+    """The headless model of a row with ``tensors``, those of ``file``, as its parameters."""
     cfg = pretrained_cfg(row, file)
     model = skeleton(row, pretrained_cfg=cfg)
-    _refuse_mismatch(row, file, model.state_dict(), tensors)
+    _refuse_mismatch(row, file, model, tensors)
     if not backbone.fill(model, tensors):  # it has buffers that only the constructor can make
         args: dict[str, Any] = {"num_classes": 0, **row.model_args}
         model = create_model(row.architecture, pretrained_cfg=cfg, **args)
@@ -59,10 +46,9 @@ def filled(row: Row, tensors: dict[str, Tensor], file: str | os.PathLike[str]) -
     return model
 
 
-def _refuse_mismatch(
-    row: Row, file: object, expected: dict[str, Tensor], found: dict[str, Tensor]
-) -> None:
-    if mismatch := describe_mismatch(expected, found):
+def _refuse_mismatch(row: Row, file: object, model: TimmModel, found: dict[str, Tensor]) -> None:
+    mismatch = describe_mismatch(model.state_dict(), found)
+    if mismatch:
         raise IntegrityError(
             f"{printable(file)}: does not fit {row.architecture} of timm {timm_version}: "
             f"{mismatch}; install another timm"
@@ -114,7 +100,6 @@ def fingerprint(model: TimmModel, input_size: list[int]) -> list[float]:
     """
     index = torch.arange(math.prod(input_size))
     image = ((index * 2654435761) % 65536).float().view(1, *input_size) / 32768 - 1
-    training = model.training
-    embedding = model.eval()(image)[0].double()  # (D,)
-    model.train(training)
+    with backbone.eval_mode(model):
+        embedding = model(image)[0].double()  # (D,)
     return [float(f"{part.mean():.6g}") for part in embedding.tensor_split(8)]

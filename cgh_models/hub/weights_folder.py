@@ -15,27 +15,22 @@ from torch import Tensor, nn
 from .. import backbone, files
 from ..backbone import TimmModel
 from ..errors import InputError, IntegrityError, printable
-from ..tensors import describe_mismatch, read_tensors
-from . import fetch
+from ..tensors import describe_mismatch
 from .card import write_description
-from .row import FileEntry, Preprocessing, Row
+from .row import BACKBONE, FileEntry, Preprocessing, Row
 from .timm_models import fingerprint, timm_config
 
-_BACKBONE = "student.backbone."  # keys of a method's state that go into the backbone's file
+_STUDENT = "student.backbone."  # keys of a method's state that go into the backbone's file
 
 
 def is_weights(path: Path) -> bool:
     """Whether a folder holds weights that timm can load."""
-    return (path / "model.safetensors").is_file() and (path / "config.json").is_file()
+    return (path / BACKBONE).is_file() and (path / "config.json").is_file()
 
 
 @contextlib.contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A draft folder that becomes ``out`` when the block ends; after an error ``out`` stays empty.
-
-    Raises:
-        InputError: ``out`` is not a new or empty folder.
-    """
+    """A draft that becomes ``out``, a new or empty folder, unless an error ends the block."""
     out = out.resolve()
     files.make_folder(out)
     draft = out.with_name(f".{out.name}.{os.getpid()}.tmp")
@@ -51,25 +46,23 @@ def new_folder(out: Path) -> Iterator[Path]:
 def check_tag(tag: str) -> None:
     """Raises InputError for what cannot follow the dot in the weights' name."""
     if not re.fullmatch(r"[a-z0-9_]+", tag):
-        raise InputError(
-            f"--tag {printable(tag)[:60]!r}: expected lower-case letters, digits and _, e.g. "
-            "cgh_mydata"
-        )
+        expected = "expected lower-case letters, digits and _, e.g. cgh_mydata"
+        raise InputError(f"--tag {printable(tag)[:60]!r}: {expected}")
 
 
 @torch.no_grad()
 def describe(folder: Path, model: TimmModel, tag: str, **fields: Any) -> Row:
     """Writes row, card and timm's config beside the tensor files of a folder.
 
-    Args:
-        model: the headless backbone whose weights they are.
-        tag: what follows the dot in the weights' name.
-        fields: those of the row that say how it was made.
+    ``model`` is the headless backbone that they hold, ``fields`` are the row's on how it was made.
     """
     preprocessing = Preprocessing.from_timm(model.pretrained_cfg)
     blank = torch.zeros(1, *preprocessing.input_size)
     deepest_map = backbone.embed(model, blank, taps=1)[1][0]  # (1, C, h, w)
-    paths = sorted(folder.rglob("*.safetensors"), reverse=True)  # the backbone's first
+    entries = {}
+    for path in sorted(folder.rglob("*.safetensors"), reverse=True):  # the backbone's first
+        name = path.relative_to(folder).as_posix()
+        entries[name] = FileEntry(path.stat().st_size, files.sha256(path))
     row = Row(
         name=f"{backbone.architecture(model)}.{tag}",
         architecture=backbone.architecture(model),
@@ -78,10 +71,7 @@ def describe(folder: Path, model: TimmModel, tag: str, **fields: Any) -> Row:
         num_features=model.num_features,
         pool_size=list(deepest_map.shape[-2:]),
         branch="student",
-        files={
-            path.relative_to(folder).as_posix(): FileEntry(path.stat().st_size, files.sha256(path))
-            for path in paths
-        },
+        files=entries,
         preprocessing=preprocessing,
         metrics={"knn": None, "linear": None},
         fingerprint=fingerprint(model, preprocessing.input_size),
@@ -99,46 +89,28 @@ def check_backbone(folder: Path, model: TimmModel) -> None:
     images = torch.randn(2, *model.pretrained_cfg["input_size"], generator=generator)
     loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     if not torch.equal(model(images), loaded(images)):
-        raise IntegrityError(
-            f"{folder}: timm reads other features from it than were written; do not use it"
-        )
-
-
-def read(
-    row: Row, file: str, folder: Path | None, cache_dir: str | os.PathLike[str] | None = None
-) -> dict[str, Tensor]:
-    """The verified tensors of a row's file: of a weights folder, or of published weights."""
-    if folder is None:
-        return fetch.read(row, file, cache_dir)
-    return read_tensors(folder / file, row.files[file].sha256)
+        raise IntegrityError(f"{folder}: timm reads other features than written; do not use it")
 
 
 def split_state(method: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """A method's state: the backbone's under timm's keys, and heads, teacher and queues."""
-    state = method.state_dict()
-    backbone_state = {}
-    heads = {}
-    for key, value in state.items():
-        if key.startswith(_BACKBONE):
-            backbone_state[key.removeprefix(_BACKBONE)] = value
-        else:
-            heads[key] = value
-    return backbone_state, heads
+    heads = method.state_dict()
+    inner = [key for key in heads if key.startswith(_STUDENT)]
+    return {key.removeprefix(_STUDENT): heads.pop(key) for key in inner}, heads
 
 
 def load_state(
     method: nn.Module, backbone_state: dict[str, Tensor], heads: dict[str, Tensor], source: object
 ) -> None:
-    """Reverses `split_state`. Raises IntegrityError, which names the source, for a mismatch."""
-    state = heads | {_BACKBONE + key: value for key, value in backbone_state.items()}
+    """Reverses `split_state`. Raises as `load_strictly`."""
+    state = heads | {_STUDENT + key: value for key, value in backbone_state.items()}
     load_strictly(method, state, source)
 
 
 def load_strictly(module: nn.Module, state: dict[str, Tensor], source: object) -> None:
     """Loads a state dict. Raises IntegrityError, which names the source, for a mismatch."""
-    if mismatch := describe_mismatch(module.state_dict(), state):
-        raise IntegrityError(
-            f"{printable(source)}: does not fit the model: {mismatch}; "
-            "give weights of the same architecture"
-        )
+    mismatch = describe_mismatch(module.state_dict(), state)
+    if mismatch:
+        reason = f"does not fit the model: {mismatch}; give weights of the same architecture"
+        raise IntegrityError(f"{printable(source)}: {reason}")
     module.load_state_dict(state)

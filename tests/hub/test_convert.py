@@ -27,9 +27,8 @@ from cgh_models.hub import manifest
 from cgh_models.hub.convert import convert
 from cgh_models.hub.integrity import verify
 from cgh_models.hub.publish import publish
-from cgh_models.hub.registry import create_model, load_method
+from cgh_models.hub.registry import create_model, load_method, start_from
 from cgh_models.hub.row import ConvertedFrom
-from cgh_models.hub.start_from import start_from
 from cgh_models.methods import METHODS, build_method
 
 SMALL = "resnet18_cifar_w16"

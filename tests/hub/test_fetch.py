@@ -25,8 +25,8 @@ from cgh_models.errors import DiskError, InputError, IntegrityError, NetworkErro
 from cgh_models.files import sha256
 from cgh_models.hub import fetch as hub
 from cgh_models.hub import manifest, tags
+from cgh_models.hub.registry import start_from
 from cgh_models.hub.row import BACKBONE, HubPin, Row
-from cgh_models.hub.start_from import start_from
 from cgh_models.methods import build_method
 
 REPO, NAME, FILE = "org/test_resnet.cgh", "test_resnet.cgh", BACKBONE

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from cgh_models import create_model, load_method, verify
 from cgh_models.hub import manifest
 from cgh_models.hub.card import card_of
+from cgh_models.hub.registry import start_from
 from cgh_models.hub.row import BACKBONE, OLD_HEADS
-from cgh_models.hub.start_from import start_from
 from cgh_models.hub.timm_models import fingerprint
 from cgh_models.methods import build_method
 
