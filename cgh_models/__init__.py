@@ -28,19 +28,8 @@ __all__ = [
     "weights_info",
 ]
 
-__getattr__, __dir__ = public_names(
-    __name__,
-    {
-        "create_model": "hub.registry",
-        "extract": "evaluate.extraction",
-        "list_models": "hub.registry",
-        "list_pretrained": "hub.registry",
-        "load_method": "hub.registry",
-        "pretrain": "train.loop",
-        "verify": "hub.integrity",
-        "weights_info": "hub.registry",
-    },
-)
+_HOMES = {"extract": "evaluate.extraction", "pretrain": "train.loop", "verify": "hub.integrity"}
+__getattr__, __dir__ = public_names(__name__, dict.fromkeys(__all__, "hub.registry") | _HOMES)
 
 
 def _register() -> None:

@@ -2,8 +2,9 @@
 
 import contextlib
 import difflib
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any, TypeVar
 
 import timm
 import torch
@@ -13,18 +14,20 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
 from .errors import InputError
+from .view_recipes import View
 
 # timm's modules have no common class with pretrained_cfg, forward_intermediates and forward_head.
 TimmModel = Any
+Output = TypeVar("Output")
 
 
 def create(arch: str, preprocessing: dict[str, Any] | None = None, **model_args) -> TimmModel:
     """Creates a headless timm module with random weights.
 
     Args:
-        arch: a timm architecture without a tag.
-        preprocessing: fields of timm's pretrained_cfg that describe its images (``input_size``,
-            ``mean``, ...); an architecture with a fixed input size is built for ``input_size``.
+        arch: a timm architecture without a tag; one with a fixed input size is built for
+            ``preprocessing["input_size"]``.
+        preprocessing: fields of timm's pretrained_cfg that describe its images.
         model_args: timm's own model arguments.
 
     Raises:
@@ -32,12 +35,12 @@ def create(arch: str, preprocessing: dict[str, Any] | None = None, **model_args)
     """
     preprocessing = preprocessing or {}
     if "." in arch:
-        name = arch.partition(".")[0]
+        name, _, _ = arch.partition(".")
         raise InputError(
             f"architecture {arch!r}: has a tag; "
             f"give --arch {name}, and --init {arch} to start from its weights"
         )
-    if "/" in arch or not timm.is_model(arch):
+    if not timm.is_model(arch):
         near = ", ".join(difflib.get_close_matches(arch, timm.list_models(), n=3))
         hint = f"did you mean {near}?" if near else "timm.list_models('*') lists the names"
         raise InputError(f"architecture {arch!r}: timm has no model of this name; {hint}")
@@ -74,22 +77,18 @@ class _ParametersOnMeta(TorchFunctionMode):
 
 
 def skeleton(name: str, **kwargs) -> TimmModel:
-    """Creates a headless timm module whose parameters have shapes but no memory.
-
-    An architecture that cannot be built so is built with random weights.
-    """
+    """Creates a headless timm module whose parameters have no memory, if it can be built so."""
     try:
         with _ParametersOnMeta():
             return timm.create_model(name, num_classes=0, **kwargs)
-    except (RuntimeError, NotImplementedError):  # its constructor reads values
+    except RuntimeError:  # its constructor reads values
         return timm.create_model(name, num_classes=0, **kwargs)
 
 
 def fill(model: nn.Module, tensors: dict[str, Tensor]) -> bool:
     """Makes the tensors, in float32, the parameters of a `skeleton` that they fit.
 
-    Returns:
-        False if something is still without memory: buffers that only the constructor makes.
+    Returns False if a buffer that only the constructor makes is still without memory.
     """
     state = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
     model.load_state_dict(state, assign=True)
@@ -115,29 +114,21 @@ def embed(
     Args:
         splits: parts in which the batch passes, each with batch-norm statistics of its own, as on
             that many GPUs without synchronized norms. The running statistics take one step a batch.
-
-    Raises:
-        InputError: fewer than two images a part.
     """
     if splits > 1:
-        return _embed_in_parts(backbone, images, taps, splits)
+        if len(images) < 2 * splits:
+            raise InputError(
+                f"batch_norm_splits={splits}: "
+                f"a batch of {len(images)} is too small; 2 images a part"
+            )
+        with norm_momentum(backbone, lambda momentum: 1 - (1 - momentum) ** (1 / splits)):
+            parts = [embed(backbone, part, taps) for part in images.tensor_split(splits)]
+        embedding = torch.cat([embedding for embedding, _ in parts])
+        return embedding, [torch.cat([maps[tap] for _, maps in parts]) for tap in range(taps)]
     if not taps:
         return backbone(images), []
     final, maps = backbone.forward_intermediates(images, indices=taps)
     return backbone.forward_head(final, pre_logits=True), maps
-
-
-def _embed_in_parts(
-    backbone: TimmModel, images: Tensor, taps: int, splits: int
-) -> tuple[Tensor, list[Tensor]]:
-    if len(images) < 2 * splits:
-        raise InputError(
-            f"batch_norm_splits={splits}: a batch of {len(images)} is too small; 2 images a part"
-        )
-    with norm_momentum(backbone, lambda momentum: 1 - (1 - momentum) ** (1 / splits)):
-        parts = [embed(backbone, part, taps) for part in images.tensor_split(splits)]
-    embedding = torch.cat([embedding for embedding, _ in parts])
-    return embedding, [torch.cat([maps[tap] for _, maps in parts]) for tap in range(taps)]
 
 
 def embed_with_pixels(backbone: TimmModel, images: Tensor) -> tuple[Tensor, Tensor, torch.Size]:
@@ -181,17 +172,14 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
         module.train(training)
 
 
-def blank_image(backbone: TimmModel, height: int, width: int) -> Tensor:
-    """Zeros (1, 3, height, width) on the backbone's device."""
-    return torch.zeros(1, 3, height, width, device=next(backbone.parameters()).device)
-
-
-def fixed_size(backbone: TimmModel) -> tuple[int, int] | None:
-    """Returns the height and width that an architecture insists on; None if it takes others."""
-    height, width = input_size(backbone)
-    if not backbone.pretrained_cfg.get("fixed_input_size"):
-        return None
-    return (height, width) if _size_error(backbone, height // 2, width // 2) else None
+@torch.no_grad()
+def on_zeros(
+    forward: Callable[[TimmModel, Tensor], Output], backbone: TimmModel, height: int, width: int
+) -> Output:
+    """Output of ``forward(backbone, image)`` in eval mode for an image of zeros, to measure it."""
+    with eval_mode(backbone):
+        device = next(backbone.parameters()).device
+        return forward(backbone, torch.zeros(1, 3, height, width, device=device))
 
 
 def input_size(backbone: TimmModel) -> tuple[int, int]:
@@ -201,47 +189,52 @@ def input_size(backbone: TimmModel) -> tuple[int, int]:
     return height, width
 
 
-def check_sizes(backbone: TimmModel, sides: list[int], what: str) -> None:
-    """Raises InputError unless the backbone takes square images of these sides, for ``what``."""
-    for side in sides:
-        reason = _size_error(backbone, side, side)
-        if reason:
-            raise InputError(
-                f"{what}: {architecture(backbone)} cannot take images of {side} x {side} "
-                f"({reason}); give a larger --image-size or an architecture that takes any size"
-            )
+def fixed_size(backbone: TimmModel) -> tuple[int, int] | None:
+    """Returns the height and width that an architecture insists on; None if it takes others."""
+    height, width = input_size(backbone)
+    fixed = backbone.pretrained_cfg.get("fixed_input_size")
+    return (height, width) if fixed and _refusal(backbone, height // 2, width // 2) else None
 
 
-@torch.no_grad()
-def _size_error(backbone: TimmModel, height: int, width: int) -> str:
+def check_size(backbone: TimmModel, height: int, width: int, what: str) -> None:
+    """Raises InputError unless the backbone takes images of this size, which ``what`` needs."""
+    reason = _refusal(backbone, height, width)
+    if reason:
+        raise InputError(
+            f"{what}: {architecture(backbone)} cannot take images of {height} x {width} "
+            f"({reason}); give a larger --image-size or an architecture that takes any size"
+        )
+
+
+def check_views(backbone: TimmModel, views: Iterable[View], what: str) -> None:
+    """Raises InputError unless the backbone takes views of their sizes, which ``what`` needs."""
+    height, _ = input_size(backbone)
+    for view in views:
+        side = view.side(height)
+        check_size(backbone, side, side, what)
+
+
+def _refusal(backbone: TimmModel, height: int, width: int) -> str:
     """Why the backbone cannot take an image of this size, found out by trying; empty if it can."""
     try:
-        with eval_mode(backbone):
-            backbone(blank_image(backbone, height, width))
+        on_zeros(embed, backbone, height, width)
     except (AssertionError, IndexError, RuntimeError, ValueError, ZeroDivisionError) as error:
         return " ".join(str(error).split())[:120] or type(error).__name__
     return ""
 
 
-@torch.no_grad()
 def widths(backbone: TimmModel, taps: int = 0) -> tuple[int, list[int]]:
-    """The embedding width and the channels of the ``taps`` deepest maps, measured on a blank image.
+    """The embedding width and the channels of the ``taps`` deepest maps, measured on zeros.
 
-    Raises:
-        InputError: the backbone cannot take its input size, or has fewer maps than ``taps``.
+    Raises InputError if the backbone cannot take its input size or has fewer maps.
     """
-    name = architecture(backbone)
-    height, width = input_size(backbone)
-    reason = _size_error(backbone, height, width)
-    if reason:
-        raise InputError(
-            f"{name} cannot take images of {height} x {width} ({reason}); another --image-size?"
-        )
+    size = input_size(backbone)
+    check_size(backbone, *size, "the input size")
     try:
-        with eval_mode(backbone):
-            embedding, maps = embed(backbone, blank_image(backbone, height, width), taps)
+        embedding, maps = on_zeros(partial(embed, taps=taps), backbone, *size)
     except (AssertionError, AttributeError, IndexError, RuntimeError) as error:
         raise InputError(
-            f"taps={taps}: {name} does not give that many feature maps ({error}); use fewer"
+            f"taps={taps}: {architecture(backbone)} does not give that many feature maps "
+            f"({error}); use fewer"
         ) from error
     return embedding.shape[1], [m.shape[1] for m in maps]

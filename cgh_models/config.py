@@ -10,7 +10,7 @@ from .errors import InputError
 Config = TypeVar("Config")
 
 
-def setting(default: Any, changes: str) -> Any:
+def setting(default: object, changes: str) -> Any:
     """A field of TrainConfig; ``changes`` says what another value changes in a resumed run."""
     return field(default=default, metadata={"changes": changes})
 
@@ -72,7 +72,7 @@ class TrainConfig:
     workers: int = setting(2, "nothing")
     """Processes that read images when the images do not fit in memory; a GPU needs more than 2."""
     grad_checkpointing: bool = setting(False, "nothing but rounding")
-    """Compute activations twice: less memory, a third more work, two updates of batch norms."""
+    """Compute activations twice: less memory, a third more work."""
     compile: bool = setting(False, "nothing but rounding")
     """Use torch.compile: minutes of compiling, then faster steps on a GPU; ignored on a CPU."""
     memory_gib: float = setting(2.0, "nothing but rounding and the decoded size of photographs")
@@ -97,9 +97,8 @@ class TrainConfig:
         check_range(self, 2, 2**40, "batch_size")  # batch norm needs two
         check_range(self, 1, self.batch_size // 2, "accumulate")
         if self.batch_size % self.accumulate:
-            raise InputError(
-                f"accumulate={self.accumulate}: has to divide the batch size, {self.batch_size}"
-            )
+            given = f"accumulate={self.accumulate}"
+            raise InputError(f"{given}: has to divide the batch size, {self.batch_size}")
         check_range(self, 0, 2**62, "workers", "log_every", "seed", "memory_gib", "warmup_epochs")
         if self.eval_every != -1:
             check_range(self, 0, 2**62, "eval_every")
@@ -121,11 +120,8 @@ class TrainConfig:
         return self.base_lr * self.batch_size / 256
 
 
-def unknown_key(key: str, known: list[str]) -> str:
-    """The sentence for a key that does not exist, with one that is close."""
-    near = difflib.get_close_matches(key, known, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"the keys are {', '.join(known)}"
-    return f"there is no key {key!r}, {hint}"
+# What another value changes in a resumed run, by the name of the setting.
+CHANGES: dict[str, str] = {f.name: f.metadata["changes"] for f in dataclasses.fields(TrainConfig)}
 
 
 def from_dict(config_class: type[Config], values: dict[str, Any], complete: bool = True) -> Config:
@@ -136,27 +132,28 @@ def from_dict(config_class: type[Config], values: dict[str, Any], complete: bool
     """
     name = config_class.__qualname__
     kinds = get_type_hints(config_class)
-    arguments = {}
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     for key, value in values.items():
         if key not in kinds:
-            raise InputError(f"{name}: {unknown_key(key, list(kinds))}")
+            near = difflib.get_close_matches(key, kinds, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"the keys are {', '.join(kinds)}"
+            raise InputError(f"{name}: there is no key {key!r}, {hint}")
         kind = kinds[key]
-        arguments[key] = tuple(value) if isinstance(value, list) else value
-        if not _is_of_type(arguments[key], kind):
+        if not _is_of_type(value, kind):
             expected = str(kind).removeprefix("typing.") if get_origin(kind) else kind.__name__
-            raise InputError(f"{name}: {key}={arguments[key]!r}: expected {expected}")
+            raise InputError(f"{name}: {key}={value!r}: expected {expected}")
     missing = [key for key in kinds if key not in values]
     if complete and missing:
         raise InputError(f"{name}: the keys {', '.join(missing)} are missing")
-    return config_class(**arguments)
+    return config_class(**values)
 
 
 def _is_of_type(value: object, kind: Any) -> bool:
     """Whether a JSON value is an int, float, bool, str, Literal or tuple as annotated."""
+    kinds = get_args(kind)
     if get_origin(kind) is Literal:
-        return value in get_args(kind)
+        return value in kinds
     if get_origin(kind) is tuple:
-        kinds = get_args(kind)
         if not isinstance(value, tuple) or len(value) != len(kinds):
             return False
         return all(map(_is_of_type, value, kinds))
@@ -169,22 +166,17 @@ def to_dict(config: object) -> dict[str, Any]:
 
 
 def explain_changes(before: dict[str, Any], after: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """What differs between two runs, as their ``config.json`` describes them, a line each.
-
-    Returns:
-        (changes that a resumed run may have, changes that are refused)
-    """
+    """What differs between two ``config.json``: changes a resumed run may have, then the others."""
     allowed = []
     refused = []
-    for field_ in dataclasses.fields(TrainConfig):
-        old = before["train"][field_.name]
-        new = after["train"][field_.name]
-        changes = field_.metadata["changes"]
+    for key, changes in CHANGES.items():
+        old = before["train"][key]
+        new = after["train"][key]
         if old != new:
             lines = allowed if changes.startswith("nothing") else refused
-            lines.append(f"{field_.name}: {old} -> {new} changes {changes}")
+            lines.append(f"{key}: {old} -> {new} changes {changes}")
     model_before, model_after = (
-        {**run["method_config"], "method": run["method"], "arch": run["arch"]}
+        run["method_config"] | {"method": run["method"], "arch": run["arch"]}
         for run in (before, after)
     )
     for key, old in model_before.items():

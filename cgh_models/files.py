@@ -20,8 +20,7 @@ _MAX_JSON = 2**20  # bytes
 def atomic(path: Path, needed: int = 0) -> Iterator[Path]:
     """Yields a temporary path beside ``path`` and moves it there if the block ends without error.
 
-    Raises:
-        DiskError: no permission, or no room (with ``needed`` bytes); the old file is untouched.
+    Raises DiskError if it may not be written or has no room for its ``needed`` bytes.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}{secrets.token_hex(2)}.tmp")
     try:
@@ -32,25 +31,20 @@ def atomic(path: Path, needed: int = 0) -> Iterator[Path]:
         os.umask(mask)
         os.chmod(temporary, 0o666 & ~mask)
         os.replace(temporary, path)
-        sync_folder(path.parent)
+        _sync_folder(path.parent)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskError(
-                f"{printable(path)}: cannot be written ({error.strerror}); "
-                "choose a folder you may write to"
-            ) from error
-        needs = f"{needed} bytes are needed, " if needed else ""
-        free = shutil.disk_usage(path.parent).free
-        raise DiskError(
-            f"{printable(path)}: not written ({error}); {needs}{free} bytes are free: make room"
-        ) from error
+        reason = f"cannot be written ({error.strerror}); choose a folder you may write to"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            needs = f"{needed} bytes are needed, " if needed else ""
+            free = shutil.disk_usage(path.parent).free
+            reason = f"not written ({error}); {needs}{free} bytes are free: make room"
+        raise DiskError(f"{printable(path)}: {reason}") from error
     finally:
         with contextlib.suppress(OSError):  # a read-only file system raises for a missing file too
             temporary.unlink(missing_ok=True)
 
 
-def sync_folder(folder: Path) -> None:
-    """Flushes renames in a folder to the disk, where the system can."""
+def _sync_folder(folder: Path) -> None:
     if os.name != "posix":
         return
     handle = os.open(folder, os.O_RDONLY)
@@ -72,14 +66,13 @@ def make_folder(path: Path, spare: frozenset[str] = frozenset()) -> None:
     except FileExistsError:  # it is a file
         empty = False
     except OSError as error:
-        raise InputError(
-            f"{name}: cannot be made ({error.strerror}); give another --out"
-        ) from error
+        reason = f"cannot be made ({error.strerror}); give another --out"
+        raise InputError(f"{name}: {reason}") from error
     if not empty:
         raise InputError(f"{name}: exists and is not an empty folder; give another --out")
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
     """Writes a value atomically as indented JSON that ends in a newline."""
     with atomic(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
@@ -88,9 +81,7 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path, kind: str) -> dict[str, Any]:
     """Reads a JSON object of at most 1 MiB; ``kind`` names in errors what was expected.
 
-    Raises:
-        InputError: the file is missing or unreadable.
-        IntegrityError: it is not a JSON object, or too large.
+    Raises InputError if the file cannot be read, IntegrityError if it holds something else.
     """
     name = printable(path)
     if not path.is_file():

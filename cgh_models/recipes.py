@@ -1,7 +1,5 @@
 """The named recipes: settings by kind of images and by method. Light: no torch, no timm."""
 
-import contextlib
-import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, get_type_hints
 
@@ -24,10 +22,13 @@ class Recipe:
 
 _LARS = {"optimizer": "lars", "warmup_epochs": 10.0}
 _SMALL_IMAGES = {"base_lr": 0.06, "weight_decay": 5e-4, "decay_norms": True, "crop_pct": 1.0}
+_TINY_PIXELS = {"mean": (0.4802, 0.4481, 0.3975), "std": (0.2302, 0.2265, 0.2262)}
+_CIFAR_PIXELS = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2023, 0.1994, 0.2010)}
 _SMALL_HEADS = {"projection_width": 128, "hidden_width": 2048}
 _NARROW_HEADS = {"projection_width": 256, "hidden_width": 1024}
-_NARROW_PREDICTOR = {**_NARROW_HEADS, "predictor_width": 1024}
-_FAST_TEACHER = {**_NARROW_HEADS, "teacher_momentum": 0.99}
+_NARROW_PREDICTOR = _NARROW_HEADS | {"predictor_width": 1024}
+_FAST_TEACHER = _NARROW_HEADS | {"teacher_momentum": 0.99}
+_WITHOUT_BLUR = _FAST_TEACHER | {"blur": False}  # in BYOL's views, as in solo-learn
 
 # Each paper's own values. MNCLGLF has one config, CIFAR at 224 pixels with a ResNet-18; LEWEL's is
 # its 200 epochs with EMAN, 3.6 at 1024 images; NNCLR is trained as BYOL, which is this project's
@@ -48,13 +49,8 @@ _IMAGENET = Recipe(
 # authors' CIFAR demo. Heads of BYOL, LEWEL, NNCLR, MNCLGLF: ours, nothing is published.
 _TINY = Recipe(
     arch="resnet18_small",
-    train={
-        **_SMALL_IMAGES,
-        "image_size": 64,
-        "mean": (0.4802, 0.4481, 0.3975),
-        "std": (0.2302, 0.2265, 0.2262),
-    },
-    method={**_SMALL_HEADS, "queue_length": 16384, "teacher_momentum": 0.996},
+    train=_SMALL_IMAGES | _TINY_PIXELS | {"image_size": 64},
+    method=_SMALL_HEADS | {"queue_length": 16384, "teacher_momentum": 0.996},
     train_of={"mnclglf": {"clip_norm": 1.0}},
     method_of={
         "moco_v2": {"temperature": 0.1},
@@ -67,20 +63,10 @@ _TINY = Recipe(
 )
 _CIFAR = Recipe(
     arch="resnet18_cifar",
-    train={
-        **_SMALL_IMAGES,
-        "image_size": 32,
-        "mean": (0.4914, 0.4822, 0.4465),
-        "std": (0.2023, 0.1994, 0.2010),
-    },
-    method={**_SMALL_HEADS, "queue_length": 4096, "teacher_momentum": 0.99},
+    train=_SMALL_IMAGES | _CIFAR_PIXELS | {"image_size": 32},
+    method=_SMALL_HEADS | {"queue_length": 4096, "teacher_momentum": 0.99},
     train_of=_TINY.train_of,
-    # Without blur in BYOL's views, as in solo-learn.
-    method_of={
-        **_TINY.method_of,
-        "byol": {**_FAST_TEACHER, "blur": False},
-        "lewel": {**_FAST_TEACHER, "blur": False},
-    },
+    method_of=_TINY.method_of | {"byol": _WITHOUT_BLUR, "lewel": _WITHOUT_BLUR},
 )
 RECIPES = {"imagenet": _IMAGENET, "cifar": _CIFAR, "tiny": _TINY}
 
@@ -101,41 +87,35 @@ def train_config(recipe: str, method: str = "", optimizer: str = "") -> TrainCon
 def method_config(
     method: Any, recipe: str, train: TrainConfig, settings: tuple[str, ...] = ()
 ) -> Any:
-    """A method's Config of a recipe and the run's warm-up, changed by ``KEY=VALUE`` settings.
+    """The Config of a method's class: the recipe's, the run's warm-up, and ``KEY=VALUE`` settings.
 
-    Args:
-        method: the class.
-
-    Raises:
-        InputError: an unknown key, or a value that is not of the field's type.
+    Raises InputError for an unknown key, or a value that is not of the field's type.
     """
     chosen = RECIPES[recipe]
-    known = {f.name for f in dataclasses.fields(method.Config)}
-    of_recipe = {"warmup": train.warmup} | chosen.method | chosen.method_of.get(method.name, {})
-    values = {key: value for key, value in of_recipe.items() if key in known}
-    values |= _parse_settings(method.Config, settings)
+    kinds = get_type_hints(method.Config)
+    values = {"warmup": train.warmup} | chosen.method | chosen.method_of.get(method.name, {})
+    values = {key: value for key, value in values.items() if key in kinds}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if key in kinds and not equals:
+            raise InputError(f"--set {setting}: has no value; write --set {setting}=VALUE")
+        values[key] = _parse(text, kinds.get(key))
     try:
         config = from_dict(method.Config, values, complete=False)
     except InputError as error:
         raise InputError(f"--set KEY=VALUE: {error}") from error
     splits = getattr(config, "batch_norm_splits", 1)
     if train.batch_size < 2 * splits:
-        raise InputError(
-            f"batch_norm_splits={splits}: needs --batch-size {2 * splits} or more, 2 images a part"
-        )
+        needed = f"needs --batch-size {2 * splits} or more, 2 images a part"
+        raise InputError(f"batch_norm_splits={splits}: {needed}")
     return config
 
 
-def _parse_settings(config_class: type, settings: tuple[str, ...]) -> Values:
-    """Values of the fields' types; text that is none of that type stays text, for `from_dict`."""
-    kinds = get_type_hints(config_class)
-    values: Values = {}
-    for setting in settings:
-        key, equals, text = setting.partition("=")
-        if key in kinds and not equals:
-            raise InputError(f"--set {setting}: has no value; write --set {setting}=VALUE")
-        values[key] = {"true": True, "false": False}.get(text.lower(), text)
-        if kinds.get(key) in (int, float):
-            with contextlib.suppress(ValueError):
-                values[key] = kinds[key](text)
-    return values
+def _parse(text: str, kind: type | None) -> object:
+    """A value of the kind; text that is none stays text, which `from_dict` refuses."""
+    if kind is bool:
+        return {"true": True, "false": False}.get(text.lower(), text)
+    try:
+        return kind(text) if kind in (int, float) else text
+    except ValueError:
+        return text

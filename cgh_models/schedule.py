@@ -11,8 +11,5 @@ def learning_rate(progress: float, lr: float, warmup: float) -> float:
 
 
 def cosine_momentum(start: float, progress: float) -> float:
-    """The teacher's momentum: a cosine from ``start`` to 1 over the run.
-
-    Source: BYOL (arXiv 2006.07733) section 3.3; LEWEL (arXiv 2203.14898).
-    """
+    """A cosine from ``start`` to 1. Source: BYOL (arXiv 2006.07733) 3.3, LEWEL (2203.14898)."""
     return 1 - (1 - start) * (math.cos(math.pi * progress) + 1) / 2

@@ -7,9 +7,6 @@ from timm.models import build_model_with_cfg, register_model
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
-CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
-TINY_MEAN, TINY_STD = (0.4802, 0.4481, 0.3975), (0.2302, 0.2265, 0.2262)
-
 
 def _cfg(size: int, mean: tuple, std: tuple) -> dict:
     return {
@@ -25,11 +22,13 @@ def _cfg(size: int, mean: tuple, std: tuple) -> dict:
     }
 
 
+_CIFAR = _cfg(32, mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010))
+_TINY = _cfg(64, mean=(0.4802, 0.4481, 0.3975), std=(0.2302, 0.2265, 0.2262))
 default_cfgs = {
-    "resnet18_cifar": _cfg(32, CIFAR10_MEAN, CIFAR10_STD),
-    "resnet18_cifar_w16": _cfg(32, CIFAR10_MEAN, CIFAR10_STD),
-    "resnet50_cifar": _cfg(32, CIFAR10_MEAN, CIFAR10_STD),
-    "resnet18_small": _cfg(64, TINY_MEAN, TINY_STD),
+    "resnet18_cifar": _CIFAR,
+    "resnet18_cifar_w16": _CIFAR,
+    "resnet50_cifar": _CIFAR,
+    "resnet18_small": _TINY,
 }
 
 
@@ -56,33 +55,30 @@ class SmallResNet(ResNet):
             info["reduction"] = 1 if info["module"] == "act1" else stock // (2 if stem_pool else 4)
 
 
-def _create(name: str, pretrained: bool, defaults: dict, kwargs: dict) -> nn.Module:
+def _create(name: str, pretrained: bool, kwargs: dict, **changes) -> nn.Module:
+    defaults = {"block": BasicBlock, "layers": (2, 2, 2, 2), **changes}
     return build_model_with_cfg(SmallResNet, name, pretrained, **defaults | kwargs)
 
 
 @register_model
 def resnet18_cifar(pretrained: bool = False, **kwargs) -> nn.Module:
     """ResNet-18 for 32 px."""
-    defaults = dict(block=BasicBlock, layers=(2, 2, 2, 2))
-    return _create("resnet18_cifar", pretrained, defaults, kwargs)
+    return _create("resnet18_cifar", pretrained, kwargs)
 
 
 @register_model
 def resnet18_cifar_w16(pretrained: bool = False, **kwargs) -> nn.Module:
     """ResNet-18 for 32 px with 16-128 channels (0.7 M parameters): for CPUs, tests, the demo."""
-    defaults = dict(block=BasicBlock, layers=(2, 2, 2, 2), channels=(16, 32, 64, 128))
-    return _create("resnet18_cifar_w16", pretrained, defaults, kwargs)
+    return _create("resnet18_cifar_w16", pretrained, kwargs, channels=(16, 32, 64, 128))
 
 
 @register_model
 def resnet50_cifar(pretrained: bool = False, **kwargs) -> nn.Module:
     """ResNet-50 for 32 px."""
-    defaults = dict(block=Bottleneck, layers=(3, 4, 6, 3))
-    return _create("resnet50_cifar", pretrained, defaults, kwargs)
+    return _create("resnet50_cifar", pretrained, kwargs, block=Bottleneck, layers=(3, 4, 6, 3))
 
 
 @register_model
 def resnet18_small(pretrained: bool = False, **kwargs) -> nn.Module:
     """ResNet-18 for 64 px: the small stem with the max-pool."""
-    defaults = dict(block=BasicBlock, layers=(2, 2, 2, 2), stem_pool=True)
-    return _create("resnet18_small", pretrained, defaults, kwargs)
+    return _create("resnet18_small", pretrained, kwargs, stem_pool=True)

@@ -7,10 +7,10 @@ import math
 import os
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from io import FileIO
 from pathlib import Path
-from queue import SimpleQueue
-from threading import Thread
 from typing import NamedTuple
 
 import torch
@@ -64,64 +64,48 @@ def read_tensors(path: Path, sha256: str | None = None, *, ours: bool = False) -
     name = printable(path)
     if not path.is_file():
         raise InputError(f"{name}: not found; expected a safetensors file")
+    digest = hashlib.sha256()
     try:
         with open(path, "rb", buffering=0) as file:
             if sha256 is None:
                 return _read(file, lambda block: None, ours)
-            tensors, found = _read_and_hash(file, ours)
+            with ThreadPoolExecutor(1) as hasher:  # hashes while more is read
+                tensors = _read(file, partial(hasher.submit, digest.update), ours)
     except OSError as error:
         reason = f"cannot be read ({error.strerror}); check disk and permissions"
         raise DiskError(f"{name}: {reason}") from error
     except (ValueError, RecursionError) as error:
         raise _damaged(path, error) from error
+    found = digest.hexdigest()
     if found != sha256:
         reason = f"sha256 differs: expected {sha256}, found {found}; get it again"
         raise IntegrityError(f"{name}: {reason}")
     return tensors
 
 
-def _damaged(path: Path, error: Exception) -> IntegrityError:
-    return IntegrityError(
-        f"{printable(path)}: not a readable safetensors file ({error}); get it again"
-    )
-
-
-def _read_and_hash(file: FileIO, ours: bool) -> tuple[dict[str, Tensor], str]:
-    """Returns the tensors and the sha256 of all bytes; a thread hashes while more are read."""
-    digest = hashlib.sha256()
-    blocks = SimpleQueue()
-
-    def hash_blocks() -> None:
-        while (block := blocks.get()) is not None:
-            digest.update(block)
-
-    thread = Thread(target=hash_blocks)
-    thread.start()
+def read_shapes(path: Path) -> dict[str, Tensor]:
+    """Tensors without values (meta). Raises IntegrityError for a damaged header."""
     try:
-        tensors = _read(file, blocks.put, ours)
-    finally:
-        blocks.put(None)
-        thread.join()
-    return tensors, digest.hexdigest()
+        with open(path, "rb", buffering=0) as file:
+            _, entries = _read_header(file, ours=False)
+    except (OSError, ValueError, RecursionError) as error:
+        raise _damaged(path, error) from error
+    return {e.name: torch.empty(e.shape, dtype=e.dtype, device="meta") for e in entries}
+
+
+def _damaged(path: Path, error: Exception) -> IntegrityError:
+    reason = f"not a readable safetensors file ({error}); get it again"
+    return IntegrityError(f"{printable(path)}: {reason}")
 
 
 def _read(
-    file: FileIO, on_block: Callable[[bytes | memoryview], None], ours: bool
+    file: FileIO, on_block: Callable[[bytes | memoryview], object], ours: bool
 ) -> dict[str, Tensor]:
     """Reads the tensors, or raises ValueError; ``on_block`` gets every block of bytes, in order."""
-    size = os.fstat(file.fileno()).st_size
-    length = file.read(8)
-    if len(length) < 8:
-        raise ValueError(f"{size} bytes are too few")
-    count = int.from_bytes(length, "little")
-    largest = size - 8 if ours else min(MAX_HEADER, size - 8)
-    if not 2 <= count <= largest:
-        raise ValueError(f"a header of {count} bytes")
-    header = file.read(count)
-    on_block(length)
+    header, entries = _read_header(file, ours)
     on_block(header)
     tensors = {}
-    for entry in layout(header, size - 8 - count, ours):
+    for entry in entries:
         tensor = torch.empty(entry.shape, dtype=entry.dtype)
         block = tensor.reshape(-1).view(torch.uint8).numpy().data
         filled = 0
@@ -135,13 +119,23 @@ def _read(
     return tensors
 
 
+def _read_header(file: FileIO, ours: bool) -> tuple[bytes, list[Entry]]:
+    """Returns the header's bytes, its length before it, and what it says."""
+    size = os.fstat(file.fileno()).st_size - 8
+    length = file.read(8)
+    count = int.from_bytes(length, "little")
+    largest = size if ours else min(MAX_HEADER, size)
+    if not 2 <= count <= largest:
+        raise ValueError(f"a header of {count} bytes")
+    header = file.read(count)
+    return length + header, layout(header, size - count, ours)
+
+
 def layout(header: bytes, size: int, ours: bool = False) -> list[Entry]:
     """Returns the entries of a header in the order of the data, which has ``size`` bytes.
 
-    Raises:
-        ValueError: the format does not allow it, or it has more than `MAX_TENSORS` tensors.
-
-    Source: the format's description in the safetensors README.
+    Raises ValueError if the format does not allow it or, unless it is ``ours``, for more than
+    `MAX_TENSORS` tensors. Source: the format's description in the safetensors README.
     """
     described = json.loads(header)
     if not isinstance(described, dict):
@@ -184,19 +178,6 @@ def _entry(name: str, value: object) -> Entry:
 
 def _are_counts(values: object) -> bool:
     return isinstance(values, list) and all(type(n) is int and n >= 0 for n in values)
-
-
-def read_shapes(path: Path) -> dict[str, Tensor]:
-    """Tensors without values (meta). Raises IntegrityError for a damaged header."""
-    try:
-        with open(path, "rb") as file:
-            count = int.from_bytes(file.read(8), "little")
-            header = file.read(min(count, MAX_HEADER))
-            size = os.fstat(file.fileno()).st_size
-        entries = layout(header, size - 8 - count)
-    except (OSError, ValueError, RecursionError) as error:
-        raise _damaged(path, error) from error
-    return {e.name: torch.empty(e.shape, dtype=e.dtype, device="meta") for e in entries}
 
 
 def describe_mismatch(ours: dict[str, Tensor], given: dict[str, Tensor]) -> str:

@@ -24,15 +24,7 @@ TRAINING = {"epochs": 32, "batch_size": 64, "base_lr": 0.24, "eval_every": 16.0}
 
 
 def run(out: str | Path, seed: int = 0) -> tuple[float, float]:
-    """Prints each step of the road and returns kNN accuracy before and after, in percent.
-
-    Args:
-        out: folder to make.
-        seed: of weights, order and views.
-
-    Raises:
-        InputError: ``out`` is not empty.
-    """
+    """Prints each step of the road and returns kNN accuracy before and after, in percent."""
     out = Path(out)
     make_folder(out)
     images = out / "images"
@@ -41,12 +33,8 @@ def run(out: str | Path, seed: int = 0) -> tuple[float, float]:
     train, val = load_splits(images)
     config = dataclasses.replace(train_config(RECIPE, METHOD), seed=seed, **TRAINING)
     torch.manual_seed(seed)
-    method = build_method(
-        METHOD,
-        ARCH,
-        preprocessing(config),
-        method_config(METHODS[METHOD], RECIPE, config, SETTINGS),
-    )
+    settings = method_config(METHODS[METHOD], RECIPE, config, SETTINGS)
+    method = build_method(METHOD, ARCH, preprocessing(config), settings)
     before = knn_accuracy(method.student.backbone, train, val)
     print(f"1. {len(train)} photographs in {images}; untrained {ARCH}: kNN {before:.1f} %")
     pretrain(method, train, config, out / "run")

@@ -7,14 +7,14 @@ import shlex
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from ..errors import InputError, NotReproduced, say
 from ..evaluate.protocols import FINETUNE, LINEAR, EvalSettings, FinetuneConfig, LinearConfig
 from ..evaluate.protocols import Measurement as Measured
 from ..hub import manifest
 from ..hub.row import Metric
-from .flags import File, Folder, Name, Recipe, Weights, defaults_by_recipe, flags_of
+from .flags import File, Folder, Name, Recipe, Weights, flags_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 FINETUNE_DEFAULTS = {recipe: FINETUNE[recipe, "1%"] for recipe in LINEAR}
 FINETUNE_DEFAULTS["all labels"] = FINETUNE["imagenet", "100%"]
-LinearFlags = flags_of(LinearConfig, defaults_by_recipe(LINEAR))
-FinetuneFlags = flags_of(FinetuneConfig, defaults_by_recipe(FINETUNE_DEFAULTS))
+LinearFlags = flags_of(LinearConfig, LINEAR)
+FinetuneFlags = flags_of(FinetuneConfig, FINETUNE_DEFAULTS)
 
 
 @dataclass
@@ -35,9 +35,6 @@ class Embeddings:
     """In bfloat16, with folded batch norms: twice as fast, cosine to the exact ones >= 0.9999."""
     cache: Folder = ""
     """Keep embeddings in this folder, by the images' names, sizes and times of change."""
-
-    def arguments(self) -> dict[str, Any]:
-        return {"fast": self.fast, "cache_dir": self.cache or None}
 
 
 @dataclass
@@ -65,9 +62,10 @@ class Measurement:
     follow_links: bool = False
     """Also read linked folders, and links that lead out of the data folder."""
 
-    def settings(self) -> EvalSettings:
-        """How to evaluate, with a seed, and messages on stderr."""
-        return EvalSettings(self.batch_size, self.workers, self.device, seed=self.seed, log=say)
+    def settings(self, fast: bool = False, cache: str = "") -> EvalSettings:
+        return EvalSettings(
+            self.batch_size, self.workers, self.device, fast, cache, self.seed, log=say
+        )
 
     def load(self) -> "tuple[nn.Module, ImageSet, ImageSet]":
         """The model, train/ and val/. Raises InputError if the number could not be recorded."""
@@ -75,25 +73,19 @@ class Measurement:
 
         from ..data.image_set import load_splits
         from ..hub.registry import create_model
+        from ..hub.weights_folder import is_weights
 
         torch.manual_seed(self.seed)
         train, val = load_splits(self.data, self.follow_links)
-        if self.record:
-            self._check_folder()
-            return create_model(Path(self.weights)), train, val  # a folder, even if timm knows it
-        return create_model(self.weights, pretrained=not self.random), train, val
-
-    def _check_folder(self) -> None:
-        from ..hub.weights_folder import is_weights
-
-        folder = Path(self.weights)
+        if not self.record:
+            return create_model(self.weights, pretrained=not self.random), train, val
+        folder = Path(self.weights)  # a str of this name may be an architecture of timm
         if self.random or not is_weights(folder):
             raise InputError(f"--record: {folder} is no weights folder; `cgh export` makes one")
         manifest.read_row(folder)
         if not os.access(folder, os.W_OK):
-            raise InputError(
-                f"--record: {folder} cannot be written; copy the folder to where you may write"
-            )
+            raise InputError(f"--record: {folder} cannot be written; give a copy of the folder")
+        return create_model(folder), train, val
 
     def report(self, metric: str, measured: Measured, **counts: int) -> None:
         """Prints the number as JSON, then records it if that is asked for."""
@@ -124,10 +116,9 @@ class Knn:
 
         model, train, val = self.measurement.load()
         if not 1 <= self.k <= len(train):
-            raise InputError(
-                f"--k {self.k}: expected 1 to {len(train)}, the number of training images"
-            )
-        settings = dataclasses.replace(self.measurement.settings(), **self.embeddings.arguments())
+            expected = f"expected 1 to {len(train)}, the number of training images"
+            raise InputError(f"--k {self.k}: {expected}")
+        settings = self.measurement.settings(**vars(self.embeddings))
         found = knn(model, train, val, settings, self.k, self.temperature)
         self.measurement.report("knn", found, queries=found.n)
 
@@ -150,19 +141,17 @@ class Linear:
         from ..evaluate.probes import probe
 
         if self.protocol != "sgd" and (self.sgd or self.recipe != "imagenet"):
-            raise InputError(
-                f"--protocol {self.protocol}: has no recipe, rate, epochs or steps; "
-                "give --protocol sgd"
-            )
+            given = f"--protocol {self.protocol}: has no recipe, rate, epochs or steps"
+            raise InputError(f"{given}; give --protocol sgd")
         config = dataclasses.replace(LINEAR[self.recipe], **self.sgd)
-        settings = dataclasses.replace(self.measurement.settings(), **self.embeddings.arguments())
+        settings = self.measurement.settings(**vars(self.embeddings))
         model, train, val = self.measurement.load()
-        metric = "linear"
         if self.protocol == "sgd":
+            metric = "linear"
             found = sgd(model, train, val, config, settings).with_parameters(recipe=self.recipe)
         else:
+            metric = f"linear_{self.protocol}"
             found = probe(self.protocol, model, train, val, settings)
-            metric += f"_{self.protocol}"
         self.measurement.report(metric, found, val=found.n)
 
 
@@ -192,16 +181,14 @@ class Finetune:
         source = "file" if file and Path(file).exists() else "seed"
         if not file and percent < 100:
             file = f"labels_{percent}_seed{seed}_{train.digest[:8]}.txt"
-        indices, names_sha256 = labelled(train, percent, seed, file or None)
+        indices, names_sha256 = labelled(train, percent, seed, file)
         counts = f"{len(indices)} of {len(train)} training images, {len(train.classes)} classes"
         say(f"{counts}, drawn by the {source}")
-        settings = self.measurement.settings()
-        found = finetune(model, subset(train, indices), val, config, settings)
+        found = finetune(model, subset(train, indices), val, config, self.measurement.settings())
         found = found.with_parameters(
             labels=self.labels, recipe=self.recipe, split=source, names_sha256=names_sha256
         )
-        text = f"backbone and linear layer trained on {self.labels} of train/"
-        text += ", top-1 of val/ after the last epoch"
+        text = found.protocol.replace("train/", f"{self.labels} of train/")
         found = dataclasses.replace(found, protocol=text)
         self.measurement.report(f"finetune_{percent}", found, val=found.n)
 
@@ -234,9 +221,8 @@ class Reproduce:
         published = row.metrics[self.metric]
         if not published:
             others = ", ".join(name for name, metric in row.metrics.items() if metric) or "none"
-            raise InputError(
-                f"{self.weights}: no {self.metric} was published of it (there are: {others})"
-            )
+            missing = f"no {self.metric} was published of it (there are: {others})"
+            raise InputError(f"{self.weights}: {missing}")
         train, val = load_splits(self.data, self.follow_links)
         model = create_model(self.weights)
         settings = EvalSettings(self.batch_size, self.workers, self.device, log=say)
@@ -246,17 +232,12 @@ class Reproduce:
         tolerance = measurement.TOLERANCE[self.metric]
         agrees = round(abs(got - value), 6) <= tolerance
         line = {"metric": self.metric, "published": value, "got": got, "tolerance": tolerance}
-        line |= {"agrees": agrees, "weights": self.weights, "data": self.data}
-        print(json.dumps(line))
+        print(json.dumps(line | {"agrees": agrees, "weights": self.weights, "data": self.data}))
         if agrees:
             return
         hint = f"`cgh verify {self.weights}` says whether the file is the published one"
         if published.data == row.data.name and train.digest != row.data.digest:
-            hint = (
-                f"{self.data}/train has other names or sizes than the images of "
-                f"{row.data.name} it was trained on"
-            )
-        raise NotReproduced(
-            f"{self.weights}: published {self.metric} {value:.2f} %, got {got:.2f} %, "
-            f"more than {tolerance} apart; {hint}"
-        )
+            images = f"the images of {row.data.name} it was trained on"
+            hint = f"{self.data}/train has other names or sizes than {images}"
+        numbers = f"published {self.metric} {value:.2f} %, got {got:.2f} %"
+        raise NotReproduced(f"{self.weights}: {numbers}, more than {tolerance} apart; {hint}")

@@ -1,6 +1,6 @@
 """The kinds of values that flags take, and flags that are made of the fields of a config."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal, TypedDict, TypeVar, get_type_hints
 
 import docstring_parser
@@ -26,38 +26,31 @@ OfRecipe = Annotated[T | None, arg(help_behavior_hint="(default: the recipe's)")
 METAVARS = {"device": "NAME", "eval_data": "FOLDER"}
 
 
-def flags_of(config: type, default_of: Callable[[str], str], left_out: Collection[str] = ()) -> Any:
+def flags_of(config: type, defaults: Mapping[str, object], left_out: Collection[str] = ()) -> Any:
     """A TypedDict with the fields of a config; a flag that is not given is a key that is missing.
 
-    Args:
-        config: a dataclass whose fields have docstrings, which become the help.
-        default_of: what the help says of the default of the field of this name.
-        left_out: fields that get no flag.
+    The help is the fields' docstrings, and the default: the first config's of ``defaults``, then
+    by name those of the others that differ; of an empty ``defaults``, the run's.
     """
     kinds = get_type_hints(config)
-    flags: dict[str, Any] = {}
+    flags: dict[str, object] = {}
     for field in docstring_parser.parse_from_object(config).params:
         name = field.arg_name
-        text = " ".join((field.description or "").split())
-        hint = f"(default: {default_of(name)})"
         if name not in left_out:
+            text = " ".join((field.description or "").split())
+            hint = f"(default: {_default_of(name, defaults)})"
             details = arg(help=text, help_behavior_hint=hint, metavar=METAVARS.get(name))
             flags[name] = Annotated[kinds[name], details]
     return TypedDict(config.__name__, flags, total=False)  # pyright: ignore
 
 
-def defaults_by_recipe(configs: Mapping[str, object]) -> Callable[[str], str]:
-    """Says the default of a field: the first config's, then the others' by name if they differ."""
-
-    def default_of(field: str) -> str:
-        values = {name: getattr(config, field) for name, config in configs.items()}
-        default = next(iter(values.values()))
-        others = [name for name, value in values.items() if value not in (default, name)]
-        return "; ".join([_typed(default), *(f"{name} {_typed(values[name])}" for name in others)])
-
-    return default_of
-
-
-def _typed(value: object) -> str:
-    """A value as it is typed on the command line."""
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value) or "none"
+def _default_of(field: str, configs: Mapping[str, object]) -> str:
+    texts: list[str] = []
+    for name, config in configs.items():
+        value = getattr(config, field)
+        text = " ".join(map(str, value)) if isinstance(value, tuple) else str(value) or "none"
+        if not texts:
+            texts.append(text)
+        elif text not in (texts[0], name):
+            texts.append(f"{name} {text}")
+    return "; ".join(texts) or "the run's"

@@ -10,7 +10,7 @@ from tyro.extras import SubcommandApp
 from ..errors import ERRORS, InputError, Interrupted, printable
 from ..version import __version__
 from .evaluate import Finetune, Knn, Linear, Reproduce
-from .parse_errors import as_input_errors
+from .parse_errors import explain, on_parse_error
 from .pretrain import Backbones, Demo, Export, Pretrain, Resume
 from .weights import Autoload, Convert, Info, List, Publish, Verify
 
@@ -47,17 +47,12 @@ def parse(words: list[str]) -> Any:
             app.command(evaluate, name="evaluate", help="Measures weights on labelled images.")
         parent = evaluate if name.startswith("evaluate ") else app
         parent.command(command, name=name.removeprefix("evaluate "))
-    with as_input_errors(words, COMMANDS):
+    with on_parse_error(lambda event: explain(event, words, COMMANDS)):
         markers = (OmitArgPrefixes, DisallowNone, HelptextFromCommentsOff)
-        try:
-            return app.cli(prog="cgh", description=ABOUT, args=words, config=markers)
-        except SystemExit:  # after the help or a completion script
-            sys.stdout.flush()
-            raise
+        return app.cli(prog="cgh", description=ABOUT, args=words, config=markers)
 
 
 def _run(words: list[str]) -> None:
-    """Runs a command line."""
     match words:
         case ["help", *command]:
             parse([*command, "--help"])
@@ -67,9 +62,9 @@ def _run(words: list[str]) -> None:
             print(__version__)
         case ["--print-completion", shell] if shell in SHELLS:
             parse(["--tyro-write-completion", shell, "-"])
-        case ["--print-completion", *shells]:
-            given = " ".join(["--print-completion", *shells])
-            raise InputError(f"{printable(given)}: expected one of {', '.join(SHELLS)}")
+        case ["--print-completion", *_]:
+            given = printable(" ".join(words))
+            raise InputError(f"{given}: expected one of {', '.join(SHELLS)}")
         case _:
             parse(words).run()
 
@@ -80,8 +75,10 @@ def main() -> None:
     1: a number that differs, 2: input, 3: network, 4: integrity, 5: disk, 75: saved, 130: stopped.
     """
     try:
-        _run(sys.argv[1:])
-        sys.stdout.flush()
+        try:
+            _run(sys.argv[1:])
+        finally:
+            sys.stdout.flush()  # raises BrokenPipeError here, and not when Python exits
     except ERRORS as error:
         if os.environ.get("CGH_TRACEBACK"):
             raise

@@ -1,12 +1,10 @@
-"""What tyro says about words that it cannot parse, as one sentence."""
+"""Says in one sentence, as an InputError, what tyro cannot parse."""
 
 import contextlib
-import dataclasses
 import difflib
-from collections.abc import Iterator
 from typing import Any, get_type_hints
 
-from ..config import TrainConfig
+from ..config import CHANGES
 from ..errors import InputError, printable
 
 try:
@@ -15,33 +13,26 @@ except ImportError:  # it is no public name of tyro: without it, tyro prints a b
     on_parse_error = contextlib.nullcontext
 
 
-@contextlib.contextmanager
-def as_input_errors(words: list[str], commands: dict[str, type]) -> Iterator[None]:
-    """Raises InputError, with one sentence, where tyro would print a box and exit.
-
-    Args:
-        words: the command line.
-        commands: the class of each command, by its one or two words.
-    """
-    name = next((name for name in commands if words[: len(name.split())] == name.split()), "")
-
-    def explain(event: object) -> None:
-        if not name:
-            raise InputError(_no_such_command(words, list(commands)))
-        reason = _reason(event, name, commands[name])
-        if reason:
-            raise InputError(f"cgh {name}: {reason}; see `cgh {name} --help`")
-
-    with on_parse_error(explain):
-        yield
+def explain(event: object, words: list[str], commands: dict[str, type]) -> None:
+    """Raises InputError with what an event of tyro's says of the words of a command line."""
+    for name, command in commands.items():
+        if words[: len(name.split())] == name.split():
+            reason = _reason(event, name, command)
+            if reason:
+                raise InputError(f"cgh {name}: {reason}; see `cgh {name} --help`")
+            return
+    raise InputError(_no_such_command(words, commands))
 
 
-def _no_such_command(words: list[str], commands: list[str]) -> str:
-    near = difflib.get_close_matches(" ".join(words[:2]), commands, n=1)
-    near = near or difflib.get_close_matches(words[0], commands, n=1)
-    near = near or [name for name in commands if words[0] in name.split()]
-    hint = f"did you mean `cgh {near[0]}`?" if near else "`cgh --help` lists the commands"
-    return f"cgh {printable(' '.join(words[:2])[:60])}: there is no such command; {hint}"
+def _no_such_command(words: list[str], commands: dict[str, type]) -> str:
+    given = " ".join(words[:2])
+    last_words = {name.split()[-1]: name for name in commands}
+    near = difflib.get_close_matches(given, commands, n=1)
+    near = near or difflib.get_close_matches(words[0], last_words, n=1)
+    hint = "`cgh --help` lists the commands"
+    if near:
+        hint = f"did you mean `cgh {last_words.get(near[0], near[0])}`?"
+    return f"cgh {printable(given[:60])}: there is no such command; {hint}"
 
 
 def _reason(event: object, name: str, command: type) -> str:
@@ -59,10 +50,10 @@ def _reason(event: object, name: str, command: type) -> str:
         case object(argument=argument, value=value, choices=choices):
             given = f"{_flag(argument)} {printable(value)!r}".strip()
             return f"{given}: expected one of {', '.join(choices)}"
-        case object(argument=object(lowered=lowered) as argument, message=message):
-            return f"{_flag(argument)}: expected {lowered.metavar}, {printable(message)}"
         case object(argument=object(lowered=lowered) as argument):
-            return f"{_flag(argument)}: expected {lowered.metavar}"
+            expected = f"{_flag(argument)}: expected {lowered.metavar}"
+            message = printable(getattr(event, "message", ""))
+            return f"{expected}, {message}" if message else expected
     return ""
 
 
@@ -77,7 +68,6 @@ def _no_such_flag(flag: str, command: type) -> str:
 
 
 def _flags(command: type) -> list[str]:
-    """The flags of a command, those of its groups included."""
     flags = []
     for name, kind in get_type_hints(command).items():
         is_group = hasattr(kind, "__annotations__")
@@ -86,12 +76,13 @@ def _flags(command: type) -> list[str]:
 
 
 def _refused_on_resume(flags: list[str]) -> str:
-    """Which flags of `cgh pretrain` a resumed run cannot take, with what they would change."""
-    changes = dict.fromkeys(["method", "arch", "recipe", "init", "set"], "the model")
-    for field in dataclasses.fields(TrainConfig):
-        changes[field.name] = field.metadata["changes"]
-    names = {flag: flag.removeprefix("--").removeprefix("no-").replace("-", "_") for flag in flags}
-    refused = [f"{flag} changes {changes[name]}" for flag, name in names.items() if name in changes]
-    reasons = f"a resumed run keeps its settings, but {', '.join(refused)}; "
+    """What flags of `cgh pretrain` that `cgh resume` lacks would change; "" for other flags."""
+    changes = CHANGES | dict.fromkeys(["method", "arch", "recipe", "init", "set"], "the model")
+    refused = []
+    for flag in flags:
+        name = flag.removeprefix("--").removeprefix("no-").replace("-", "_")
+        if name in changes:
+            refused.append(f"{flag} changes {changes[name]}")
+    reasons = f"a resumed run keeps its settings, but {', '.join(refused)}"
     new_run = "a new run can start from it: `cgh pretrain --init RUN ...`"
-    return reasons + new_run if refused else ""
+    return f"{reasons}; {new_run}" if refused else ""

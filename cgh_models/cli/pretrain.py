@@ -7,20 +7,16 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import UseAppendAction, arg
 
-from ..config import TrainConfig, from_dict
+from ..config import CHANGES, TrainConfig, from_dict
 from ..errors import InputError, say
 from ..recipes import RECIPES, method_config, train_config
-from .flags import Folder, Name, Pattern, Recipe, RunFolder, Text, defaults_by_recipe, flags_of
+from .flags import Folder, Name, Pattern, Recipe, RunFolder, Text, flags_of
 
 DEFAULTS = {recipe: train_config(recipe, "cgh") for recipe in RECIPES}
 DEFAULTS["adamw"] = train_config("imagenet", "cgh", "adamw")
-KEPT_ON_RESUME = [
-    field.name
-    for field in dataclasses.fields(TrainConfig)
-    if not field.metadata["changes"].startswith("nothing")
-]
-TrainFlags = flags_of(TrainConfig, defaults_by_recipe(DEFAULTS))
-ResumeFlags = flags_of(TrainConfig, lambda name: "the run's", left_out=KEPT_ON_RESUME)
+KEPT = [name for name, changes in CHANGES.items() if not changes.startswith("nothing")]
+TrainFlags = flags_of(TrainConfig, DEFAULTS)
+ResumeFlags = flags_of(TrainConfig, {}, left_out=KEPT)
 IMAGES = (
     "Images: a folder (flat, nested or class folders), a text file with a path a line, a tar "
     "archive, a folder of tar archives, or hfds/NAME, a dataset of the Hugging Face Hub."
@@ -48,14 +44,12 @@ class Pretrain:
     """A setting of the method, for example --set taps=3."""
 
     def configs(self) -> tuple[TrainConfig, Any]:
-        """Settings of the trainer and of the method: the recipe's, changed by what was given."""
+        """Settings of the trainer and of the method."""
         from ..methods import METHODS
 
         if self.method not in METHODS:
-            known = ", ".join(METHODS)
-            raise InputError(
-                f"--method {self.method}: there is no such method; the methods are {known}"
-            )
+            given = f"--method {self.method}: there is no such method"
+            raise InputError(f"{given}; the methods are {', '.join(METHODS)}")
         recipe = train_config(self.recipe, self.method, self.train.get("optimizer", ""))
         train = dataclasses.replace(recipe, **self.train)
         return train, method_config(METHODS[self.method], self.recipe, train, self.set)
@@ -63,7 +57,7 @@ class Pretrain:
     def run(self) -> None:
         import torch
 
-        from ..hub.start_from import start_from
+        from ..hub.registry import start_from
         from ..methods import build_method, preprocessing
         from ..train.loop import open_images, pretrain
 

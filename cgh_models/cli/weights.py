@@ -23,29 +23,28 @@ class List:
     def run(self) -> None:
         names = manifest.names(self.pattern)
         if self.pattern and not names:
-            raise InputError(
-                f"{printable(self.pattern)}: no published weights match; `cgh list` shows all"
-            )
-        table = [("name", "trained on", "parameters", "kNN %", "linear %", "MB", "where")]
-        table += [_line(name, manifest.row(name)) for name in names]
+            pattern = printable(self.pattern)
+            raise InputError(f"{pattern}: no published weights match; `cgh list` shows all")
+        table = [["name", "trained on", "parameters", "kNN %", "linear %", "MB", "where"]]
+        table += [_cells(manifest.row(name)) for name in names]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         for cells in table:
-            padded = map(str.ljust, cells, widths)
-            print("  ".join(padded).rstrip())
+            print("  ".join(map(str.ljust, cells, widths)).rstrip())
 
 
-def _line(name: str, row: Row) -> tuple[str, ...]:
-    """The cells of one line of `cgh list`."""
+def _cells(row: Row) -> list[str]:
     from ..hub.fetch import location
 
-    data = row.data.name or "not stated"
-    if row.data.images:
-        data += f" ({row.data.images:,})"
-    parameters = f"{row.parameters / 1e6:.1f} M"
-    megabytes = f"{row.files[BACKBONE].bytes / 1e6:.1f}"
-    metrics = [row.metrics[name] for name in ("knn", "linear")]
-    knn, linear = (f"{metric.value:.2f}" if metric else "-" for metric in metrics)
-    return name, data, parameters, knn, linear, megabytes, location(row, BACKBONE)
+    images = f" ({row.data.images:,})" if row.data.images else ""
+    metrics = [row.metrics["knn"], row.metrics["linear"]]
+    return [
+        row.name,
+        (row.data.name or "not stated") + images,
+        f"{row.parameters / 1e6:.1f} M",
+        *(f"{metric.value:.2f}" if metric else "-" for metric in metrics),
+        f"{row.files[BACKBONE].bytes / 1e6:.1f}",
+        location(row, BACKBONE),
+    ]
 
 
 @dataclass
@@ -57,20 +56,18 @@ class Info:
 
     def run(self) -> None:
         row = manifest.find(self.weights)[0].to_json()
-        for key in ("notes", "data"):  # before any number
-            _print_indented(key, row.pop(key))
-        for key, value in row.items():
-            _print_indented(key, value)
+        first = {"notes": row.pop("notes"), "data": row.pop("data")}  # before any number
+        _print_indented(first | row)
 
 
-def _print_indented(key: str, value: object, indent: int = 0) -> None:
-    if isinstance(value, dict) and value:
-        print(f"{' ' * indent}{key}:")
-        for inner, content in value.items():
-            _print_indented(inner, content, indent + 2)
-    else:
-        text = value if isinstance(value, str) else json.dumps(value)
-        print(f"{' ' * indent}{key}: {printable(text)}")
+def _print_indented(values: dict[str, object], indent: str = "") -> None:
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            print(f"{indent}{key}:")
+            _print_indented(value, indent + "  ")
+        else:
+            text = value if isinstance(value, str) else json.dumps(value)
+            print(f"{indent}{key}: {printable(text)}")
 
 
 @dataclass
@@ -84,31 +81,26 @@ class Verify:
 
     def run(self) -> None:
         from ..hub.fetch import HERE, location
+        from ..hub.integrity import verify
 
         rows = manifest.rows()
         here = [name for name, row in rows.items() if location(row, BACKBONE) in HERE]
         if not self.weights and not here:
             print("no published weights are on this machine")
-        errors = [error for error in map(_verify, self.weights or here) if error]
+        errors = []
+        for weights in self.weights or here:
+            try:
+                done = verify(weights)
+            except ERRORS as error:
+                errors.append(error)
+                continue
+            files = f"{', '.join(done['files'])}: sha256, tensors, values and fingerprint are right"
+            within = f"fingerprint within {done['fingerprint_error']:.1e}"
+            print(f"{weights}: {files} ({done['parameters']:,} parameters, {within})")
         for error in errors[:-1]:
             say(f"error: {' '.join(str(error).split())}")
         if errors:
             raise errors[-1]
-
-
-def _verify(weights: str) -> Exception | None:
-    """Prints that the weights are right, or returns the error."""
-    from ..hub.integrity import verify
-
-    try:
-        done = verify(weights)
-    except ERRORS as error:
-        return error
-    print(
-        f"{weights}: {', '.join(done['files'])}: sha256, tensors, values and fingerprint are right "
-        f"({done['parameters']:,} parameters, fingerprint within {done['fingerprint_error']:.1e})"
-    )
-    return None
 
 
 @dataclass

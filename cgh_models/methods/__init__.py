@@ -22,9 +22,8 @@ from .ressl import ReSSL
 __all__ = ["BYOL", "CGH", "LEWEL", "LEWELM", "METHODS", "MNCLGLF", "NNCLR", "Method", "MoCoV2"]
 __all__ += ["ReSSL", "build_method", "preprocessing"]
 
-METHODS = {
-    method.name: method for method in (CGH, LEWEL, LEWELM, MNCLGLF, ReSSL, MoCoV2, BYOL, NNCLR)
-}
+_CLASSES = (CGH, LEWEL, LEWELM, MNCLGLF, ReSSL, MoCoV2, BYOL, NNCLR)
+METHODS = {method.name: method for method in _CLASSES}
 
 
 def build_method(
@@ -33,19 +32,16 @@ def build_method(
     """Builds a method on a new timm backbone with random weights.
 
     Args:
-        preprocessing: see `backbone.create`.
+        preprocessing, model_args: see `backbone.create`.
         config: the method's Config, a dict of its fields, or None for its defaults. A missing field
             has its default: in weights older than the field it meant the same.
-        model_args: timm's own model arguments.
 
     Raises:
         InputError: there is no such method or architecture, or a field does not exist.
     """
     if name not in METHODS:
-        raise InputError(
-            f"method {printable(name)!r}: there is no such method; "
-            f"the methods are {', '.join(METHODS)}"
-        )
+        reason = f"there is no such method; the methods are {', '.join(METHODS)}"
+        raise InputError(f"method {printable(name)!r}: {reason}")
     method = METHODS[name]
     if isinstance(config, dict):
         config = from_dict(method.Config, config, complete=False)

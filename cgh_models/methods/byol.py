@@ -35,15 +35,12 @@ class BYOL(nn.Module):
     def __init__(self, backbone: nn.Module, config: Config | None = None):
         super().__init__()
         self.config = c = config or self.Config()
+        self.view_recipe = "asymmetric" if c.blur else "asymmetric_sharp"
         self.student = Branch(backbone, c.hidden_width, c.projection_width, norm=True)
         self.teacher = make_teacher(self.student)
         self.student.predictor = mlp(
             c.projection_width, c.hidden_width, c.projection_width, norm=True
         )
-
-    @property
-    def view_recipe(self) -> str:
-        return "asymmetric" if self.config.blur else "asymmetric_sharp"
 
     def forward(self, views: list[Tensor], progress: float) -> Losses:
         """One loss, 0 to 8. Student and teacher see both views, (N, 3, H, W) each."""

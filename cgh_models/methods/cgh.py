@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..backbone import check_sizes, embed, input_size, widths
+from ..backbone import check_views, embed, widths
 from ..view_recipes import SMALL
 from .feature_queue import FeatureQueue
 from .heads import mlp
@@ -100,17 +100,13 @@ class CGH(nn.Module):
 
     def __init__(self, backbone: nn.Module, config: Config | None = None):
         super().__init__()
-        self.config = config or self.Config()
-        if self.config.multi_crop:
-            height, _ = input_size(backbone)
-            check_sizes(backbone, [view.side(height) for view in SMALL], "multi_crop=True")
-        self.student = TwoContexts(backbone, self.config)
+        self.config = c = config or self.Config()
+        self.view_recipe = "multi_crop" if c.multi_crop else "weak_strong"
+        if c.multi_crop:
+            check_views(backbone, SMALL, "multi_crop=True")
+        self.student = TwoContexts(backbone, c)
         self.teacher = make_teacher(self.student)
-        self.queue = FeatureQueue(self.config.queue_length, self.config.projection_width, count=2)
-
-    @property
-    def view_recipe(self) -> str:
-        return "multi_crop" if self.config.multi_crop else "weak_strong"
+        self.queue = FeatureQueue(c.queue_length, c.projection_width, count=2)
 
     def forward(self, views: list[Tensor], progress: float) -> Losses:
         """The crossed losses and, during the warm-up, both InfoNCE losses; all in nats.

@@ -1,7 +1,6 @@
 """Which timm models a method can pretrain, found by trying a step on tensors without memory."""
 
 import copy
-import dataclasses
 import fnmatch
 from typing import Any
 
@@ -14,17 +13,13 @@ from ..errors import InputError, printable
 from ..view_recipes import RECIPES
 from . import METHODS
 
-_QUEUE_LENGTH = 1024  # does not change the outcome
-
 
 def matching(pattern: str) -> list[str]:
     """timm's architectures by shell pattern, ours too. Raises InputError if there are none."""
     found = fnmatch.filter(timm.list_models(), pattern)
     if not found:
-        raise InputError(
-            f"{printable(pattern)!r}: timm has no architecture like that; "
-            "try a pattern such as 'resnet*'"
-        )
+        reason = "timm has no architecture like that; try a pattern such as 'resnet*'"
+        raise InputError(f"{printable(pattern)!r}: {reason}")
     return found
 
 
@@ -38,11 +33,9 @@ def refusals(arch: str) -> dict[str, str]:
 
 
 def _refusal(backbone: nn.Module, method_class: Any) -> str:
-    fields = {field.name for field in dataclasses.fields(method_class.Config)}
-    settings = {"queue_length": _QUEUE_LENGTH} if "queue_length" in fields else {}
     try:
         with torch.device("meta"):
-            method = method_class(copy.deepcopy(backbone), method_class.Config(**settings))
+            method = method_class(copy.deepcopy(backbone))
             size = method.student.backbone.pretrained_cfg["input_size"][-1]
             sides = [view.side(size) for view in RECIPES[method.view_recipe]]
             views = [torch.empty(4, 3, side, side) for side in sides]

@@ -10,14 +10,10 @@ class FeatureQueue(nn.Module):
 
     Row j of every queue comes from the same image, as CGH's crossed targets need it. The queues
     start as random unit vectors. The papers call this the memory bank.
-
-    Attributes:
-        rows: (count, length, width).
-        position: where the next image goes, 0-dim int64.
     """
 
-    rows: Tensor
-    position: Tensor
+    rows: Tensor  # (count, length, width)
+    position: Tensor  # where the next image goes, 0-dim int64
 
     def __init__(self, length: int, width: int, count: int = 1):
         super().__init__()
@@ -31,10 +27,9 @@ class FeatureQueue(nn.Module):
         return sum(batch.shape[1] for batch in self._pending)
 
     def collect(self, *projections: Tensor) -> None:
-        """Remembers one (N, width) batch per queue for `enqueue`; does nothing without gradient.
+        """Remembers a batch (N, width) for each queue, row i of all from the same image.
 
-        Args:
-            projections: one per queue, row i of each from the same image.
+        Does nothing without gradient, where no step will follow.
         """
         if torch.is_grad_enabled():
             self._pending.append(torch.stack(projections).detach().to(self.rows.dtype))
@@ -45,11 +40,7 @@ class FeatureQueue(nn.Module):
 
     @torch.no_grad()
     def enqueue(self, finite: Tensor | None = None) -> None:
-        """Overwrites the oldest rows with what was collected, without a host sync.
-
-        Args:
-            finite: 0-dim bool; False writes nothing and moves nothing.
-        """
+        """Overwrites the oldest rows with what was collected if ``finite``; no host sync."""
         if not self._pending:
             return
         length = self.rows.shape[1]

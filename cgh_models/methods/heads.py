@@ -36,9 +36,7 @@ def mlp(
 class Branch(nn.Module):
     """Backbone and projector: images (N, 3, H, W) -> projections (N, P) in float32, of any length.
 
-    Args:
-        backbone: a headless timm module.
-        projector_widths, norms: those of `mlp`, without the embedding's width.
+    ``projector_widths`` and ``norms`` are those of `mlp`, without the embedding's width.
     """
 
     predictor: nn.Module  # set by methods whose student has one, after the teacher was copied

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..backbone import architecture, blank_image, embed_with_pixels, eval_mode, input_size, widths
+from ..backbone import architecture, embed_with_pixels, eval_mode, input_size, on_zeros, widths
 from ..config import check_range
 from ..errors import InputError
 from ..schedule import cosine_momentum
@@ -38,7 +38,9 @@ class AlignedBranch(nn.Module):
 
     def __init__(self, backbone: nn.Module, config: "LEWEL.Config | LEWELM.Config"):
         super().__init__()
-        width, channels = _widths(backbone)
+        width, _ = widths(backbone, taps=1)
+        _, pixels, _ = on_zeros(embed_with_pixels, backbone, *input_size(backbone))
+        channels = pixels.shape[2]
         common = math.gcd(width, config.projection_width)
         if common % config.heads:
             largest = max(heads for heads in range(1, config.heads) if common % heads == 0)
@@ -62,27 +64,14 @@ class AlignedBranch(nn.Module):
         return z.float(), projected.unflatten(0, aligned.shape[:2])
 
     def coupled(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, torch.Size]:
-        """z (N, P), pixels (N, h * w, D), alignment maps (N, h * w, heads, P / heads), and (h, w).
-
-        Batch norm sees the pooled vector and the pixels as one batch.
-        """
+        """z (N, P), pixels (N, h * w, D), their maps (N, h * w, heads, P / heads), and (h, w)."""
         embedding, pixels, size = embed_with_pixels(self.backbone, images)
         pixels = self.widen(pixels)  # (N, pixels, D)
-        rows = torch.cat([embedding[:, None], pixels], 1)  # (N, 1 + pixels, D)
+        rows = torch.cat([embedding[:, None], pixels], 1)  # one batch for the norm
         projected = self.projector(rows.flatten(0, 1)).unflatten(0, rows.shape[:2])
         scores = F.normalize(projected[:, 1:].float(), dim=2) / self.map_temperature
         maps = scores.softmax(1).unflatten(2, (self.heads, -1))
         return projected[:, 0], pixels, maps, size
-
-
-@torch.no_grad()
-def _widths(backbone: nn.Module) -> tuple[int, int]:
-    """Of the embedding and of the pixels it is pooled from."""
-    width, _ = widths(backbone, 1)
-    with eval_mode(backbone):
-        image = blank_image(backbone, *input_size(backbone))
-        _, pixels, _ = embed_with_pixels(backbone, image)
-    return width, pixels.shape[2]
 
 
 def _head(*sizes: int) -> nn.Sequential:
@@ -140,16 +129,13 @@ class LEWEL(nn.Module):
     def __init__(self, backbone: nn.Module, config: Config | None = None):
         super().__init__()
         self.config = c = config or self.Config()
+        self.view_recipe = "asymmetric" if c.blur else "asymmetric_sharp"
         sizes = (c.projection_width, c.hidden_width, c.projection_width)
         self.student = AlignedBranch(backbone, c)
         self.teacher = make_teacher(self.student)
         self.student.predictor = _head(*sizes)
         self.student.aligned_predictor = _head(*sizes)
         self.train()
-
-    @property
-    def view_recipe(self) -> str:
-        return "asymmetric" if self.config.blur else "asymmetric_sharp"
 
     def train(self, mode: bool = True) -> "LEWEL":
         """Keeps the teacher in eval mode if its statistics follow the student's."""
@@ -160,20 +146,23 @@ class LEWEL(nn.Module):
 
     def forward(self, views: list[Tensor], progress: float) -> Losses:
         """The global and the aligned loss, each 0 to 8. Student and teacher see both views."""
-        students = [self.student(view) for view in views]
+        first, second = views
+        q1, aligned1 = self._predict(first)  # (N, P), (N, M, P)
+        q2, aligned2 = self._predict(second)
         with torch.no_grad():
-            teachers = [self.teacher(view) for view in views]
-        global1, aligned1 = self._losses(*students[0], *teachers[1])
-        global2, aligned2 = self._losses(*students[1], *teachers[0])
-        losses = {"global": global1 + global2, "aligned": aligned1 + aligned2}
+            z1, target1 = self.teacher(first)  # (N, P), (N, M, P)
+            z2, target2 = self.teacher(second)
+        losses = {
+            "global": cosine_loss(q1, z2) + cosine_loss(q2, z1),
+            "aligned": cosine_loss(aligned1, target2) + cosine_loss(aligned2, target1),
+        }
         w = self.config.global_weight
         return losses | {"loss": w * losses["global"] + (1 - w) * losses["aligned"]}
 
-    def _losses(self, z: Tensor, aligned: Tensor, z_target: Tensor, aligned_target: Tensor):
-        """The global and the aligned loss of one direction."""
-        q = self.student.predictor(z).float()  # (N, P)
-        q_aligned = self.student.aligned_predictor(aligned.flatten(0, 1)).float()  # (N M, P)
-        return cosine_loss(q, z_target), cosine_loss(q_aligned, aligned_target.flatten(0, 1))
+    def _predict(self, view: Tensor) -> tuple[Tensor, Tensor]:
+        z, aligned = self.student(view)
+        predicted = self.student.aligned_predictor(aligned.flatten(0, 1)).float()  # (N M, P)
+        return self.student.predictor(z).float(), predicted.view_as(aligned)
 
     def after_step(self, progress: float, finite: Tensor | None = None) -> None:
         """Moves the teacher towards the student, its statistics too if they are averaged."""

@@ -22,7 +22,7 @@ class Method(Protocol):
     name: ClassVar[str]  # what `--method` and weights tags call it
     paper: ClassVar[str]  # "arXiv:<id>"
     Config: ClassVar[type]  # frozen dataclass; defaults are the paper's ImageNet values
-    view_recipe: str  # a name in `view_recipes.RECIPES`; a property where the Config decides
+    view_recipe: str  # a name in `view_recipes.RECIPES`; set where the Config decides
     config: Any  # the Config it was built with
     student: nn.Module  # its `.backbone` is the untouched timm module
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..backbone import check_sizes, fixed_size, input_size, norm_momentum
+from ..backbone import check_size, fixed_size, input_size, norm_momentum
 from .feature_queue import FeatureQueue
 from .heads import Branch, mlp
 from .losses import batch_info_nce, nearest, nt_xent
@@ -62,8 +62,9 @@ class MNCLGLF(nn.Module):
         self.config = c = config or self.Config()
         self._tile_size = fixed_size(backbone)
         if not self._tile_size:
-            half = input_size(backbone)[0] // 2
-            check_sizes(backbone, [half], "mnclglf looks at 2 x 2 tiles of an image")
+            height, width = input_size(backbone)
+            what = "mnclglf looks at 2 x 2 tiles of an image"
+            check_size(backbone, height // 2, width // 2, what)
         widths = (c.hidden_width, c.hidden_width, c.projection_width)
         self.student = Branch(backbone, *widths, norm=True, last_norm=True)
         self.teacher = make_teacher(self.student)
@@ -106,8 +107,9 @@ class MNCLGLF(nn.Module):
 
         Source: Fast-MoCo (arXiv 2207.08220), where the student sees the tiles.
         """
-        top, bottom = _halves(view, 2)
-        tiles = torch.cat([*_halves(top, 3), *_halves(bottom, 3)])  # (4 N, 3, h, w)
+        h, w = view.shape[2] // 2, view.shape[3] // 2  # a last odd row or column is left out
+        corners = [(0, 0), (0, w), (h, 0), (h, w)]
+        tiles = torch.cat([view[:, :, y : y + h, x : x + w] for y, x in corners])  # (4 N, 3, h, w)
         if self._tile_size:
             tiles = F.interpolate(tiles, self._tile_size, mode="bilinear")
         with norm_momentum(self.student, lambda _: 0.0):
@@ -120,9 +122,3 @@ class MNCLGLF(nn.Module):
         """Moves the teacher towards the student and its projections into the queue."""
         update_teacher(self.teacher, self.student, self.config.teacher_momentum)
         self.queue.enqueue(finite)
-
-
-def _halves(images: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """The first and the second half along height (2) or width (3); a last odd row is left out."""
-    half = images.shape[dim] // 2
-    return images.narrow(dim, 0, half), images.narrow(dim, half, half)

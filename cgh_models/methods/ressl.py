@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..backbone import check_sizes, input_size
+from ..backbone import check_views
 from ..view_recipes import SMALL
 from .feature_queue import FeatureQueue
 from .heads import Branch
@@ -42,16 +42,12 @@ class ReSSL(nn.Module):
     def __init__(self, backbone: nn.Module, config: Config | None = None):
         super().__init__()
         self.config = c = config or self.Config()
+        self.view_recipe = "multi_crop" if c.multi_crop else "weak_strong"
         if c.multi_crop:
-            height, _ = input_size(backbone)
-            check_sizes(backbone, [view.side(height) for view in SMALL], "multi_crop=True")
+            check_views(backbone, SMALL, "multi_crop=True")
         self.student = Branch(backbone, c.hidden_width, c.projection_width)
         self.teacher = make_teacher(self.student)
         self.queue = FeatureQueue(c.queue_length, c.projection_width)
-
-    @property
-    def view_recipe(self) -> str:
-        return "multi_crop" if self.config.multi_crop else "weak_strong"
 
     def forward(self, views: list[Tensor], progress: float) -> Losses:
         """One loss, in nats. Views: [weak, strong, small...], (N, 3, H, W) each.

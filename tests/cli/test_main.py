@@ -413,7 +413,7 @@ def test_a_mistake_is_one_line_on_stderr_and_exit_2(
 
 
 def test_without_the_events_of_tyro_a_mistake_is_its_own_box(monkeypatch, printed):
-    monkeypatch.setattr("cgh_models.cli.parse_errors.on_parse_error", contextlib.nullcontext)
+    monkeypatch.setattr("cgh_models.cli.main.on_parse_error", contextlib.nullcontext)
     code, out, err = printed("evaluate", "knn", "--k", "many")
     assert code == 2 and out == "" and "Missing from cgh evaluate knn" in err
 
