@@ -32,7 +32,7 @@ class IntegrityError(Exception):
 
 
 class DiskError(Exception):
-    """A file could not be written."""
+    """A file could not be read or written."""
 
     exit_code = 5
 

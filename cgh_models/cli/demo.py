@@ -1,4 +1,4 @@
-"""`cgh demo`: the whole road on 3,000 packaged photographs (CIFAR-10, see sample/)."""
+"""`cgh demo`: pretraining, export and loading on 3,000 packaged photographs (CIFAR-10)."""
 
 import dataclasses
 import zipfile
@@ -24,7 +24,7 @@ TRAINING = {"epochs": 32, "batch_size": 64, "base_lr": 0.24, "eval_every": 16.0}
 
 
 def run(out: str | Path, seed: int = 0) -> tuple[float, float]:
-    """Prints each step of the road and returns kNN accuracy before and after, in percent."""
+    """Prints each step and returns kNN accuracy before and after, in percent."""
     out = Path(out)
     make_folder(out)
     images = out / "images"

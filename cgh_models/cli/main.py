@@ -2,6 +2,7 @@
 
 import os
 import sys
+import threading
 from typing import Any
 
 from tyro.conf import DisallowNone, HelptextFromCommentsOff, OmitArgPrefixes
@@ -84,6 +85,8 @@ def main() -> None:
             raise
         label = "saved" if isinstance(error, Interrupted) else "error"
         print(f"{label}: {' '.join(str(error).split())}", file=sys.stderr)
+        if isinstance(error, Interrupted):
+            _end_without_waiting(error.exit_code)
         raise SystemExit(error.exit_code) from None
     except BrokenPipeError:  # `cgh list | head`: the reader has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -91,3 +94,12 @@ def main() -> None:
     except KeyboardInterrupt:
         print("interrupted before there was anything to save", file=sys.stderr)
         raise SystemExit(130) from None
+
+
+def _end_without_waiting(exit_code: int) -> None:
+    """Ends the process if threads still decode images: Python would wait for slow reads."""
+    from ..data.image_set import DECODERS
+
+    if any(thread.name.startswith(DECODERS) for thread in threading.enumerate()):
+        sys.stderr.flush()
+        os._exit(exit_code)

@@ -21,6 +21,7 @@ from .views import uniform
 MAX_BAD = 0.01  # share of bad files at which a run stops
 _SPLITS = {"train", "val", "test"}
 _SUBSTITUTE_STREAM = 1001  # keeps these random numbers apart from those of views and order
+DECODERS = "image decoder"  # names of threads begin with it
 
 
 @dataclass
@@ -137,7 +138,7 @@ class ImageSet:
     def _decode_all(self) -> Iterator[tuple[Image.Image, list[BadFile]]]:
         """All images in order, decoded by threads that are a few images ahead."""
         threads = os.cpu_count() or 1
-        pool = ThreadPoolExecutor(threads)
+        pool = ThreadPoolExecutor(threads, DECODERS)
         ahead: deque[Future[tuple[Image.Image, list[BadFile]]]] = deque()
         try:
             for index in range(len(self)):

@@ -10,10 +10,11 @@ from ..config import TrainConfig, from_dict, to_dict
 from ..errors import InputError, IntegrityError, say
 from ..tensors import write_tensors
 from ..train import checkpoint
+from ..train.checkpoint import is_run
 from ..train.metric_log import read_log
 from . import manifest, weights_folder
 from .card import CURVE, write_description
-from .registry import is_run, load_method, new_method_of_run
+from .registry import load_method, new_method_of_run
 from .row import BACKBONE, HEADS, CodeVersion, Metric, TrainingImages
 from .training_curve import save_curve
 

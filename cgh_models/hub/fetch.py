@@ -138,7 +138,9 @@ def _check(path: Path, expected: FileEntry, cache_dir: CacheDir) -> None:
         with contextlib.suppress(OSError):
             target = path.resolve()
             path.unlink()
-            if _hub_cache(cache_dir).resolve() in target.parents:  # the Hub's cache is of links
+            blobs = target.parent  # of the Hub's cache, in which the snapshots are links
+            inside = _hub_cache(cache_dir).resolve() in target.parents
+            if inside and blobs.name == "blobs" and blobs.parent.name.startswith("models--"):
                 target.unlink(missing_ok=True)
             hint = "it was removed from the cache: load again"
     raise IntegrityError(f"{printable(path)}: {reason}; {hint}")

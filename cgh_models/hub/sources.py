@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 from huggingface_hub import constants, errors, get_hf_file_metadata, hf_hub_download, hf_hub_url
 from tqdm import tqdm
@@ -16,6 +16,7 @@ from tqdm import tqdm
 from ..errors import ERRORS, DiskError, IntegrityError, NetworkError, printable
 
 T = TypeVar("T")
+_CHUNK = 2**20  # bytes
 _BUSY = {408, 425, 429, 500, 502, 503, 504}  # HTTP codes that may pass
 
 
@@ -31,25 +32,30 @@ def from_hub(repo: str, revision: str, file: str, size: int, cache: Path) -> Pat
             found = printable(f"{answer.commit_hash}, ETag {answer.etag}")[:120]
             reason = f"asked for commit {revision}, the Hub answered {found}; check HF_ENDPOINT"
             raise IntegrityError(f"{page}: {reason}")
+        if answer.size not in (None, size):
+            raise IntegrityError(f"{page}: {file}: {answer.size} bytes, {size} expected; report it")
         return Path(hf_hub_download(repo, file, revision=revision, cache_dir=cache))
 
 
 def from_url(url: str, target: Path, size: int) -> Path:
     """Downloads a URL to ``target``, without credentials. Raises as `plain_errors`."""
     from pooch import HTTPDownloader
+    from requests import Response
+
+    def check_redirect(response: Response, **_: object) -> None:
+        if response.is_redirect:
+            _check_address(urljoin(response.url, response.headers["Location"]))
 
     source = printable(url)[:120]
     bar = tqdm(desc=target.name, total=size, unit="B", unit_scale=True, disable=None, leave=False)
     with plain_errors(source, target.parent, size), bar:
-        address = urlsplit(url)
-        loopback = address.hostname in ("127.0.0.1", "localhost", "::1")
-        if address.scheme != "https" and not (address.scheme == "http" and loopback):
-            raise NetworkError(f"{source}: refused, expected an https address; report it")
+        _check_address(url)
         download = HTTPDownloader(
-            progressbar=bar,  # pyright: ignore[reportArgumentType] - "or an arbitrary object"
-            chunk_size=2**20,
+            progressbar=_LimitedBar(bar, source, size),  # pyright: ignore[reportArgumentType]
+            chunk_size=_CHUNK,
             timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
             auth=lambda request: request,  # else requests takes a password from ~/.netrc
+            hooks={"response": check_redirect},
         )
         target.parent.mkdir(parents=True, exist_ok=True)
         # Not pooch.retrieve, which leaves a file that only its owner can read.
@@ -58,6 +64,38 @@ def from_url(url: str, target: Path, size: int) -> Path:
             download(url, str(temporary), None)
             os.replace(temporary, target)
     return target
+
+
+class _LimitedBar:
+    """A progress bar as pooch uses it, which ends a download of more bytes than are expected."""
+
+    def __init__(self, bar: tqdm, source: str, size: int):
+        self.bar = bar
+        self.source = source
+        self.size = size
+        self.total = size  # pooch puts in what the server promises
+        self.reset()
+
+    def update(self, count: int) -> None:
+        self.rest -= count
+        if self.rest < -_CHUNK:  # pooch counts whole chunks
+            raise IntegrityError(f"{self.source}: more than {self.size} bytes came; report it")
+        self.bar.update(count)
+
+    def reset(self) -> None:
+        self.rest = self.size
+        self.bar.reset()
+
+    def close(self) -> None:
+        self.bar.close()
+
+
+def _check_address(url: str) -> None:
+    address = urlsplit(url)
+    loopback = address.hostname in ("127.0.0.1", "localhost", "::1")
+    if address.scheme != "https" and not (address.scheme == "http" and loopback):
+        shown = printable(url)[:120]
+        raise NetworkError(f"{shown}: refused, expected an https address; report it")
 
 
 def retry_if_busy(call: Callable[[], T]) -> T:

@@ -4,6 +4,7 @@ A run folder holds `config.json` (what the run is), `checkpoint-<step>.safetenso
 and `checkpoints.json`, their index with size and sha256, written after the file that it names.
 """
 
+import contextlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -63,17 +64,36 @@ def save(run_dir: Path, step: int, method: nn.Module, optimizer: Optimizer) -> N
         tensors["random.cuda"] = torch.cuda.get_rng_state(device)
     path = run_dir / f"checkpoint-{step:08d}.safetensors"
     write_tensors(path, tensors)
-
-    listed = read_index(run_dir)
-    for entry in listed:
-        if entry.step > step:  # damaged: this run was resumed from an older one
-            (run_dir / entry.file).unlink(missing_ok=True)
-    entries = [_describe(path), *(entry for entry in listed if entry.step < step)][:KEEP]
-    write_json(run_dir / _INDEX, {"checkpoints": [to_dict(entry) for entry in entries]})
+    entries = _write_index(run_dir, path)
     if len(entries) == KEEP:
         for name in _names(run_dir):
             if _step(name) < entries[-1].step:
-                (run_dir / name).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # the next save tries it again
+                    (run_dir / name).unlink()
+
+
+def _write_index(run_dir: Path, path: Path) -> list[CheckpointEntry]:
+    """Makes a checkpoint the newest of the index, with older ones that are there; returns it."""
+    step = _step(path.name)
+    older = [e for e in read_index(run_dir) if e.step < step and (run_dir / e.file).is_file()]
+    entries = [_describe(path), *older][:KEEP]
+    write_json(run_dir / _INDEX, {"checkpoints": [to_dict(entry) for entry in entries]})
+    return entries
+
+
+def resume_point(run_dir: Path, say: Callable[[str], None]) -> tuple[int, Path]:
+    """`newest`; the index then names it, and newer ones, which were passed over, are renamed.
+
+    Else a damaged one could later take the place of a good one.
+    """
+    step, path = newest(run_dir, say)
+    newer = [run_dir / name for name in _names(run_dir) if _step(name) > _step(path.name)]
+    for damaged in newer:
+        damaged.replace(damaged.with_name(damaged.name + ".damaged"))
+        say(f"{printable(damaged)}: renamed to {damaged.name}.damaged")
+    if [entry.file for entry in read_index(run_dir)][:1] != [path.name]:
+        _write_index(run_dir, path)
+    return step, path
 
 
 def newest(run_dir: Path, say: Callable[[str], None]) -> tuple[int, Path]:
@@ -91,17 +111,15 @@ def newest(run_dir: Path, say: Callable[[str], None]) -> tuple[int, Path]:
         )
     for file in files:
         path = run_dir / file
-        if file in index:
-            if path.is_file() and _describe(path) == index[file]:
-                return _step(file), path
-            problem = "damaged (size or sha256 differs from what was written)"
-        else:
-            try:
-                read_tensors(path, ours=True)
+        problem = "not a readable checkpoint"
+        with contextlib.suppress(OSError, InputError, IntegrityError, DiskError):
+            if file in index:
+                problem = "damaged (size or sha256 differs from what was written)"
+                if _describe(path) == index[file]:
+                    return _step(file), path
+            elif "random.cpu" in read_tensors(path, ours=True):
                 say(f"{printable(path)}: not in {_INDEX}, which is lost or older; read and taken")
                 return _step(file), path
-            except (InputError, IntegrityError, DiskError):
-                problem = "not a readable checkpoint, left as it is"
         say(f"{printable(path)}: {problem}; trying an older checkpoint")
     raise IntegrityError(f"{name}: every checkpoint is damaged; start anew in another folder")
 

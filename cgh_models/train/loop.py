@@ -14,7 +14,7 @@ from ..config import TrainConfig
 from ..data.image_set import ImageSet, load
 from ..data.loader import batches
 from ..errors import InputError, Interrupted, printable, say
-from ..evaluate.extraction import pick_device, pick_precision
+from ..evaluate.devices import pick_device, pick_precision
 from ..schedule import learning_rate
 from ..view_recipes import RECIPES
 from . import checkpoint
@@ -58,7 +58,7 @@ def pretrain(
 
     with lock_run_dir(run_dir), signals:
         write_or_check_config(run_dir, describe_run(method, images, config), resume)
-        done, file = checkpoint.newest(run_dir, say) if resume else (0, None)
+        done, file = checkpoint.resume_point(run_dir, say) if resume else (0, None)
         if done == total:
             say(f"{run_dir}: finished at step {done} of {total}; {export_hint}")
             return

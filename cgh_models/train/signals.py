@@ -1,6 +1,7 @@
 """Signals that ask a run to save its state and end: TERM, INT, USR1 and HUP."""
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import threading
@@ -37,6 +38,8 @@ class StopSignals:
         if os.getpid() != self._process:  # a worker that was forked a moment ago
             return
         if self.received:
+            for worker in multiprocessing.active_children():
+                worker.kill()
             os._exit(128 + number)
         self.received = signal.Signals(number).name
         if self._interrupts:

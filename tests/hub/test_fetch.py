@@ -24,7 +24,7 @@ from cgh_models.cli.main import main
 from cgh_models.errors import DiskError, InputError, IntegrityError, NetworkError
 from cgh_models.files import sha256
 from cgh_models.hub import fetch as hub
-from cgh_models.hub import manifest, tags
+from cgh_models.hub import manifest, sources, tags
 from cgh_models.hub.registry import start_from
 from cgh_models.hub.row import BACKBONE, HubPin, Row
 from cgh_models.methods import build_method
@@ -132,7 +132,11 @@ FAULTS = {
     "too many requests": ({"status": [429] * 99}, NetworkError, "HTTP 429; try again later"),
     "not found": ({"status": [404] * 99}, NetworkError, "HTTP 404, no such file or commit"),
     "a body that breaks off": ({"truncate": True}, NetworkError, "connection failed .*; try again"),
-    "a redirect to a file": ({"redirect": "file:///etc/passwd"}, NetworkError, "connection failed"),
+    "a redirect to a file": (
+        {"redirect": "file:///etc/passwd"},
+        NetworkError,
+        "connection failed|expected an https address",
+    ),
     "a redirect to nowhere": ({"redirect": "https://[::1"}, NetworkError, "connection failed"),
 }
 
@@ -301,6 +305,35 @@ def test_a_link_in_the_cache_that_points_elsewhere_costs_nobody_a_file(row, tmp_
     with pytest.raises(IntegrityError, match="22 bytes, "):
         create_model(NAME)
     assert precious.read_bytes() == b"somebody's own weights" and not path.is_symlink()
+
+
+def test_a_link_to_a_file_below_the_cache_folder_costs_nobody_that_file(row, tmp_path):
+    precious = tmp_path / "mine" / "model.safetensors"
+    precious.parent.mkdir()
+    precious.write_bytes(b"somebody's own weights")
+    path = hub.fetch(row, FILE, tmp_path)
+    path.unlink()
+    path.symlink_to(precious)
+    with pytest.raises(IntegrityError, match="22 bytes, "):
+        hub.fetch(row, FILE, tmp_path)
+    assert precious.read_bytes() == b"somebody's own weights" and not path.is_symlink()
+
+
+def test_a_mirror_that_redirects_to_an_address_without_encryption_is_refused(row):
+    HUB.faults["redirect"] = f"http://example.org/{FILE}"
+    with pytest.raises(NetworkError, match="http://example.org/.* expected an https address"):
+        hub.fetch(on_a_mirror(row), FILE)
+
+
+def test_no_more_bytes_of_a_mirror_are_taken_than_the_file_has():
+    bar = sources.tqdm(desc="model.safetensors", total=1000, disable=True)
+    limited = sources._LimitedBar(bar, "https://a/b", 1000)
+    limited.update(sources._CHUNK)  # pooch counts whole chunks
+    limited.reset()
+    limited.update(1000)
+    limited.update(sources._CHUNK)
+    with pytest.raises(IntegrityError, match="https://a/b: more than 1000 bytes came"):
+        limited.update(sources._CHUNK)
 
 
 def test_no_single_changed_byte_of_a_cached_file_is_accepted(row):

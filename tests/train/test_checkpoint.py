@@ -124,16 +124,19 @@ def test_a_file_that_is_no_checkpoint_is_named_and_left_alone(run):
     stray.write_bytes(b"not a checkpoint")
     said = []
     assert checkpoint.newest(run, said.append)[0] == 3
-    assert said == [
-        f"{stray}: not a readable checkpoint, left as it is; trying an older checkpoint"
-    ]
+    assert said == [f"{stray}: not a readable checkpoint; trying an older checkpoint"]
     for step in (4, 5, 6):
         checkpoint.save(run, step, *make(step))
     assert stray.read_bytes() == b"not a checkpoint" and steps(run) == {5, 6, 9}
 
 
+def resume(run, expected):
+    """As the loop does before it goes on."""
+    assert checkpoint.resume_point(run, print)[0] == expected
+
+
 def test_a_damaged_checkpoint_that_was_passed_over_is_never_taken_for_a_whole_one(run):
-    """Not even if the next save is killed before the index is written: it is removed before."""
+    """Not even if the next save is killed before the index is written: it has another name then."""
     checkpoint.save(run, 9, *make(9))
     damaged = run / "checkpoint-00000009.safetensors"
     with open(damaged, "r+b") as file:
@@ -141,9 +144,10 @@ def test_a_damaged_checkpoint_that_was_passed_over_is_never_taken_for_a_whole_on
         file.write(b"x")
     assert read_tensors(damaged), "its tensors can be read all the same"
     index = (run / "checkpoints.json").read_bytes()
-    assert checkpoint.newest(run, print)[0] == 3
+    resume(run, 3)
     checkpoint.save(run, 4, *make(4))
     assert not damaged.exists() and checkpoint.newest(run, print)[0] == 4
+    assert damaged.with_name(f"{damaged.name}.damaged").exists()
     (run / "checkpoints.json").write_bytes(index)
     assert checkpoint.newest(run, print)[0] == 4
 
@@ -168,12 +172,13 @@ def test_a_run_without_checkpoints_and_a_folder_that_is_none(tmp_path):
 
 def test_after_a_fallback_the_damaged_checkpoint_does_not_push_out_the_good_one(run):
     (run / checkpoint.read_index(run)[0].file).write_bytes(b"damaged")
-    assert checkpoint.newest(run, lambda _: None)[0] == 2
-    checkpoint.save(run, 3, *make(3))
-    assert [entry.step for entry in checkpoint.read_index(run)] == [3, 2]
-    (run / checkpoint.read_index(run)[0].file).write_bytes(b"damaged")
-    checkpoint.save(run, 2, *make(2))
-    assert [entry.step for entry in checkpoint.read_index(run)] == [2]
+    resume(run, 2)
+    checkpoint.save(run, 4, *make(4))
+    assert [entry.step for entry in checkpoint.read_index(run)] == [4, 2] and 2 in steps(run)
+    (run / checkpoint.read_index(run)[0].file).unlink()
+    resume(run, 2)
+    checkpoint.save(run, 6, *make(6))
+    assert [entry.step for entry in checkpoint.read_index(run)] == [6, 2] and 2 in steps(run)
 
 
 def test_leftovers_of_killed_writes_are_removed_and_nothing_else(run):

@@ -92,6 +92,35 @@ def test_a_second_signal_ends_the_process_at_once():
     assert done.stdout == "goes on\n" and done.returncode == 128 + signal.SIGTERM, done.stderr
 
 
+SLOW_READS = """
+import sys, time
+from cgh_models.cli.main import main
+from cgh_models.data.image_set import ImageSet
+def image(*_):
+    print("reading", flush=True)
+    time.sleep(60)
+ImageSet.image = image
+sys.argv = ["cgh", *sys.argv[1:]]
+main()
+"""
+
+
+def test_the_process_ends_within_10_seconds_though_threads_read_slowly(image_root, tmp_path):
+    words = ["pretrain", "--data", str(image_root / "train"), "--out", str(tmp_path / "run")]
+    words += ["--recipe", "cifar", "--arch", "resnet18_cifar_w16", "--batch-size", "16"]
+    words += ["--epochs", "1", "--eval-every", "-1", "--set", "queue_length=16"]
+    run = subprocess.Popen(
+        [sys.executable, "-c", SLOW_READS, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert run.stdout is not None and run.stdout.readline() == "reading\n"
+    run.send_signal(signal.SIGTERM)
+    _, said = run.communicate(timeout=10)
+    assert run.returncode == 75 and "saved: " in said.splitlines()[-1], said
+
+
 @pytest.mark.parametrize("phase", ["images are decoded", "step 0 is measured", "workers read"])
 def test_a_signal_during_slow_reads_saves_and_ends_within_10_seconds(
     image_root, tmp_path, monkeypatch, phase
