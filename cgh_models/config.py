@@ -42,9 +42,11 @@ class TrainConfig:
     base_lr: float = setting(0.05, "the schedule")
     """Learning rate per 256 images; base_lr * batch_size / 256 is used (both papers)."""
     optimizer: Literal["sgd", "lars", "adamw"] = setting("sgd", "the schedule")
-    """timm's. lars is for large batches (BYOL, LEWEL), adamw for ViTs."""
+    """lars is for large batches (BYOL, LEWEL), adamw for ViTs."""
     momentum: float = setting(0.9, "the schedule")
     """Momentum of sgd and lars (all papers)."""
+    lr_in_momentum: bool = setting(False, "the schedule")
+    """The momentum of lars adds up steps, not gradients (LEWEL); others leave this alone."""
     weight_decay: float = setting(1e-4, "the schedule")
     """Weight decay (both papers)."""
     decay_norms: bool = setting(False, "the schedule")

@@ -31,8 +31,8 @@ def train_step(
 
     With ``parts`` > 1 the batch passes in that many parts, whose gradients are added.
 
-    A loss or gradient that is not finite leaves weights, optimizer and queues as they were. (LARS,
-    which has no fused kernel, takes a step without a gradient instead.)
+    A loss or gradient that is not finite leaves weights, the optimizer's state and queues as they
+    were, in a first step too. Statistics of batch norms have moved with the forward by then.
 
     Returns:
         the method's losses, ``grad_norm``, and ``finite`` (1.0 or 0.0), all 0-dim and detached.
@@ -47,11 +47,8 @@ def train_step(
     finite = torch.isfinite(norm + losses["loss"])
     if clip_norm:
         torch._foreach_mul_(gradients, (clip_norm / (norm + 1e-6)).clamp(max=1))
-    if optimizer.defaults.get("fused"):  # torch's fused kernels do nothing where this is 1
-        setattr(optimizer, "found_inf", (~finite).float())  # noqa: B010 - no declared attribute
-    elif "trust_coeff" in optimizer.defaults:
-        for gradient in gradients:
-            gradient.masked_fill_(~finite, 0)
+    # Torch's fused kernels and our LARS do nothing where this is 1.
+    setattr(optimizer, "found_inf", (~finite).float())  # noqa: B010 - no declared attribute
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     method.after_step(progress, finite)
