@@ -23,7 +23,8 @@ from .monitor import Monitor
 from .optim import create_optimizer
 from .run_folder import describe_run, lock_run_dir, write_or_check_config
 from .signals import StopSignals
-from .step import batch_too_large, half_fits, prepare, suppress_out_of_memory, train_step
+from .step import ForwardState, batch_too_large, half_fits, prepare
+from .step import suppress_out_of_memory, train_step
 
 
 def pretrain(
@@ -79,6 +80,7 @@ def pretrain(
         # --- loop
         dtype = pick_precision(config.precision, device)
         settings = (device.type, dtype, config.clip_norm, config.accumulate)
+        state = ForwardState(method)
         loader = batches(images, RECIPES[method.view_recipe], config, done, total, device)
         log = MetricLogger(run_dir, images, config, device, monitor, done)
         with log, contextlib.closing(loader):
@@ -89,10 +91,12 @@ def pretrain(
                 progress = done / total
                 lr = learning_rate(progress, config.lr, config.warmup)
                 losses = None
+                state.save()
                 with suppress_out_of_memory():
                     losses = train_step(method, optimizer, views, progress, lr, *settings)
                 if losses is None:
                     fits = half_fits(method, views, progress, device.type, dtype, config.accumulate)
+                    state.restore()
                     if done:
                         log.save_checkpoint(done, method, optimizer, must=True)
                     raise batch_too_large(run_dir, config, device, done, fits)

@@ -100,16 +100,47 @@ def half_fits(
 ) -> bool:
     """Whether forward and backward of half a part fit. Restores the method afterwards."""
     half = [view[: len(view) // parts // 2] for view in views]
-    statistics = {name: b.clone() for name, b in method.named_buffers() if b.ndim <= 1}
+    state = ForwardState(method)
+    state.save()
     losses = None
     _free(method)
     if len(half[0]) > 1:
         with suppress_out_of_memory():
             losses = add_gradients(method, half, progress, device_type, dtype, parts=1)
     _free(method)
-    for name, buffer in statistics.items():  # of batch norms
-        method.get_buffer(name).copy_(buffer)
+    state.restore()
     return losses is not None
+
+
+class ForwardState:
+    """What a forward moves: the statistics of batch norms, and torch's random state.
+
+    To take back a step whose memory did not suffice.
+    """
+
+    def __init__(self, method: nn.Module):
+        self.device = next(method.parameters()).device
+        buffers = [buffer for buffer in method.buffers() if buffer.ndim <= 1]
+        floats = [buffer for buffer in buffers if buffer.is_floating_point()]
+        counts = [buffer for buffer in buffers if not buffer.is_floating_point()]
+        self.moved = [kind for kind in (floats, counts) if kind]
+        self.saved = [[torch.empty_like(buffer) for buffer in kind] for kind in self.moved]
+
+    def save(self) -> None:
+        """Remembers both."""
+        for saved, moved in zip(self.saved, self.moved, strict=True):
+            torch._foreach_copy_(saved, moved)
+        self.random = torch.get_rng_state()
+        if self.device.type == "cuda":
+            self.random_cuda = torch.cuda.get_rng_state(self.device)
+
+    def restore(self) -> None:
+        """Brings back what was saved last."""
+        for saved, moved in zip(self.saved, self.moved, strict=True):
+            torch._foreach_copy_(moved, saved)
+        torch.set_rng_state(self.random)
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(self.random_cuda, self.device)
 
 
 def _free(method: nn.Module) -> None:
