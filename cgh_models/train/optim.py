@@ -1,4 +1,4 @@
-"""Parameter groups: what is decayed and what keeps its learning rate. LARS; the others are timm's."""
+"""Parameter groups: what is decayed, what keeps its learning rate. LARS; the others are timm's."""
 
 from typing import Any
 

@@ -191,8 +191,8 @@ def test_what_did_not_fit_is_gone_before_half_of_it_is_tried(image_root, tmp_pat
 def test_a_run_that_met_the_end_of_memory_goes_on_where_it_was(image_root, tmp_path):
     """To the bit: the step that did not fit has moved neither statistics nor the random state."""
     settings = {"batch_norm_splits": 2}  # which draws from the random state
+    method = Greedy(8, after=5, **settings)
     with pytest.raises(InputError, match=r"saved at step 5, `cgh resume .*/cut`$"):
-        method = Greedy(8, after=5, **settings)
         pretrain(method, image_root / "train", QUICK, tmp_path / "cut")
     assert checkpoint.read_index(tmp_path / "cut")[0].step == 5
     pretrain(build("cgh", **settings), image_root / "train", QUICK, tmp_path / "cut", resume=True)
