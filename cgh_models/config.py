@@ -134,7 +134,7 @@ def from_dict(config_class: type[Config], values: dict[str, Any], complete: bool
     """
     name = config_class.__qualname__
     kinds = get_type_hints(config_class)
-    optional = {f.name for f in dataclasses.fields(config_class) if _has_default(f)}
+    optional = _optional(config_class)
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     for key, value in values.items():
         if key not in kinds:
@@ -152,9 +152,11 @@ def from_dict(config_class: type[Config], values: dict[str, Any], complete: bool
     return config_class(**values)
 
 
-def _has_default(field: dataclasses.Field) -> bool:
+def _optional(config_class: type) -> set[str]:
+    """Names of the fields that have a default."""
     missing = dataclasses.MISSING
-    return field.default is not missing or field.default_factory is not missing
+    fields = dataclasses.fields(config_class)
+    return {f.name for f in fields if (f.default, f.default_factory) != (missing, missing)}
 
 
 def meant_before(config_class: type) -> dict[str, Any]:
