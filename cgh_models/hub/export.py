@@ -99,7 +99,7 @@ def _how_it_was_trained(method: Any, run: dict[str, Any], step: int) -> dict[str
     train = from_dict(TrainConfig, run["train"])
     data = run["data"]
     notes = [method.note] if hasattr(method, "note") else []
-    if "init" in run:
+    if run["init"]:
         notes.append(f"Its training {_without_folders(run['init'])}.")
     return {
         "method": method.name,

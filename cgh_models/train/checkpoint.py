@@ -147,11 +147,10 @@ def read_index(run_dir: Path) -> list[CheckpointEntry]:
         entries = [from_dict(CheckpointEntry, row) for row in rows]
     except (InputError, IntegrityError, AttributeError, KeyError, TypeError):
         return []
-    return (
-        entries
-        if all(re.fullmatch(_CHECKPOINT, e.file) and _step(e.file) == e.step for e in entries)
-        else []
-    )
+    for entry in entries:
+        if not re.fullmatch(_CHECKPOINT, entry.file) or _step(entry.file) != entry.step:
+            return []
+    return entries
 
 
 def remove_temporary_files(run_dir: Path) -> None:

@@ -64,10 +64,12 @@ def lock_run_dir(run_dir: Path) -> Iterator[None]:
 
 
 def settle(config: TrainConfig, device: torch.device, run_dir: Path, resume: bool) -> TrainConfig:
-    """The config with what "auto" is for ``precision``: what the resumed run has, or this device.
+    """The config with a full path for ``eval_data``, and with what "auto" ``precision`` is.
 
-    A run of an older version has stored "auto" itself.
+    That is what the resumed run has ("auto", if it is of an older version), or what the device has.
     """
+    if Path(config.eval_data).exists() and config.eval_data:
+        config = dataclasses.replace(config, eval_data=str(Path(config.eval_data).resolve()))
     if config.precision != "auto":
         return config
     precision = str(pick_precision("auto", device)).removeprefix("torch.")
@@ -83,7 +85,8 @@ def write_or_check_config(
     description = describe_run(method, images, config)
     if resume:
         run = checkpoint.read_run(run_dir)
-        run["method_config"] = meant_before(type(method.config)) | run["method_config"]
+        if dataclasses.is_dataclass(method.config):
+            run["method_config"] = meant_before(type(method.config)) | run["method_config"]
         allowed, refused = explain_changes(run, description)
         if refused:
             raise InputError(

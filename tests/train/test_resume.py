@@ -397,13 +397,13 @@ def test_a_run_on_a_list_resumes_from_another_folder(image_root, tmp_path, monke
     names = [f"train/{name}" for name in load(image_root / "train").names[:40]]
     (image_root / "forty.txt").write_text("\n".join(names))
     monkeypatch.chdir(image_root)
+    config = dataclasses.replace(QUICK, eval_data=".")
     with monkeypatch.context() as patch:
         stop_at(patch, 2)
         with pytest.raises(Interrupted):
-            pretrain(build(), "forty.txt", QUICK, tmp_path / "run")
+            pretrain(build(), "forty.txt", config, tmp_path / "run")
     monkeypatch.chdir(tmp_path)
-    path = json.loads((tmp_path / "run" / "config.json").read_text())["data"]["path"]
-    pretrain(build(), path, QUICK, tmp_path / "run", resume=True)
+    Resume(str(tmp_path / "run"), {}).run()
     assert checkpoint.read_index(tmp_path / "run")[0].step == 6
 
 
