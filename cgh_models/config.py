@@ -42,9 +42,11 @@ class TrainConfig:
     base_lr: float = setting(0.05, "the schedule")
     """Learning rate per 256 images; base_lr * batch_size / 256 is used (both papers)."""
     optimizer: Literal["sgd", "lars", "adamw"] = setting("sgd", "the schedule")
-    """timm's. lars is for large batches (BYOL, LEWEL), adamw for ViTs."""
+    """lars is for large batches (BYOL, LEWEL), adamw for ViTs."""
     momentum: float = setting(0.9, "the schedule")
     """Momentum of sgd and lars (all papers)."""
+    lr_in_momentum: bool = setting(False, "the schedule")
+    """The momentum of lars adds up steps, not gradients (LEWEL); others leave this alone."""
     weight_decay: float = setting(1e-4, "the schedule")
     """Weight decay (both papers)."""
     decay_norms: bool = setting(False, "the schedule")
@@ -125,27 +127,52 @@ CHANGES: dict[str, str] = {f.name: f.metadata["changes"] for f in dataclasses.fi
 
 
 def from_dict(config_class: type[Config], values: dict[str, Any], complete: bool = True) -> Config:
-    """A dataclass from JSON values.
+    """A dataclass from JSON values; unless ``complete``, keys that have a default may be missing.
 
     Raises:
-        InputError: an unknown key, a value of another type, or (if ``complete``) a missing key.
+        InputError: an unknown key, a value of another type, or a missing key.
     """
     name = config_class.__qualname__
     kinds = get_type_hints(config_class)
+    optional = _optional(config_class)
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     for key, value in values.items():
         if key not in kinds:
             near = difflib.get_close_matches(key, kinds, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"the keys are {', '.join(kinds)}"
+            names = ", ".join(list(kinds)[:12]) + (", ..." if len(kinds) > 12 else "")
+            hint = f"did you mean {near[0]}?" if near else f"the keys are {names}"
             raise InputError(f"{name}: there is no key {key!r}, {hint}")
         kind = kinds[key]
         if not _is_of_type(value, kind):
             expected = str(kind).removeprefix("typing.") if get_origin(kind) else kind.__name__
             raise InputError(f"{name}: {key}={value!r}: expected {expected}")
-    missing = [key for key in kinds if key not in values]
-    if complete and missing:
+    missing = [k for k in kinds if k not in values and (complete or k not in optional)]
+    if missing:
         raise InputError(f"{name}: the keys {', '.join(missing)} are missing")
     return config_class(**values)
+
+
+def _optional(config_class: type) -> set[str]:
+    """Names of the fields that have a default."""
+    missing = dataclasses.MISSING
+    fields = dataclasses.fields(config_class)
+    return {f.name for f in fields if (f.default, f.default_factory) != (missing, missing)}
+
+
+def meant_before(config_class: type) -> dict[str, Any]:
+    """JSON values that a file without these fields meant, as it is older than they are.
+
+    That is ``metadata={"before": VALUE}`` of a field, else its default.
+    """
+    fields = dataclasses.fields(config_class)
+    values = {f.name: f.metadata.get("before", f.default) for f in fields}
+    values = {key: value for key, value in values.items() if value is not dataclasses.MISSING}
+    return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
+
+
+def from_older(config_class: type[Config], values: dict[str, Any]) -> Config:
+    """`from_dict` of a file that may be older than some fields of the dataclass."""
+    return from_dict(config_class, meant_before(config_class) | values, complete=False)
 
 
 def _is_of_type(value: object, kind: Any) -> bool:

@@ -21,6 +21,7 @@ class Recipe:
 
 
 _LARS = {"optimizer": "lars", "warmup_epochs": 10.0}
+_LEWEL = {"base_lr": 0.9, "lr_in_momentum": True}  # the LARS of its code base, EMAN
 _SMALL_IMAGES = {"base_lr": 0.06, "weight_decay": 5e-4, "decay_norms": True, "crop_pct": 1.0}
 _TINY_PIXELS = {"mean": (0.4802, 0.4481, 0.3975), "std": (0.2302, 0.2265, 0.2262)}
 _CIFAR_PIXELS = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2023, 0.1994, 0.2010)}
@@ -38,7 +39,7 @@ _IMAGENET = Recipe(
     train_of={
         "moco_v2": {"base_lr": 0.03, "warmup_epochs": 0.0},
         "byol": _LARS | {"base_lr": 0.45, "weight_decay": 1e-6, "batch_size": 4096, "epochs": 100},
-        "lewel": _LARS | {"base_lr": 0.9, "weight_decay": 1.5e-6, "batch_size": 1024},
+        "lewel": _LARS | _LEWEL | {"weight_decay": 1.5e-6, "batch_size": 1024},
         "lewel_m": {"base_lr": 0.03, "warmup_epochs": 10.0},
         "nnclr": _LARS | {"base_lr": 0.45, "weight_decay": 1e-6},
         "mnclglf": {"base_lr": 0.1, "decay_norms": True, "warmup_epochs": 0.0, "clip_norm": 1.0},

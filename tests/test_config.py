@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from cgh_models.config import TrainConfig, explain_changes, from_dict, to_dict
+from cgh_models.config import TrainConfig, explain_changes, from_dict, from_older, to_dict
 from cgh_models.errors import InputError
 from cgh_models.methods import METHODS
 from cgh_models.methods.cgh import CGH
@@ -157,6 +157,23 @@ def test_dataclasses_survive_json_and_unknown_missing_or_wrong_values_do_not():
     ):
         with pytest.raises(InputError, match=key):
             from_dict(TrainConfig, {**values, key: value})
+
+
+def test_a_field_that_an_older_file_has_not_is_what_the_file_meant():
+    @dataclasses.dataclass(frozen=True)
+    class Config:
+        width: int
+        sizes: tuple[int, int] = (1, 2)
+        new: bool = dataclasses.field(default=True, metadata={"before": False})
+
+    assert from_older(Config, {"width": 3}) == Config(3, (1, 2), False)
+    assert from_older(Config, {"width": 3, "new": True}) == from_dict(
+        Config, {"width": 3}, complete=False
+    )
+    with pytest.raises(InputError, match="Config: the keys width are missing"):
+        from_older(Config, {})
+    with pytest.raises(InputError, match="there is no key 'gone', the keys are width, sizes, new"):
+        from_older(Config, {"width": 3, "gone": 1})
 
 
 def test_each_changed_setting_is_explained():

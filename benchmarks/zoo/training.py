@@ -27,8 +27,8 @@ from cgh_models.hub.registry import is_run
 from cgh_models.hub.row import HEADS
 from cgh_models.methods import build_method, preprocessing
 from cgh_models.train import checkpoint
+from cgh_models.train.log_file import read_log
 from cgh_models.train.loop import pretrain
-from cgh_models.train.metric_log import read_log
 
 from .rows import DATA, Wanted
 

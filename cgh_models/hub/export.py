@@ -11,7 +11,7 @@ from ..errors import InputError, IntegrityError, say
 from ..tensors import write_tensors
 from ..train import checkpoint
 from ..train.checkpoint import is_run
-from ..train.metric_log import read_log
+from ..train.log_file import read_log
 from . import manifest, weights_folder
 from .card import CURVE, write_description
 from .registry import load_method, new_method_of_run
@@ -99,7 +99,7 @@ def _how_it_was_trained(method: Any, run: dict[str, Any], step: int) -> dict[str
     train = from_dict(TrainConfig, run["train"])
     data = run["data"]
     notes = [method.note] if hasattr(method, "note") else []
-    if "init" in run:
+    if run["init"]:
         notes.append(f"Its training {_without_folders(run['init'])}.")
     return {
         "method": method.name,

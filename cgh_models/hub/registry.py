@@ -203,7 +203,11 @@ def new_method_of_run(run_dir: Path) -> tuple[Any, dict[str, Any]]:
     """A method as a run's config.json describes it, newly initialized, and that description."""
     run = checkpoint.read_run(run_dir)
     train = from_dict(TrainConfig, run["train"])
-    return build_method(run["method"], run["arch"], preprocessing(train), run["method_config"]), run
+    images = preprocessing(train)
+    try:
+        return build_method(run["method"], run["arch"], images, run["method_config"]), run
+    except InputError as error:
+        raise InputError(f"{printable(run_dir / 'config.json')}: {error}") from error
 
 
 def start_from(method: Any, weights: str | os.PathLike[str]) -> str:

@@ -8,7 +8,7 @@ that ``--method`` takes to its class, and `build_method` makes one on a new back
 from typing import Any
 
 from ..backbone import create
-from ..config import TrainConfig, from_dict
+from ..config import TrainConfig, from_older
 from ..errors import InputError, printable
 from .byol import BYOL
 from .cgh import CGH
@@ -33,8 +33,8 @@ def build_method(
 
     Args:
         preprocessing, model_args: see `backbone.create`.
-        config: the method's Config, a dict of its fields, or None for its defaults. A missing field
-            has its default: in weights older than the field it meant the same.
+        config: the method's Config, a dict of its fields, or None for its defaults. A field that
+            a dict lacks has the value that files older than it meant.
 
     Raises:
         InputError: there is no such method or architecture, or a field does not exist.
@@ -44,7 +44,7 @@ def build_method(
         raise InputError(f"method {printable(name)!r}: {reason}")
     method = METHODS[name]
     if isinstance(config, dict):
-        config = from_dict(method.Config, config, complete=False)
+        config = from_older(method.Config, config)
     return method(create(arch, preprocessing, **model_args), config)
 
 

@@ -44,6 +44,8 @@ def update_teacher(
             torch._foreach_lerp_(mine, theirs, 1 - momentum)
         else:  # counts of batches
             torch._foreach_copy_(mine, theirs)
+    if not teacher.training:  # train mode drops the attention biases that LeViT, TinyViT,
+        teacher.train().eval()  # EfficientFormer and EfficientViT keep while they evaluate
 
 
 @torch.no_grad()

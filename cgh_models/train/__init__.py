@@ -1,7 +1,7 @@
 """A training run: one visible loop, and what it leaves in its run folder.
 
 `loop` is the run from top to bottom, `step` one optimizer step, `checkpoint` the resumable state.
-`metric_log` and `monitor` write and measure what a reader sees.
+`metric_log`, `log_file` and `monitor` write, read and measure what a reader sees.
 """
 
 from ..public_names import public_names

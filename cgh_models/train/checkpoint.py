@@ -7,7 +7,7 @@ and `checkpoints.json`, their index with size and sha256, written after the file
 import contextlib
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..config import TrainConfig, from_dict, to_dict
+from ..config import TrainConfig, from_dict, from_older, to_dict
 from ..errors import DiskError, InputError, IntegrityError, printable
 from ..files import read_json, sha256, write_json
 from ..tensors import describe_mismatch, read_tensors, write_tensors
+from ..version import __version__
 
 KEEP = 2
 _INDEX = "checkpoints.json"
@@ -37,18 +38,27 @@ class CheckpointEntry:
 
 
 @dataclass(frozen=True)
+class RunImages:
+    """``data`` of config.json."""
+
+    path: str
+    count: int
+    digest: str
+
+
+@dataclass(frozen=True)
 class RunDescription:
     """The keys of config.json; ``init`` is there if the run started from weights."""
 
-    cgh_models: str
-    versions: dict
-    command: str
     method: str
     method_config: dict
     arch: str
     train: dict
     data: dict
-    init: str
+    cgh_models: str = "unknown"
+    versions: dict = field(default_factory=dict)
+    command: str = ""
+    init: str = ""
 
 
 def save(run_dir: Path, step: int, method: nn.Module, optimizer: Optimizer) -> None:
@@ -114,8 +124,8 @@ def newest(run_dir: Path, say: Callable[[str], None]) -> tuple[int, Path]:
         problem = "not a readable checkpoint"
         with contextlib.suppress(OSError, InputError, IntegrityError, DiskError):
             if file in index:
-                problem = "damaged (size or sha256 differs from what was written)"
-                if _describe(path) == index[file]:
+                problem = "damaged (sha256 differs from what was written)"
+                if sha256(path) == index[file].sha256:
                     return _step(file), path
             elif "random.cpu" in read_tensors(path, ours=True):
                 say(f"{printable(path)}: not in {_INDEX}, which is lost or older; read and taken")
@@ -137,7 +147,10 @@ def read_index(run_dir: Path) -> list[CheckpointEntry]:
         entries = [from_dict(CheckpointEntry, row) for row in rows]
     except (InputError, IntegrityError, AttributeError, KeyError, TypeError):
         return []
-    return entries if all(re.fullmatch(_CHECKPOINT, entry.file) for entry in entries) else []
+    for entry in entries:
+        if not re.fullmatch(_CHECKPOINT, entry.file) or _step(entry.file) != entry.step:
+            return []
+    return entries
 
 
 def remove_temporary_files(run_dir: Path) -> None:
@@ -193,16 +206,19 @@ def load_method_state(path: Path, method: nn.Module) -> dict[str, Tensor]:
 
 
 def read_run(run_dir: Path) -> dict[str, Any]:
-    """`config.json` of a run; raises InputError for unknown or missing keys and settings."""
+    """`config.json` of a run, completed by what it meant where it is older than a key or setting.
+
+    Raises InputError for unknown keys and settings, and for those that are missing without that.
+    """
     path = run_dir / "config.json"
     run = read_json(path, "the config.json of a run folder")
     try:
-        from_dict(RunDescription, {"init": "", **run})
-        from_dict(TrainConfig, run["train"])
-        if run["data"].keys() != {"path", "count", "digest"}:
-            raise InputError("data: expected the keys path, count and digest")
+        run = to_dict(from_older(RunDescription, run))
+        run["train"] = to_dict(from_older(TrainConfig, run["train"]))
+        from_older(RunImages, run["data"])
     except InputError as error:
-        raise InputError(
-            f"{printable(path)}: {printable(error)}; expected one written by cgh pretrain"
-        ) from error
+        writer = printable(run.get("cgh_models", __version__))[:20]
+        other = f" of {__version__}, not {writer}: use that" if writer != __version__ else ""
+        expected = f"expected one written by cgh pretrain{other}"
+        raise InputError(f"{printable(path)}: {printable(error)}; {expected}") from error
     return run

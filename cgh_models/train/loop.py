@@ -22,9 +22,9 @@ from . import checkpoint
 from .metric_log import MetricLogger
 from .monitor import Monitor
 from .optim import create_optimizer
-from .run_folder import describe_run, lock_run_dir, write_or_check_config
+from .run_folder import lock_run_dir, settle, write_or_check_config
 from .signals import StopSignals
-from .step import batch_too_large, half_fits, prepare, suppress_out_of_memory, train_step
+from .step import MemoryGuard, batch_too_large, half_fits, prepare, train_step
 
 
 def pretrain(
@@ -51,15 +51,17 @@ def pretrain(
     """
     run_dir = Path(run_dir)
     device = pick_device(config.device)
+    config = settle(config, device, run_dir, resume)
     images = open_images(data, config)
     signals = StopSignals()
     monitor = Monitor(images, config, device, signals)
     total = len(images) // config.batch_size * config.epochs
 
     with lock_run_dir(run_dir), signals:
-        write_or_check_config(run_dir, describe_run(method, images, config), resume)
+        write_or_check_config(run_dir, method, images, config, resume)
         done, file = checkpoint.resume_point(run_dir, say) if resume else (0, None)
-        if done == total:
+        log = MetricLogger(run_dir, images, config, device, monitor, done, resume)
+        if done == total and not log.missed(done):
             say(f"{run_dir}: finished at step {done} of {total}; {_export_hint(run_dir)}")
             return
 
@@ -79,17 +81,15 @@ def pretrain(
         # --- loop
         dtype = pick_precision(config.precision, device)
         settings = (device.type, dtype, config.clip_norm, config.accumulate)
+        guard = MemoryGuard(method)
         loader = batches(images, RECIPES[method.view_recipe], config, done, total, device)
-        log = MetricLogger(run_dir, images, config, device, monitor, done)
         with log, contextlib.closing(loader):
-            if not file:
-                log.measure(0, method.student.backbone)
-                log.save_checkpoint(0, method, optimizer, must=True)
+            log.start(method, optimizer)
             for views, indices in log.timed(signals.until_stopped(loader)):
                 progress = done / total
                 lr = learning_rate(progress, config.lr, config.warmup)
                 losses = None
-                with suppress_out_of_memory():
+                with guard:
                     losses = train_step(method, optimizer, views, progress, lr, *settings)
                 if losses is None:
                     fits = half_fits(method, views, progress, device.type, dtype, config.accumulate)
@@ -102,7 +102,7 @@ def pretrain(
                     log.save_checkpoint(done, method, optimizer)
             log.save_checkpoint(done, method, optimizer, must=True)
 
-    if done < total:
+    if done < total or log.missed(done):
         stopped = f"{run_dir}: {signals.received} at step {done} of {total}, saved"
         raise Interrupted(f"{stopped}; go on with `cgh resume {run_dir}`")
     say(_ending(run_dir, total, log.measured.get("feature_std", 1.0)))

@@ -9,19 +9,19 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
 
-from .. import files
 from ..config import TrainConfig
 from ..data.image_set import ImageSet
-from ..errors import DiskError, InputError, printable, say
+from ..errors import DiskError, InputError, printable
 from ..methods.method import Losses
 from . import checkpoint
+from .log_file import LONGEST_LINE, drop_lines, lines
 
 ADVICE = "start anew with a lower --base-lr, or with --precision float32"
 
@@ -38,7 +38,7 @@ class _Step:
 class MetricLogger:
     """Collects a run's numbers on the device and writes them every ``log_every`` steps.
 
-    ``monitor`` measures a backbone; ``done`` steps were taken before.
+    ``monitor`` measures a backbone; ``done`` steps of a ``resumed`` run were taken before.
     """
 
     def __init__(
@@ -49,6 +49,7 @@ class MetricLogger:
         device: torch.device,
         monitor: Callable[[nn.Module], dict[str, float]],
         done: int,
+        resumed: bool,
     ):
         self.run_dir = run_dir
         self.images = images
@@ -66,7 +67,7 @@ class MetricLogger:
         self._steps: list[_Step] = []
         self._unwritten = b""
         self._warnings: set[str] = set()
-        self._saved_step = done or -1  # of a new run, not even step 0 is saved
+        self._saved_step = done if resumed else -1  # of a new run, not even step 0 is saved
         self._exits = contextlib.ExitStack()
 
     def __enter__(self) -> "MetricLogger":
@@ -80,8 +81,12 @@ class MetricLogger:
                 ) from error
             self._board = SummaryWriter(self.run_dir / "tensorboard")
             self._exits.callback(self._board.close)
-        _drop_lines(self.path, self.done)
-        self._file = self._exits.enter_context(open(self.path, "ab", buffering=0))
+        try:
+            drop_lines(self.path, self.done)
+            self._file = self._exits.enter_context(open(self.path, "ab", buffering=0))
+        except OSError as error:
+            reason = f"cannot be written ({error.strerror}); check disk and permissions"
+            raise DiskError(f"{printable(self.path)}: {reason}") from error
         interval = 0.3 if sys.stderr.isatty() else 30
         self._bar = tqdm(
             total=self.total,
@@ -124,11 +129,38 @@ class MetricLogger:
         values = self.monitor(backbone) if self.measures else {}
         rows[-1] |= values
         self._write(rows)
+        self._report(step, values)
+
+    def _report(self, step: int, values: dict[str, float]) -> None:
         if values:
             self.measured = values
             numbers = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
             tqdm.write(f"step {step}: {numbers}", file=sys.stderr)
         self._restart_clock()
+
+    def missed(self, step: int) -> tuple[bytes, dict[str, float]] | None:
+        """The last line and its row if a signal left out its measurement, due after ``step``."""
+        if not self.measures or (step % self.measure_every and step != self.total):
+            return None
+        for line, row in list(lines(self.path, LONGEST_LINE))[-1:]:
+            if row is not None and row["step"] == step and "feature_std" not in row:
+                return line, row
+        return None
+
+    def start(self, method: Any, optimizer: torch.optim.Optimizer) -> None:
+        """Measures and saves a new run; of a resumed one, measures what `missed` says."""
+        backbone = method.student.backbone
+        if self._saved_step < 0:
+            self.measure(0, backbone)
+            self.save_checkpoint(0, method, optimizer, must=True)
+            return
+        missed = self.missed(self.done)
+        values = self.monitor(backbone) if missed else {}
+        if missed and values:
+            line, row = missed
+            self._file.truncate(os.fstat(self._file.fileno()).st_size - len(line))
+            self._write([row | values])
+            self._report(self.done, values)
 
     def flush(self) -> None:
         """Writes the collected steps. Raises InputError if one of them was not finite."""
@@ -229,26 +261,3 @@ class MetricLogger:
             f"step {steps[0].row['step']}: loss or gradient is not finite ({named}); "
             f"nothing of it was kept; {ADVICE}"
         )
-
-
-def read_log(path: Path) -> list[dict[str, float]]:
-    """The rows of a metrics.jsonl, none if it is not there; says how many lines are damaged."""
-    if not path.exists():
-        return []
-    lines = path.read_text("utf-8", errors="replace").splitlines()
-    rows = []
-    for line in lines:
-        with contextlib.suppress(ValueError, RecursionError):
-            row = json.loads(line)
-            if isinstance(row, dict) and isinstance(row.get("step"), int):
-                rows.append(row)
-    if len(rows) < len(lines):
-        say(f"{printable(path)}: {len(lines) - len(rows)} damaged lines left out")
-    return rows
-
-
-def _drop_lines(path: Path, done: int) -> None:
-    """Drops the lines of steps after ``done`` from a metrics.jsonl, and those that are damaged."""
-    lines = [json.dumps(row) + "\n" for row in read_log(path) if row["step"] <= done]
-    with files.atomic(path) as temporary:
-        temporary.write_text("".join(lines), encoding="utf-8")

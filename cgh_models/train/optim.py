@@ -1,5 +1,8 @@
-"""Parameter groups: what is decayed and what keeps its learning rate. The optimizer is timm's."""
+"""Parameter groups: what is decayed, what keeps its learning rate. LARS; the others are timm's."""
 
+from typing import Any
+
+import torch
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -54,17 +57,70 @@ def parameter_groups(method: Method, config: TrainConfig) -> list[dict]:
 
 
 def create_optimizer(method: Method, config: TrainConfig) -> Optimizer:
-    """timm's SGD with momentum, LARS or AdamW for the method's student.
+    """SGD with momentum or AdamW, as timm makes them, or `Lars`, for the method's student.
 
     SGD and AdamW are fused: the kind that a flag on the device can hold back. Meta tensors have no
-    fused kernel. LARS adapts the rate of what is decayed, whatever the decay.
+    fused kernel. The momentum starts at zero, so that a first step can be held back, too.
     """
     groups = parameter_groups(method, config)
     fused = groups[0]["params"][0].device.type != "meta"
     if config.optimizer == "adamw":
         return create_optimizer_v2(groups, opt="adamw", lr=config.lr, fused=fused)
-    if config.optimizer == "sgd":
-        return create_optimizer_v2(
-            groups, opt="momentum", lr=config.lr, momentum=config.momentum, fused=fused
-        )
-    return create_optimizer_v2(groups, opt="lars", lr=config.lr, momentum=config.momentum)
+    if config.optimizer == "lars":
+        return Lars(groups, config.lr, config.momentum, config.lr_in_momentum)
+    optimizer = create_optimizer_v2(
+        groups, opt="momentum", lr=config.lr, momentum=config.momentum, fused=fused
+    )
+    if config.momentum:
+        for group in groups:
+            for parameter in group["params"]:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
+
+
+class Lars(Optimizer):
+    """LARS (arXiv 1708.03888), equal to timm's, but held back where ``found_inf`` is 1.
+
+    Groups with ``always_adapt`` are decayed, and adapted by their norms. ``lr_in_momentum``: the
+    momentum adds up steps and not gradients, as in the code of LEWEL and EMAN; then steps of the
+    warm-up keep their own, lower learning rate.
+    """
+
+    found_inf: Tensor  # float, 0-dim; set by `train_step`
+
+    def __init__(self, groups: list[dict], lr: float, momentum: float, lr_in_momentum: bool):
+        defaults = {"lr": lr, "momentum": momentum, "lr_in_momentum": lr_in_momentum}
+        super().__init__(groups, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Takes a step. ``closure`` is torch's and not used."""
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if parameters:
+                self._step(group, parameters)
+
+    def _step(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
+        finite = self.found_inf == 0
+        updates = [p.grad.masked_fill_(~finite, 0) for p in parameters if p.grad is not None]
+        if group["always_adapt"]:
+            decay = group["weight_decay"]
+            norms = torch.stack(torch._foreach_norm(parameters))
+            gradient_norms = torch.stack(torch._foreach_norm(updates))
+            ratios = 0.001 * norms / (gradient_norms + norms * decay + 1e-8)
+            ratios = torch.where((norms > 0) & (gradient_norms > 0), ratios, 1.0) * finite
+            updates = torch._foreach_add(updates, parameters, alpha=decay)
+            torch._foreach_mul_(updates, list(ratios.unbind()))
+        lr = group["lr"]
+        if group["lr_in_momentum"]:
+            torch._foreach_mul_(updates, lr)
+            lr = 1.0
+        for parameter in parameters:
+            if not self.state[parameter]:
+                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        buffers = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
+        torch._foreach_mul_(buffers, torch.where(finite, group["momentum"], 1.0))
+        torch._foreach_add_(buffers, updates)
+        torch._foreach_copy_(updates, buffers)
+        torch._foreach_mul_(updates, finite.float())
+        torch._foreach_add_(parameters, updates, alpha=-lr)

@@ -1,6 +1,7 @@
 """A run folder: used by one trainer at a time, and described by its config.json."""
 
 import contextlib
+import dataclasses
 import errno
 import functools
 import os
@@ -18,9 +19,10 @@ import torch
 
 from .. import files
 from ..backbone import architecture
-from ..config import TrainConfig, explain_changes, to_dict
+from ..config import TrainConfig, explain_changes, meant_before, to_dict
 from ..data.image_set import ImageSet
 from ..errors import InputError, printable, say
+from ..evaluate.devices import pick_device, pick_precision
 from ..methods.method import Method
 from ..version import __version__
 from . import checkpoint
@@ -61,16 +63,37 @@ def lock_run_dir(run_dir: Path) -> Iterator[None]:
         yield
 
 
-def write_or_check_config(run_dir: Path, description: dict[str, Any], resume: bool) -> None:
-    """Writes config.json for a new run; compares it, key by key, with that of a resumed one."""
+def settle(config: TrainConfig, device: torch.device, run_dir: Path, resume: bool) -> TrainConfig:
+    """The config with a full path for ``eval_data``, and with what "auto" ``precision`` is.
+
+    That is what the resumed run has ("auto", if it is of an older version), or what the device has.
+    """
+    if Path(config.eval_data).exists() and config.eval_data:
+        config = dataclasses.replace(config, eval_data=str(Path(config.eval_data).resolve()))
+    if config.precision != "auto":
+        return config
+    precision = str(pick_precision("auto", device)).removeprefix("torch.")
     if resume:
-        safe, refused = explain_changes(checkpoint.read_run(run_dir), description)
+        precision = checkpoint.read_run(run_dir)["train"]["precision"]
+    return dataclasses.replace(config, precision=precision)
+
+
+def write_or_check_config(
+    run_dir: Path, method: Method, images: ImageSet, config: TrainConfig, resume: bool
+) -> None:
+    """Writes config.json for a new run; compares it, key by key, with that of a resumed one."""
+    description = describe_run(method, images, config)
+    if resume:
+        run = checkpoint.read_run(run_dir)
+        if dataclasses.is_dataclass(method.config):
+            run["method_config"] = meant_before(type(method.config)) | run["method_config"]
+        allowed, refused = explain_changes(run, description)
         if refused:
             raise InputError(
                 f"{run_dir}: a resumed run keeps its settings, but {'; '.join(refused)[:200]}; "
                 f"a new run can start from it: `cgh pretrain --init {run_dir}`"
             )
-        for line in safe:
+        for line in [*allowed, *_changed_versions(run, description)]:
             say(f"{run_dir}: {line}")
     elif checkpoint.is_run(run_dir):
         resume_hint = f"`cgh resume {run_dir}` goes on with it"
@@ -86,6 +109,7 @@ def write_or_check_config(run_dir: Path, description: dict[str, Any], resume: bo
 def describe_run(method: Method, images: ImageSet, config: TrainConfig) -> dict[str, Any]:
     """The content of config.json."""
     command = [Path(sys.argv[0]).name.replace("__main__.py", "cgh"), *sys.argv[1:]]
+    device = pick_device(config.device)
     description = {
         "cgh_models": __version__,
         "versions": {
@@ -93,6 +117,7 @@ def describe_run(method: Method, images: ImageSet, config: TrainConfig) -> dict[
             "torch": torch.__version__,
             "timm": version("timm"),
             "commit": _commit(),
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         },
         "command": shlex.join(command),
         "method": method.name,
@@ -105,6 +130,14 @@ def describe_run(method: Method, images: ImageSet, config: TrainConfig) -> dict[
     if started_from:
         description["init"] = started_from
     return description
+
+
+def _changed_versions(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """A sentence, if the run goes on with other software or another device."""
+    old, new = ({"cgh_models": run["cgh_models"], **run["versions"]} for run in (before, after))
+    names = [name for name in new if new[name] and old.get(name) not in (None, new[name])]
+    changed = ", ".join(f"{name} {str(old[name])[:40]} -> {new[name]}" for name in names)
+    return [f"other versions, which may change results: {changed}"] if changed else []
 
 
 def _commit() -> str | None:

@@ -1,7 +1,5 @@
 """One training step, what prepares a method for it, and what to do if its batch does not fit."""
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +29,8 @@ def train_step(
 
     With ``parts`` > 1 the batch passes in that many parts, whose gradients are added.
 
-    A loss or gradient that is not finite leaves weights, optimizer and queues as they were. (LARS,
-    which has no fused kernel, takes a step without a gradient instead.)
+    A loss or gradient that is not finite leaves weights, the optimizer's state and queues as they
+    were, in a first step too. Statistics of batch norms have moved with the forward by then.
 
     Returns:
         the method's losses, ``grad_norm``, and ``finite`` (1.0 or 0.0), all 0-dim and detached.
@@ -47,11 +45,8 @@ def train_step(
     finite = torch.isfinite(norm + losses["loss"])
     if clip_norm:
         torch._foreach_mul_(gradients, (clip_norm / (norm + 1e-6)).clamp(max=1))
-    if optimizer.defaults.get("fused"):  # torch's fused kernels do nothing where this is 1
-        setattr(optimizer, "found_inf", (~finite).float())  # noqa: B010 - no declared attribute
-    elif "trust_coeff" in optimizer.defaults:
-        for gradient in gradients:
-            gradient.masked_fill_(~finite, 0)
+    # Torch's fused kernels and our LARS do nothing where this is 1.
+    setattr(optimizer, "found_inf", (~finite).float())  # noqa: B010 - no declared attribute
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     method.after_step(progress, finite)
@@ -83,14 +78,40 @@ def add_gradients(
     return totals
 
 
-@contextlib.contextmanager
-def suppress_out_of_memory() -> Iterator[None]:
-    """Full memory ends the block silently. After it, what did not fit is freed."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not out_of_memory(error):
-            raise
+class MemoryGuard:
+    """A block that ends silently if memory is full. What did not fit is freed after it.
+
+    What a forward moves is as before it then: batch norms' statistics and torch's random state.
+    """
+
+    def __init__(self, method: nn.Module):
+        self.device = next(method.parameters()).device
+        buffers = [buffer for buffer in method.buffers() if buffer.ndim <= 1]
+        floats = [buffer for buffer in buffers if buffer.is_floating_point()]
+        counts = [buffer for buffer in buffers if not buffer.is_floating_point()]
+        self.moved = [kind for kind in (floats, counts) if kind]
+        self.saved = [[torch.empty_like(buffer) for buffer in kind] for kind in self.moved]
+
+    def __enter__(self) -> None:
+        for saved, moved in zip(self.saved, self.moved, strict=True):
+            torch._foreach_copy_(saved, moved)
+        self.random = torch.get_rng_state()
+        if self.device.type == "cuda":
+            self.random_cuda = torch.cuda.get_rng_state(self.device)
+
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> bool:
+        full = isinstance(error, RuntimeError) and out_of_memory(error)
+        if full:
+            self.restore()
+        return full
+
+    def restore(self) -> None:
+        """Brings back what was there when the block was entered."""
+        for saved, moved in zip(self.saved, self.moved, strict=True):
+            torch._foreach_copy_(moved, saved)
+        torch.set_rng_state(self.random)
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(self.random_cuda, self.device)
 
 
 def half_fits(
@@ -103,15 +124,14 @@ def half_fits(
 ) -> bool:
     """Whether forward and backward of half a part fit. Restores the method afterwards."""
     half = [view[: len(view) // parts // 2] for view in views]
-    statistics = {name: b.clone() for name, b in method.named_buffers() if b.ndim <= 1}
+    guard = MemoryGuard(method)
     losses = None
     _free(method)
     if len(half[0]) > 1:
-        with suppress_out_of_memory():
+        with guard:
             losses = add_gradients(method, half, progress, device_type, dtype, parts=1)
+            guard.restore()
     _free(method)
-    for name, buffer in statistics.items():  # of batch norms
-        method.get_buffer(name).copy_(buffer)
     return losses is not None
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from cgh_models.hub.export import export
 from cgh_models.hub.integrity import verify
 from cgh_models.hub.training_curve import save_curve
-from cgh_models.train.metric_log import read_log
+from cgh_models.train.log_file import read_log
 
 LOG = [{"step": step, "loss": 9 - step / 100} for step in range(1, 500)]
 LOG += [{"step": step, "knn": 20 + step / 10} for step in (0, 250, 499)]

@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+import timm
 import torch
 from torch import nn
 
@@ -97,3 +98,27 @@ def test_split_batches_are_shuffled_for_the_branch_and_come_back_in_order(tuple_
     )
     teacher_forward(branch, images, 1)
     assert torch.equal(seen[1][0], images)
+
+
+@pytest.mark.parametrize(
+    "arch, settings",
+    [
+        ("levit_128s", {"embed_dim": (8, 16, 16), "num_heads": (1, 1, 1), "key_dim": 8}),
+        ("efficientformerv2_s0", {"embed_dims": (8, 16, 16, 16)}),
+    ],
+)
+def test_a_teacher_in_eval_mode_forgets_what_its_backbone_computed_from_older_parameters(
+    arch, settings
+):
+    """These keep their attention biases in eval mode, which move with the parameters here."""
+    net = timm.create_model(arch, num_classes=0, img_size=64, **settings)
+    follower = make_teacher(net).eval()
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        follower(images)
+        for p in net.parameters():
+            p.add_(0.1)
+        update_teacher(follower, net, 0.5)
+        fresh = make_teacher(net).train().eval()
+        fresh.load_state_dict(follower.state_dict())
+        assert not follower.training and torch.equal(follower(images), fresh(images))

@@ -19,10 +19,8 @@ from cgh_models.data.image_set import load
 from cgh_models.errors import DiskError, InputError
 from cgh_models.train import checkpoint
 from cgh_models.train.loop import pretrain
-from cgh_models.train.metric_log import MetricLogger, _drop_lines
-from cgh_models.train.optim import create_optimizer
+from cgh_models.train.metric_log import MetricLogger
 from cgh_models.train.run_folder import LOCK
-from cgh_models.train.step import train_step
 
 
 def test_one_line_per_step_with_named_losses_and_measurements(image_root, tmp_path):
@@ -119,26 +117,6 @@ def test_a_non_finite_loss_names_the_step_and_the_files_and_saves_nothing_of_it(
     assert [row["step"] for row in lines(tmp_path / "run")] == [0, 1, 2, 3, 4, 5, 6]
     assert checkpoint.read_index(tmp_path / "run")[0].step == 5
     assert all(torch.isfinite(t.float()).all() for t in final(tmp_path / "run").values())
-
-
-def test_a_non_finite_step_changes_neither_student_nor_optimizer_nor_queue():
-    method = build("cgh").train()
-    optimizer = create_optimizer(method, QUICK)
-    views = list(torch.randn(2, 8, 3, 32, 32))
-    train_step(method, optimizer, views, 0.5, 0.1, "cpu", torch.float32)
-    student = [p.clone() for p in method.student.parameters()]
-    momentum = [s["momentum_buffer"].clone() for s in optimizer.state.values()]
-    queue = method.queue.rows.clone()
-    views[0][0, 0, 0, 0] = float("inf")
-    out = train_step(method, optimizer, views, 0.5, 0.1, "cpu", torch.float32)
-    assert out["finite"] == 0
-    assert all(torch.equal(a, b) for a, b in zip(student, method.student.parameters(), strict=True))
-    assert all(
-        torch.equal(a, s["momentum_buffer"])
-        for a, s in zip(momentum, optimizer.state.values(), strict=True)
-    )
-    assert torch.equal(queue, method.queue.rows)
-    assert all(torch.isfinite(p).all() for p in method.teacher.parameters())
 
 
 def test_a_run_folder_in_use_or_already_used_is_refused(image_root, tmp_path):
@@ -305,27 +283,6 @@ def test_images_may_be_given_as_a_set(image_root, tmp_path):
     images = load(image_root / "train")
     pretrain(build(), images, QUICK, tmp_path / "run")
     assert images.pixels is not None
-
-
-def test_a_half_line_in_the_log_costs_no_other_line(image_root, tmp_path):
-    pretrain(build(), image_root / "train", dataclasses.replace(QUICK, epochs=2), tmp_path / "run")
-    log = tmp_path / "run" / "metrics.jsonl"
-    written = log.read_text().splitlines(keepends=True)
-    log.write_text("".join([*written[:3], written[3][:9] + "\n", *written[3:]]))
-    _drop_lines(log, 6)
-    assert [row["step"] for row in lines(tmp_path / "run")] == list(range(7))
-
-
-def test_lines_that_are_no_rows_of_a_run_are_dropped_and_said(tmp_path, capsys):
-    log = tmp_path / "metrics.jsonl"
-    rows = [f'{{"step": {step}}}\n'.encode() for step in range(8)]
-    strays = [b"5\n", b'{"a": 1}\n', b"[1]\n", b"null\n", b'{"step": "x"}\n', b"\xff\n", b"\n"]
-    log.write_bytes(b"".join([*rows[:2], *strays, *rows[2:]]))
-    _drop_lines(log, 5)
-    assert log.read_bytes() == b"".join(rows[:6])
-    assert f"{log}: 7 damaged lines left out" in capsys.readouterr().err
-    _drop_lines(log, 5)
-    assert log.read_bytes() == b"".join(rows[:6]) and capsys.readouterr().err == ""
 
 
 def test_a_folder_without_file_locks_is_said_and_used(image_root, tmp_path, monkeypatch, capsys):

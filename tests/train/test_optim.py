@@ -3,12 +3,13 @@
 import dataclasses
 
 import pytest
+import timm
 import torch
 from small_runs import QUICK, build
 
 from cgh_models.methods import METHODS
 from cgh_models.recipes import train_config
-from cgh_models.train.optim import create_optimizer, parameter_groups
+from cgh_models.train.optim import Lars, create_optimizer, parameter_groups
 from cgh_models.train.step import train_step
 
 
@@ -117,22 +118,73 @@ def test_gradients_are_clipped_to_the_norm_together():
     assert moved[0.01].item() == pytest.approx(0.01, rel=1e-2) and moved[0.0] > 0.02
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "lars", "adamw"])
-def test_a_non_finite_step_leaves_finite_weights_and_fused_ones_leave_the_student_as_it_was(
-    optimizer,
-):
-    method = build("moco_v2")
-    steps = create_optimizer(method, dataclasses.replace(QUICK, optimizer=optimizer))
-    views = list(torch.randn(2, 8, 3, 32, 32))
-    train_step(method, steps, views, 0.5, 0.1, "cpu", torch.float32)
-    before = [p.clone() for p in method.student.parameters()]
-    views[0][0, 0, 0, 0] = float("inf")
-    assert train_step(method, steps, views, 0.5, 0.1, "cpu", torch.float32)["finite"] == 0
-    assert all(torch.isfinite(p).all() for p in method.student.parameters())
-    if optimizer != "lars":
-        assert all(
-            torch.equal(a, b) for a, b in zip(before, method.student.parameters(), strict=True)
-        )
+@pytest.mark.parametrize("taken", [0, 1])
+@pytest.mark.parametrize("optimizer", ["sgd", "lars", "lars in momentum", "adamw"])
+def test_a_non_finite_step_leaves_student_optimizer_and_queue_as_they_were(optimizer, taken):
+    """The first step, and one after others; what follows is what would have come without it."""
+    name, *inside = optimizer.split(" ", 1)
+    config = dataclasses.replace(QUICK, optimizer=name, lr_in_momentum=bool(inside))
+    method, other = build("moco_v2"), build("moco_v2")
+    steps, others = create_optimizer(method, config), create_optimizer(other, config)
+    views = list(torch.randn(2, 8, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
+    bad = [views[0].clone().index_fill_(0, torch.tensor([0]), float("inf")), views[1]]
+    for _ in range(taken):
+        train_step(method, steps, views, 0.5, 0.1, "cpu", torch.float32)
+        train_step(other, others, views, 0.5, 0.1, "cpu", torch.float32)
+    norms = {key: value.clone() for key, value in method.named_buffers() if "queue" not in key}
+    assert train_step(method, steps, bad, 0.5, 0.1, "cpu", torch.float32)["finite"] == 0
+    for key, value in norms.items():  # which only evaluation reads
+        method.get_buffer(key).copy_(value)
+    if hasattr(method, "teacher"):
+        method.teacher.load_state_dict(other.teacher.state_dict())  # it followed the student
+    for number in range(2):
+        for key, value in method.state_dict().items():
+            assert torch.equal(value, other.state_dict()[key]), (number, key)
+        for one, state in zip(steps.param_groups, others.param_groups, strict=True):
+            for p, q in zip(one["params"], state["params"], strict=True):
+                for key, value in steps.state[p].items():
+                    expected = others.state[q].get(key, torch.zeros_like(value))
+                    assert torch.equal(value, expected), (number, key)
+        train_step(method, steps, views, 0.5, 0.1, "cpu", torch.float32)
+        train_step(other, others, views, 0.5, 0.1, "cpu", torch.float32)
+
+
+def test_lars_is_timms_to_the_bit_and_takes_the_rate_into_its_momentum_if_asked():
+    """Source of the latter: utils/LARS.py of EMAN, which the authors of LEWEL train with."""
+    rates = (0.0, 0.3, 0.1)
+    torch.manual_seed(0)
+    start = [torch.randn(4, 3), torch.zeros(3, 2), torch.randn(5)]
+    gradients = [[torch.randn_like(p) for p in start] for _ in rates]
+    gradients[1][0].zero_()
+
+    def groups():
+        parameters = [torch.nn.Parameter(p.clone()) for p in start]
+        decayed = {"params": parameters[:2], "weight_decay": 0.1, "always_adapt": True}
+        kept = {"params": parameters[2:], "weight_decay": 0.0, "always_adapt": False}
+        return parameters, [decayed, kept]
+
+    (ours, one), (timms, two), (inside, three) = groups(), groups(), groups()
+    optimizers = [Lars(one, 1.0, 0.9, False), timm.optim.Lars(two, momentum=0.9)]
+    optimizers.append(Lars(three, 1.0, 0.9, True))
+    steps = [torch.zeros_like(p) for p in start]
+    expected = [p.clone() for p in start]
+    for lr, given in zip(rates, gradients, strict=True):
+        for number, g in enumerate(given):
+            p, scale, decay = expected[number], 1.0, 0.1 if number < 2 else 0.0
+            if number < 2 and p.norm() > 0 and g.norm() > 0:
+                scale = 0.001 * p.norm() / (g.norm() + 0.1 * p.norm())
+            steps[number] = 0.9 * steps[number] + lr * scale * (g + decay * p)
+            expected[number] = p - steps[number]
+        for parameters, optimizer in zip((ours, timms, inside), optimizers, strict=True):
+            for p, g in zip(parameters, given, strict=True):
+                p.grad = g.clone()
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            optimizer.found_inf = torch.tensor(0.0)
+            optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(ours, timms, strict=True))
+    for p, value in zip(inside, expected, strict=True):
+        torch.testing.assert_close(p.detach(), value)
 
 
 def test_lars_scales_a_decayed_weights_step_by_its_norm_and_leaves_norms_alone():
@@ -146,6 +198,7 @@ def test_lars_scales_a_decayed_weights_step_by_its_norm_and_leaves_norms_alone()
     gradients = weight.grad.clone(), norm.grad.clone()
     for group in optimizer.param_groups:
         group["lr"] = 0.2
+    optimizer.found_inf = torch.tensor(0.0)
     optimizer.step()
     trust = 0.001 * before[0].norm() / (gradients[0].norm() + 0.5 * before[0].norm())
     torch.testing.assert_close(
