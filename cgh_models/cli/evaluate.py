@@ -91,13 +91,15 @@ class Measurement:
         """Prints the number as JSON, then records it if that is asked for."""
         values = measured.to_json()
         line = {"metric": metric, "value": values["value"], **measured.parameters, **counts}
-        print(json.dumps(line | {"weights": self.weights, "data": self.data}), flush=True)
-        if self.record:
-            from ..hub.export import record
+        try:
+            print(json.dumps(line | {"weights": self.weights, "data": self.data}), flush=True)
+        finally:  # it is recorded, too, where nobody reads stdout
+            if self.record:
+                from ..hub.export import record
 
-            images = self.data_name or Path(self.data).resolve().name
-            command = shlex.join(["cgh", *sys.argv[1:]])
-            record(Path(self.weights), metric, Metric(data=images, **values, command=command))
+                images = self.data_name or Path(self.data).resolve().name
+                command = shlex.join(["cgh", *sys.argv[1:]])
+                record(Path(self.weights), metric, Metric(data=images, **values, command=command))
 
 
 @dataclass

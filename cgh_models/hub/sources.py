@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from urllib.parse import urljoin, urlsplit
 from huggingface_hub import constants, errors, get_hf_file_metadata, hf_hub_download, hf_hub_url
 from tqdm import tqdm
 
-from ..errors import ERRORS, DiskError, IntegrityError, NetworkError, printable
+from ..errors import ERRORS, DiskError, IntegrityError, NetworkError, Output, printable
 
 T = TypeVar("T")
 _CHUNK = 2**20  # bytes
@@ -47,7 +48,15 @@ def from_url(url: str, target: Path, size: int) -> Path:
             _check_address(urljoin(response.url, response.headers["Location"]))
 
     source = printable(url)[:120]
-    bar = tqdm(desc=target.name, total=size, unit="B", unit_scale=True, disable=None, leave=False)
+    bar = tqdm(
+        desc=target.name,
+        total=size,
+        unit="B",
+        unit_scale=True,
+        disable=None,
+        leave=False,
+        file=Output(sys.stderr),
+    )
     with plain_errors(source, target.parent, size), bar:
         _check_address(url)
         download = HTTPDownloader(

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from .. import files
 from ..config import TrainConfig
 from ..data.image_set import ImageSet
-from ..errors import DiskError, InputError, printable, say
+from ..errors import DiskError, InputError, Output, printable, say
 from ..methods.method import Losses
 from . import checkpoint
 
@@ -62,6 +62,7 @@ class MetricLogger:
         self.measures = config.eval_every >= 0
         epochs = config.eval_every or max(1, config.epochs / 10)
         self.measure_every = max(1, round(epochs * self.steps_per_epoch))
+        self._stderr = Output(sys.stderr)
         self._steps: list[_Step] = []
         self._unwritten = b""
         self._warnings: set[str] = set()
@@ -81,10 +82,11 @@ class MetricLogger:
             self._exits.callback(self._board.close)
         _drop_lines(self.path, self.done)
         self._file = self._exits.enter_context(open(self.path, "ab", buffering=0))
-        interval = 0.3 if sys.stderr.isatty() else 30
+        interval = 0.3 if self._stderr.isatty() else 30
         self._bar = tqdm(
             total=self.total,
             initial=self.done,
+            file=self._stderr,
             unit="step",
             mininterval=interval,
             dynamic_ncols=True,
@@ -125,7 +127,7 @@ class MetricLogger:
         self._write(rows)
         if values:
             numbers = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-            tqdm.write(f"step {step}: {numbers}", file=sys.stderr)
+            tqdm.write(f"step {step}: {numbers}", file=self._stderr)
         self._restart_clock()
 
     def flush(self) -> None:
@@ -192,7 +194,7 @@ class MetricLogger:
     def _warn(self, text: str) -> None:
         if text not in self._warnings:
             self._warnings.add(text)
-            tqdm.write(f"warning: {text}", file=sys.stderr)
+            tqdm.write(f"warning: {text}", file=self._stderr)
 
     def _write(self, rows: list[dict[str, float]]) -> None:
         """Appends lines. Those that a full disk refuses are kept and written with the next."""
