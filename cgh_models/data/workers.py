@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing.util import Finalize
 from pathlib import Path
@@ -59,7 +59,7 @@ def collate(samples: list[Sample]) -> Batch:
     return Batch(indices, [_stack(view) for view in views], bad_files)
 
 
-def _stack(tensors: Sequence[Tensor]) -> Tensor:
+def _stack(tensors: tuple[Tensor, ...]) -> Tensor:
     """(N, ...); in a worker in memory that the trainer maps, too.
 
     torch takes that memory from /dev/shm, of which a container has 64 MB unless it is asked for
@@ -72,11 +72,12 @@ def _stack(tensors: Sequence[Tensor]) -> Tensor:
     file = os.memfd_create("batch")
     try:
         os.ftruncate(file, size)
-        storage = torch.UntypedStorage._new_shared_fd_cpu(file, size)  # with a copy of the handle
+        storage_class: Any = torch.UntypedStorage
+        storage = storage_class._new_shared_fd_cpu(file, size)  # keeps a copy of the handle
     finally:
         os.close(file)
-    stacked = torch.empty(0, dtype=first.dtype).set_(storage, 0, (len(tensors), *first.shape))
-    return torch.stack(tensors, out=stacked)
+    memory = torch.empty(0, dtype=first.dtype).set_(storage)
+    return torch.stack(tensors, out=memory.view(len(tensors), *first.shape))
 
 
 def read_batches(

@@ -120,8 +120,13 @@ def retry_if_busy(call: Callable[[], T]) -> T:
 
 
 @contextlib.contextmanager
-def plain_errors(source: str, folder: Path, size: int) -> Iterator[None]:
-    """Turns what a library raises into a NetworkError, or a DiskError for ``folder``."""
+def plain_errors(
+    source: str, folder: Path, size: int, setting: str = "HF_HOME or cache_dir="
+) -> Iterator[None]:
+    """Turns what a library raises into a NetworkError, or a DiskError for ``folder``.
+
+    ``setting`` is what says where the folder is.
+    """
     try:
         yield
     except ERRORS:
@@ -130,9 +135,10 @@ def plain_errors(source: str, folder: Path, size: int) -> Iterator[None]:
         code = error.errno if isinstance(error, OSError) else None
         if not code:
             raise NetworkError(f"{source}: {_reason(error)}") from error
-        reason = f"cannot be written ({os.strerror(code)}); set HF_HOME or cache_dir= to your own"
+        reason = f"cannot be written ({os.strerror(code)}); set {setting} to your own"
         if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            reason = f"no room, {size} bytes are needed; make room, or set HF_HOME to another disk"
+            needed = f"no room, {size} bytes are needed"
+            reason = f"{needed}; make room, or set {setting} to another disk"
         raise DiskError(f"{printable(folder)}: {reason}") from error
 
 

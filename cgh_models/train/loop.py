@@ -13,7 +13,7 @@ import torch
 from ..config import TrainConfig
 from ..data.image_set import ImageSet, load
 from ..data.loader import batches
-from ..errors import InputError, Interrupted, printable, say
+from ..errors import InputError, Interrupted, printable, say, shell_command
 from ..evaluate.devices import pick_device, pick_precision
 from ..schedule import learning_rate
 from ..view_recipes import RECIPES
@@ -54,7 +54,7 @@ def pretrain(
     signals = StopSignals()
     monitor = Monitor(images, config, device, signals)
     total = len(images) // config.batch_size * config.epochs
-    export_hint = f"export it: `cgh export {run_dir} --out WEIGHTS`"
+    export_hint = f"export it: {shell_command('cgh', 'export', run_dir, '--out', 'WEIGHTS')}"
 
     with lock_run_dir(run_dir), signals:
         write_or_check_config(run_dir, describe_run(method, images, config), resume)
@@ -104,7 +104,7 @@ def pretrain(
 
     if done < total:
         stopped = f"{run_dir}: {signals.received} at step {done} of {total}, saved"
-        raise Interrupted(f"{stopped}; go on with `cgh resume {run_dir}`")
+        raise Interrupted(f"{stopped}; go on with {shell_command('cgh', 'resume', run_dir)}")
     say(f"{run_dir}: done after {total} steps; {export_hint}")
 
 

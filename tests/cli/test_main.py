@@ -349,6 +349,13 @@ MISTAKES = [
     ("evaluate knn resnet18_cifar --data {images}", "no weights of this name"),
     ("evaluate knn resnet18_cifar_w16 --random --data empty", "empty: has no train/ folder"),
     ("evaluate knn resnet18_cifar_w16 --random --data {images} --k 65", "--k 65: expected 1 to 64"),
+    (
+        "evaluate knn empty --data {images} --temperature inf",
+        "--temperature inf: expected a number",
+    ),
+    ("evaluate knn empty --data {images} --temperature 0", "--temperature 0.0: expected a number"),
+    ("{pretrain} --mean nan 0 0", "mean=(nan, 0.0, 0.0): each has to be a number"),
+    ("{pretrain} --set temperature=inf --batch-size 9", "temperature"),
     ("evaluate kn", "cgh evaluate kn: there is no such command; did you mean `cgh evaluate knn`?"),
     ("knn a --data b", "did you mean `cgh evaluate knn`?"),
     ("zzz", "cgh zzz: there is no such command; `cgh --help` lists the commands"),
