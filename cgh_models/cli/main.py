@@ -79,7 +79,7 @@ def main() -> None:
     """
     _fill_closed_files()
     stdout = Output(sys.stdout, strict=True)
-    stderr = Output(sys.stderr)
+    stderr = Output(sys.stderr or open(os.devnull, "w"))  # noqa: SIM115 - until the end
     with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
         code = _run_to_exit_code(sys.argv[1:], stdout)
         stderr.flush()
