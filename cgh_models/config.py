@@ -107,6 +107,8 @@ class TrainConfig:
         check_range(self, 0, 1e6, "base_lr", "weight_decay", "clip_norm")
         check_range(self, 0, 1, "momentum")
         check_range(self, 0.01, 1, "crop_pct")
+        if not all(abs(value) <= 1e6 for value in self.mean):
+            raise InputError(f"mean={self.mean}: each has to be a number")
         if not all(0 < value <= 1e6 for value in self.std):
             raise InputError(f"std={self.std}: each has to be above 0")
 

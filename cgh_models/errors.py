@@ -4,7 +4,14 @@ Each message says what was given, what was expected and what to type instead; an
 is its ``__cause__``. None derives from OSError or ValueError, which library code may swallow.
 """
 
+import contextlib
+import errno
+import os
+import shlex
 import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 
 class NotReproduced(Exception):  # noqa: N818 - a finding
@@ -60,6 +67,71 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
+def shell_command(*words: object) -> str:
+    """A command in backticks that a shell takes as it stands, whatever its paths are called."""
+    return f"`{' '.join(map(_shell_word, words))}`"
+
+
+def _shell_word(word: object) -> str:
+    text = str(word)
+    if isinstance(word, Path) and text.startswith("-"):  # else it would be a flag
+        text = f"./{text}"
+    if text.isprintable():
+        return shlex.quote(text)
+    escaped = ""
+    for byte in os.fsencode(text):
+        plain = 32 <= byte < 127 and chr(byte) not in "'\\"
+        escaped += chr(byte) if plain else f"\\x{byte:02x}"
+    return f"$'{escaped}'"
+
+
+class Output:
+    """stdout or stderr, which may be closed (None), full, without a reader, or a notebook's object.
+
+    ``error`` says why text could not be written; a ``strict`` one raises it, too. Letters that its
+    encoding lacks are escaped.
+    """
+
+    def __init__(self, stream: Any, strict: bool = False):
+        self._stream = stream
+        self._strict = strict
+        self.encoding = getattr(stream, "encoding", None) or "utf-8"
+        self.error: OSError | None = None
+
+    def __getattr__(self, name: str) -> Any:  # fileno, for the width of a terminal
+        return getattr(self._stream, name)
+
+    def isatty(self) -> bool:
+        """Whether it is a terminal."""
+        try:
+            return self._stream.isatty()
+        except (AttributeError, OSError, ValueError):
+            return False
+
+    def write(self, text: str) -> int:
+        """Writes text, or keeps the error."""
+        with self._errors_kept():
+            shown = text.encode(self.encoding, "backslashreplace").decode(self.encoding)
+            self._stream.write(shown)
+        return len(text)
+
+    def flush(self) -> None:
+        """Writes what a buffer holds, if there is one, or keeps the error."""
+        if hasattr(self._stream, "flush"):
+            with self._errors_kept():
+                self._stream.flush()
+
+    @contextlib.contextmanager
+    def _errors_kept(self) -> Iterator[None]:
+        try:
+            yield
+        except (AttributeError, OSError, ValueError) as error:  # of None, or closed by Python
+            closed = OSError(errno.EBADF, "it is closed")
+            self.error = error if isinstance(error, OSError) else closed
+            if self._strict:
+                raise self.error from error
+
+
 def say(text: str) -> None:
-    """Prints a line to stderr; stdout is for results."""
-    print(text, file=sys.stderr)
+    """Prints a line to stderr, if that is possible; stdout is for results."""
+    Output(sys.stderr).write(f"{printable(text)}\n")

@@ -14,6 +14,7 @@ from typing import Any
 from .errors import DiskError, InputError, IntegrityError, printable
 
 _MAX_JSON = 2**20  # bytes
+_OF_SYSTEMS = ("lost+found", ".DS_Store")  # in a folder that somebody calls empty
 
 
 @contextlib.contextmanager
@@ -57,12 +58,12 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def make_folder(path: Path, spare: frozenset[str] = frozenset()) -> None:
+def make_folder(path: Path, *spare: str) -> None:
     """Creates a folder, or takes one that is empty but for names in ``spare``; else InputError."""
     name = printable(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        empty = all(entry.name in spare for entry in path.iterdir())
+        empty = {entry.name for entry in path.iterdir()} <= {*spare, *_OF_SYSTEMS}
     except FileExistsError:  # it is a file
         empty = False
     except OSError as error:
@@ -72,10 +73,21 @@ def make_folder(path: Path, spare: frozenset[str] = frozenset()) -> None:
         raise InputError(f"{name}: exists and is not an empty folder; give another --out")
 
 
-def write_json(path: Path, value: object) -> None:
-    """Writes a value atomically as indented JSON that ends in a newline."""
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Writes an object atomically as indented JSON that ends in a newline.
+
+    Raises InputError, and writes nothing, for what `read_json` would refuse.
+    """
+    try:
+        text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+    except ValueError as error:
+        reason = "not written, because a number in it is not finite; give another value"
+        raise InputError(f"{printable(path)}: {reason}") from error
+    if len(text) > _MAX_JSON:
+        reason = f"not written, because it is larger than {_MAX_JSON} bytes; give shorter texts"
+        raise InputError(f"{printable(path)}: {reason}")
     with atomic(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
 
 
 def read_json(path: Path, kind: str) -> dict[str, Any]:

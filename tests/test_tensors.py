@@ -61,6 +61,15 @@ def test_an_unwritable_folder_is_one_sentence(tmp_path):
         write_json(tmp_path / "none" / "a.json", {})
 
 
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), ["x" * 2**20], {1: [-float("inf")]}])
+def test_json_that_could_not_be_read_is_not_written(tmp_path, value):
+    path = tmp_path / "a.json"
+    path.write_text("{}")
+    with pytest.raises(InputError, match=r"a.json: not written, because .*; give"):
+        write_json(path, {"a": value})
+    assert path.read_text() == "{}" and list(tmp_path.iterdir()) == [path]
+
+
 def test_every_single_changed_byte_is_refused(file):
     whole, good = file.read_bytes(), sha256(file)
     for place in range(len(whole)):

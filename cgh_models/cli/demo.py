@@ -1,5 +1,6 @@
 """`cgh demo`: pretraining, export and loading on 3,000 packaged photographs (CIFAR-10)."""
 
+import contextlib
 import dataclasses
 import zipfile
 from importlib import resources
@@ -36,16 +37,22 @@ def run(out: str | Path, seed: int = 0) -> tuple[float, float]:
     settings = method_config(METHODS[METHOD], RECIPE, config, SETTINGS)
     method = build_method(METHOD, ARCH, preprocessing(config), settings)
     before = knn_accuracy(method.student.backbone, train, val)
-    print(f"1. {len(train)} photographs in {images}; untrained {ARCH}: kNN {before:.1f} %")
+    _show(f"1. {len(train)} photographs in {images}; untrained {ARCH}: kNN {before:.1f} %")
     pretrain(method, train, config, out / "run")
     after = knn_accuracy(method.student.backbone, train, val)
-    print(f"2. pretrained without labels for {config.epochs} epochs ({METHOD}): kNN {after:.1f} %")
+    _show(f"2. pretrained without labels for {config.epochs} epochs ({METHOD}): kNN {after:.1f} %")
     export(out / "run", out / "weights")
-    print(f"3. run in {out / 'run'}, its backbone without heads in {out / 'weights'}")
+    _show(f"3. run in {out / 'run'}, its backbone without heads in {out / 'weights'}")
     features = extract(create_model(out / "weights"), val)
     count, width = features.shape
-    print(f"4. read back by timm.create_model: {count} x {width} features of val/")
+    _show(f"4. read back by timm.create_model: {count} x {width} features of val/")
     packaged = knn_accuracy(create_model(PACKAGED), train, val)
     print(f"5. {PACKAGED}, trained longer on 50,000 photographs: kNN {packaged:.1f} %")
     print(f"kNN before {before:.1f} %, after {after:.1f} %")
     return before, after
+
+
+def _show(text: str) -> None:
+    """Prints a line. What cannot be written does not end the demo, its last line does."""
+    with contextlib.suppress(OSError):
+        print(text, flush=True)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import shlex
 import sys
@@ -9,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ..errors import InputError, NotReproduced, say
+from ..errors import InputError, NotReproduced, say, shell_command
 from ..evaluate.protocols import FINETUNE, LINEAR, EvalSettings, FinetuneConfig, LinearConfig
 from ..evaluate.protocols import Measurement as Measured
 from ..hub import manifest
@@ -91,13 +92,15 @@ class Measurement:
         """Prints the number as JSON, then records it if that is asked for."""
         values = measured.to_json()
         line = {"metric": metric, "value": values["value"], **measured.parameters, **counts}
-        print(json.dumps(line | {"weights": self.weights, "data": self.data}), flush=True)
-        if self.record:
-            from ..hub.export import record
+        try:
+            print(json.dumps(line | {"weights": self.weights, "data": self.data}), flush=True)
+        finally:  # it is recorded, too, where nobody reads stdout
+            if self.record:
+                from ..hub.export import record
 
-            images = self.data_name or Path(self.data).resolve().name
-            command = shlex.join(["cgh", *sys.argv[1:]])
-            record(Path(self.weights), metric, Metric(data=images, **values, command=command))
+                images = self.data_name or Path(self.data).resolve().name
+                command = shlex.join(["cgh", *sys.argv[1:]])
+                record(Path(self.weights), metric, Metric(data=images, **values, command=command))
 
 
 @dataclass
@@ -114,6 +117,8 @@ class Knn:
     def run(self) -> None:
         from ..evaluate.measurement import knn
 
+        if not 0 < self.temperature < math.inf:
+            raise InputError(f"--temperature {self.temperature}: expected a number above 0")
         model, train, val = self.measurement.load()
         if not 1 <= self.k <= len(train):
             expected = f"expected 1 to {len(train)}, the number of training images"
@@ -235,7 +240,8 @@ class Reproduce:
         print(json.dumps(line | {"agrees": agrees, "weights": self.weights, "data": self.data}))
         if agrees:
             return
-        hint = f"`cgh verify {self.weights}` says whether the file is the published one"
+        verify = shell_command("cgh", "verify", self.weights)
+        hint = f"{verify} says whether the file is the published one"
         if published.data == row.data.name and train.digest != row.data.digest:
             images = f"the images of {row.data.name} it was trained on"
             hint = f"{self.data}/train has other names or sizes than {images}"

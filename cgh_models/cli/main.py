@@ -1,5 +1,6 @@
 """The command line: ``cgh COMMAND``, also ``python -m cgh_models COMMAND``."""
 
+import contextlib
 import os
 import sys
 import threading
@@ -8,7 +9,7 @@ from typing import Any
 from tyro.conf import DisallowNone, HelptextFromCommentsOff, OmitArgPrefixes
 from tyro.extras import SubcommandApp
 
-from ..errors import ERRORS, InputError, Interrupted, printable
+from ..errors import ERRORS, DiskError, InputError, Interrupted, Output, printable, say
 from ..version import __version__
 from .evaluate import Finetune, Knn, Linear, Reproduce
 from .parse_errors import explain, on_parse_error
@@ -73,27 +74,67 @@ def _run(words: list[str]) -> None:
 def main() -> None:
     """Runs the command line of this process; an error is one line on stderr and an exit code.
 
-    1: a number that differs, 2: input, 3: network, 4: integrity, 5: disk, 75: saved, 130: stopped.
+    1: a number that differs, 2: input, 3: network, 4: integrity, 5: disk, 75: saved, 130: stopped,
+    141: the reader of stdout went away, as `head` does.
     """
-    try:
+    _fill_closed_files()
+    stdout = Output(sys.stdout, strict=True)
+    stderr = Output(sys.stderr or open(os.devnull, "w"))  # noqa: SIM115 - until the end
+    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+        code = _run_to_exit_code(sys.argv[1:], stdout)
+        stderr.flush()
+    if stdout.error:  # Python would try again when it exits, and end with 120
+        sys.stdout = None
+    if stderr.error:
+        sys.stderr = None
+    if code == Interrupted.exit_code:
+        _end_without_waiting(code)
+    if code:
+        raise SystemExit(code)
+
+
+def _fill_closed_files() -> None:
+    """Opens what was closed (`2>&-`): the next file, a checkpoint, would be stdout or stderr."""
+    for number in (0, 1, 2):
         try:
-            _run(sys.argv[1:])
-        finally:
-            sys.stdout.flush()  # raises BrokenPipeError here, and not when Python exits
-    except ERRORS as error:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # takes the lowest number
+
+
+def _run_to_exit_code(words: list[str], stdout: Output) -> int:
+    code = 0
+    try:
+        _run(words)
+    except (*ERRORS, OSError) as error:
         if os.environ.get("CGH_TRACEBACK"):
             raise
-        label = "saved" if isinstance(error, Interrupted) else "error"
-        print(f"{label}: {' '.join(str(error).split())}", file=sys.stderr)
-        if isinstance(error, Interrupted):
-            _end_without_waiting(error.exit_code)
-        raise SystemExit(error.exit_code) from None
-    except BrokenPipeError:  # `cgh list | head`: the reader has closed the pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(0) from None
+        if error is not stdout.error:
+            code = _explain(error)
+    except SystemExit as stop:  # after --help
+        code = int(stop.code or 0)
     except KeyboardInterrupt:
-        print("interrupted before there was anything to save", file=sys.stderr)
-        raise SystemExit(130) from None
+        say("interrupted before there was anything to save")
+        code = 130
+    with contextlib.suppress(OSError):
+        stdout.flush()
+    if stdout.error and not code:
+        if isinstance(stdout.error, BrokenPipeError):
+            return 141  # 128 + SIGPIPE, as of other programs
+        reason = f"stdout: not written ({stdout.error.strerror}); the result is lost"
+        return _explain(DiskError(f"{reason}, redirect it to a file on a disk with room"))
+    return code
+
+
+def _explain(error: Exception) -> int:
+    """Prints an error as one line. Returns its exit code."""
+    label = "saved" if isinstance(error, Interrupted) else "error"
+    text = " ".join(line.strip() for line in str(error).splitlines())
+    if isinstance(error, OSError):  # one that nobody foresaw
+        text = f"{error.filename or 'the system'}: {error.strerror or text}"
+        text += "; CGH_TRACEBACK=1 shows where"
+    say(f"{label}: {text}")
+    return getattr(error, "exit_code", DiskError.exit_code)
 
 
 def _end_without_waiting(exit_code: int) -> None:
@@ -101,5 +142,4 @@ def _end_without_waiting(exit_code: int) -> None:
     from ..data.image_set import DECODERS
 
     if any(thread.name.startswith(DECODERS) for thread in threading.enumerate()):
-        sys.stderr.flush()
         os._exit(exit_code)

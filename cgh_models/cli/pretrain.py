@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import UseAppendAction, arg
 
 from ..config import CHANGES, TrainConfig, from_dict
-from ..errors import InputError, say
+from ..errors import InputError, printable, say
 from ..recipes import RECIPES, method_config, train_config
 from .flags import Folder, Name, Pattern, Recipe, RunFolder, Text, flags_of
 
@@ -140,8 +140,8 @@ class Export:
         from ..hub.export import export
 
         export(**vars(self))
-        print(f"{self.out}: read back, equal to the bit")
-        print(f"timm.create_model('local-dir:{self.out}', pretrained=True) loads it")
+        print(f"{printable(self.out)}: read back, equal to the bit")
+        print(f"timm.create_model({'local-dir:' + self.out!r}, pretrained=True) loads it")
 
 
 @dataclass

@@ -96,9 +96,9 @@ class Verify:
                 continue
             files = f"{', '.join(done['files'])}: sha256, tensors, values and fingerprint are right"
             within = f"fingerprint within {done['fingerprint_error']:.1e}"
-            print(f"{weights}: {files} ({done['parameters']:,} parameters, {within})")
+            print(f"{printable(weights)}: {files} ({done['parameters']:,} parameters, {within})")
         for error in errors[:-1]:
-            say(f"error: {' '.join(str(error).split())}")
+            say(f"error: {' '.join(str(error).splitlines())}")
         if errors:
             raise errors[-1]
 
@@ -140,9 +140,9 @@ class Convert:
         row = convert(**vars(self))
         prefix = row.converted_from.prefix if row.converted_from else ""
         count = f"{row.parameters:,} parameters of {prefix}*"
-        print(f"{self.out}: {row.name}, {count}, read back, equal")
+        print(f"{printable(self.out)}: {row.name}, {count}, read back, equal")
         print(f"licence: {row.license or 'not stated'}; {printable(' '.join(row.notes))}")
-        print(f"timm.create_model('local-dir:{self.out}', pretrained=True) loads it")
+        print(f"timm.create_model({'local-dir:' + self.out!r}, pretrained=True) loads it")
 
 
 @dataclass
@@ -171,7 +171,7 @@ class Publish:
         print(f"{self.repo}: read back, equal; commit {commit}")
         print(f"timm.create_model('hf-hub:{self.repo}', pretrained=True) loads it")
         for path in (folder / manifest.ROW_FILE, *manifests):
-            print(f"{path}: pinned")
+            print(f"{printable(path)}: pinned")
 
 
 @dataclass

@@ -2,7 +2,9 @@
 
 import contextlib
 import itertools
+import multiprocessing.queues
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -14,8 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch._utils import ExceptionWrapper
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torch.utils.data._utils import signal_handling
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from ..errors import InputError, printable
 from .decode import BadFile
@@ -24,6 +28,9 @@ Key = tuple[int, int]  # epoch, image index
 
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")  # Windows has no HUP and no USR1
 STOP_SIGNALS = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
+
+
+_NO_HANDLES = re.compile("Too many open files|ancdata")  # in RuntimeErrors of torch's
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,28 @@ def collate(samples: list[Sample]) -> Batch:
     indices = np.array([sample.index for sample in used])
     views = zip(*[sample.tensors for sample in used], strict=True)
     bad_files = [bad for sample in samples for bad in sample.bad_files]
-    return Batch(indices, [torch.stack(view) for view in views], bad_files)
+    return Batch(indices, [_stack(view) for view in views], bad_files)
+
+
+def _stack(tensors: tuple[Tensor, ...]) -> Tensor:
+    """(N, ...); in a worker in memory that the trainer maps, too.
+
+    torch takes that memory from /dev/shm, of which a container has 64 MB unless it is asked for
+    more. The kernel's anonymous files have no such limit.
+    """
+    if get_worker_info() is None or not hasattr(os, "memfd_create"):
+        return torch.stack(tensors)
+    first = tensors[0]
+    size = len(tensors) * first.nbytes
+    file = os.memfd_create("batch")
+    try:
+        os.ftruncate(file, size)
+        storage_class: Any = torch.UntypedStorage
+        storage = storage_class._new_shared_fd_cpu(file, size)  # keeps a copy of the handle
+    finally:
+        os.close(file)
+    memory = torch.empty(0, dtype=first.dtype).set_(storage)
+    return torch.stack(tensors, out=memory.view(len(tensors), *first.shape))
 
 
 def read_batches(
@@ -61,7 +89,8 @@ def read_batches(
 ) -> Generator[Batch, None, None]:
     """The batches in the sampler's order. Closing the generator kills its workers.
 
-    ``path`` gives the file of an image, for messages. Raises InputError if a worker died.
+    ``path`` gives the file of an image, for messages. Raises InputError if a worker died, or the
+    system lacks what processes need: file handles, semaphores, sockets.
     """
     loader = DataLoader(
         dataset,
@@ -75,7 +104,7 @@ def read_batches(
     received = 0
     with contextlib.ExitStack() as stack:
         with _signals_deferred():  # until the processes are known, lest one stays behind
-            iterator: Any = iter(loader)  # private attributes of torch's are used
+            iterator = _start(loader)
             processes = getattr(iterator, "_workers", [])
             if processes:
                 # Else torch raises a worker's death in the middle of whatever the caller does.
@@ -91,12 +120,40 @@ def read_batches(
             raise InputError(message.strip()) from None
         except Exception as error:  # RuntimeError, or what broken connections to a worker raise
             dead = next((worker for worker, p in enumerate(processes) if p.exitcode), None)
+            if dead is None and (isinstance(error, OSError) or _NO_HANDLES.search(str(error))):
+                raise _no_connection(error) from error
             if dead is None:
                 raise
             ahead = (dead - received) % len(processes)  # torch deals batches out in turn
             keys = list(itertools.islice(batch_sampler, received, received + ahead + 1))[-1]
             what = _end_of_worker(processes[dead].exitcode, len(keys), path(keys[0][1]))
             raise InputError(what) from error
+
+
+def _start(loader: DataLoader) -> Any:
+    """An iterator, of which private attributes are used; or InputError, and no process is left."""
+    if not loader.num_workers:
+        return iter(loader)
+    iterator: Any = object.__new__(_MultiProcessingDataLoaderIter)
+    iterator._workers = []
+    try:
+        iterator.__init__(loader)
+    except OSError as error:
+        _kill(iterator)
+        raise _no_connection(error) from error
+    return iterator
+
+
+def _no_connection(error: Exception) -> InputError:
+    lines = str(error).splitlines() or [type(error).__name__]
+    reason = lines[-1].partition(". ")[0]
+    what = f"processes that read images cannot send them ({reason})"
+    return InputError(f"{what}; give fewer --workers, or --workers 0")
+
+
+def _send_error(queue: Any, error: Exception, batch: tuple[int, object]) -> None:
+    """In place of a batch that cannot be sent, for which the trainer would wait for ever."""
+    queue.put((batch[0], ExceptionWrapper((InputError, _no_connection(error), None))))
 
 
 def _end_of_worker(code: int, images: int, first: Path) -> str:
@@ -144,6 +201,7 @@ def _start_worker(_worker: int) -> None:
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
+    setattr(multiprocessing.queues.Queue, "_on_queue_feeder_error", _send_error)  # noqa: B010
 
 
 def _processors() -> int:

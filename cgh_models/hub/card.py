@@ -6,6 +6,7 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCardData
 
 from .. import files
+from ..errors import InputError, printable
 from ..small_resnets import default_cfgs
 from . import manifest
 from .row import ConvertedFrom, Row
@@ -24,10 +25,18 @@ PAPERS = {
 
 
 def write_description(folder: Path, row: Row) -> None:
-    """Writes the row of a weights folder, checked, and the card that follows from it."""
-    manifest.write_row(folder, row)
+    """Writes the row of a weights folder, checked, and the card that follows from it, or neither.
+
+    Raises InputError if the schema refuses the row, or it holds what is no text.
+    """
+    try:
+        card = card_of(folder, row).encode()
+    except UnicodeEncodeError as error:
+        reason = f"not written, {error.object[max(0, error.start - 20) : error.end]!r} is no text"
+        raise InputError(f"{printable(folder)}: {reason}; give it in UTF-8") from error
     with files.atomic(folder / "README.md") as temporary:
-        temporary.write_text(card_of(folder, row), encoding="utf-8")
+        temporary.write_bytes(card)
+        manifest.write_row(folder, row)
 
 
 def card_of(folder: Path, row: Row) -> str:

@@ -145,13 +145,13 @@ def _how_it_was_made(original: Original, method: str, flags: dict[str, Any]) -> 
     if original.layout != method:
         also = f"The file's layout is also that of {original.layout}"
         notes.append(f"{also}; that it is {method}'s was stated by its converter.")
-    name = flags["data_name"] or None
+    name = printable(flags["data_name"]) or None
     return {
         "method": method,
         "data": TrainingImages(name, license_note=flags["data_license"] or _NO_TERMS),
         "epochs": flags["epochs"],
         "code": CodeVersion(__version__),
-        "command": shlex.join(words),
+        "command": printable(shlex.join(words)),
         "converted_from": original.source,
         "license": flags["license"] or release.license,
         "paper_ids": [release.paper],

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ..config import TrainConfig, from_dict, to_dict
-from ..errors import InputError, IntegrityError, say
+from ..errors import InputError, IntegrityError, printable, say, shell_command
 from ..tensors import write_tensors
 from ..train import checkpoint
 from ..train.checkpoint import is_run
@@ -50,7 +50,8 @@ def export(
     """
     run_dir = Path(run_dir)
     if not is_run(run_dir):
-        raise InputError(f"{run_dir}: not a run folder; expected the --out of a `cgh pretrain`")
+        expected = "expected the --out of a `cgh pretrain`"
+        raise InputError(f"{printable(run_dir)}: not a run folder; {expected}")
     method, run = new_method_of_run(run_dir)
     weights_folder.check_tag(tag or method.name)
     step, file = checkpoint.newest(run_dir, say)
@@ -59,8 +60,9 @@ def export(
         if tensor.is_floating_point():
             tensor.copy_(tensor.to(DTYPES[dtype]))
     made = _how_it_was_trained(method, run, step)
+    made["notes"] += _note_if_unfinished(run_dir, run, step)
     made["license"] = license or None
-    made["data"].name = data_name or made["data"].name
+    made["data"].name = printable(data_name) or made["data"].name
     made["data"].license_note = data_license or _NO_TERMS
     backbone = method.student.backbone
     with weights_folder.new_folder(Path(out)) as draft:
@@ -75,6 +77,7 @@ def record(folder: Path, name: str, metric: Metric) -> None:
     """Writes a measured number into the description and the card of a weights folder."""
     row = manifest.read_row(folder)
     metric.command = _without_folders(metric.command)
+    metric.data = printable(metric.data)
     row.metrics[name] = metric
     write_description(folder, row)
 
@@ -104,8 +107,8 @@ def _how_it_was_trained(method: Any, run: dict[str, Any], step: int) -> dict[str
     return {
         "method": method.name,
         "method_config": run["method_config"],
-        "train_config": to_dict(train) | {"eval_data": Path(train.eval_data).name},
-        "data": TrainingImages(Path(data["path"]).name, data["count"], data["digest"]),
+        "train_config": to_dict(train) | {"eval_data": printable(Path(train.eval_data).name)},
+        "data": TrainingImages(printable(Path(data["path"]).name), data["count"], data["digest"]),
         "epochs": step / max(1, data["count"] // train.batch_size),
         "steps": step,
         "seed": train.seed,
@@ -116,6 +119,17 @@ def _how_it_was_trained(method: Any, run: dict[str, Any], step: int) -> dict[str
     }
 
 
+def _note_if_unfinished(run_dir: Path, run: dict[str, Any], step: int) -> list[str]:
+    total = run["data"]["count"] // run["train"]["batch_size"] * run["train"]["epochs"]
+    if step >= total:
+        return []
+    at = f"step {step} of {total}"
+    resume = shell_command("cgh", "resume", run_dir)
+    say(f"{run_dir}: is at {at}, exported before its end; {resume} goes on with it")
+    return [f"Exported at {at}, before the end of its training."]
+
+
 def _without_folders(command: str) -> str:
-    """The text with the last part alone of each path from the root."""
-    return re.sub(r"(?<![^\s='\"])[/~][^\s'\":;]*/([^\s/'\":;]+)", r"\1", command)
+    """The text, escaped, with the last part alone of each path from the root."""
+    text = re.sub(r"(?<![^\s='\"])[/~][^\s'\":;]*/([^\s/'\":;]+)", r"\1", command)
+    return printable(text)

@@ -2,8 +2,11 @@
 
 import copy
 import dataclasses
+import errno
 import json
+import os
 import re
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -47,9 +50,12 @@ def publish(
     _check_writable(folder, manifests)
     verify(folder.resolve())
     content, left_out = _content(folder, row)
-    scratch = tempfile.TemporaryDirectory()
     source = f"{constants.ENDPOINT}/{repo}: nothing was pinned"
-    with scratch, plain_errors(source, Path(scratch.name), sum(map(len, content.values()))):
+    size = sum(map(len, content.values()))
+    scratch = tempfile.TemporaryDirectory()
+    with scratch, plain_errors(source, Path(scratch.name), size, "TMPDIR"):
+        if shutil.disk_usage(scratch.name).free < size:  # to read back what was uploaded
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         commit = retry_if_busy(lambda: _upload(content, repo, row, private))
         found = HfApi().snapshot_download(repo, revision=commit, cache_dir=scratch.name)
         for name, body in content.items():

@@ -137,7 +137,7 @@ def _from_folder(path: Path, pretrained: bool, kwargs: dict[str, Any]) -> nn.Mod
         read_shapes(file)
     args = {"num_classes": 0, **kwargs}
     try:
-        return timm.create_model(f"local-dir:{path}", pretrained=True, **args)
+        return timm_models.from_folder(path, **args)
     except _TIMMS as error:
         raise _cannot_build(name, kwargs, error) from error
 

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from urllib.parse import urljoin, urlsplit
 from huggingface_hub import constants, errors, get_hf_file_metadata, hf_hub_download, hf_hub_url
 from tqdm import tqdm
 
-from ..errors import ERRORS, DiskError, IntegrityError, NetworkError, printable
+from ..errors import ERRORS, DiskError, IntegrityError, NetworkError, Output, printable
 
 T = TypeVar("T")
 _CHUNK = 2**20  # bytes
@@ -47,7 +48,15 @@ def from_url(url: str, target: Path, size: int) -> Path:
             _check_address(urljoin(response.url, response.headers["Location"]))
 
     source = printable(url)[:120]
-    bar = tqdm(desc=target.name, total=size, unit="B", unit_scale=True, disable=None, leave=False)
+    bar = tqdm(
+        desc=target.name,
+        total=size,
+        unit="B",
+        unit_scale=True,
+        disable=None,
+        leave=False,
+        file=Output(sys.stderr),
+    )
     with plain_errors(source, target.parent, size), bar:
         _check_address(url)
         download = HTTPDownloader(
@@ -111,8 +120,13 @@ def retry_if_busy(call: Callable[[], T]) -> T:
 
 
 @contextlib.contextmanager
-def plain_errors(source: str, folder: Path, size: int) -> Iterator[None]:
-    """Turns what a library raises into a NetworkError, or a DiskError for ``folder``."""
+def plain_errors(
+    source: str, folder: Path, size: int, setting: str = "HF_HOME or cache_dir="
+) -> Iterator[None]:
+    """Turns what a library raises into a NetworkError, or a DiskError for ``folder``.
+
+    ``setting`` is what says where the folder is.
+    """
     try:
         yield
     except ERRORS:
@@ -121,9 +135,10 @@ def plain_errors(source: str, folder: Path, size: int) -> Iterator[None]:
         code = error.errno if isinstance(error, OSError) else None
         if not code:
             raise NetworkError(f"{source}: {_reason(error)}") from error
-        reason = f"cannot be written ({os.strerror(code)}); set HF_HOME or cache_dir= to your own"
+        reason = f"cannot be written ({os.strerror(code)}); set {setting} to your own"
         if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            reason = f"no room, {size} bytes are needed; make room, or set HF_HOME to another disk"
+            needed = f"no room, {size} bytes are needed"
+            reason = f"{needed}; make room, or set {setting} to another disk"
         raise DiskError(f"{printable(folder)}: {reason}") from error
 
 

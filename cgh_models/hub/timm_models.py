@@ -1,5 +1,6 @@
 """A row as timm sees it: its config and its model."""
 
+import contextlib
 import math
 import os
 from pathlib import Path
@@ -27,6 +28,17 @@ def skeleton(row: Row, **kwargs: Any) -> TimmModel:
             f"{row.name}: timm {timm_version} cannot build {row.architecture} with "
             f"{row.model_args} ({reason}); install another timm"
         ) from error
+
+
+def from_folder(folder: Path, **kwargs: Any) -> TimmModel:
+    """What timm itself makes of a weights folder."""
+    name = str(folder)
+    with contextlib.ExitStack() as exits:
+        if name.encode("utf-8", "replace").decode() != name:
+            handle = os.open(folder, os.O_RDONLY)  # safetensors takes no path that is not UTF-8
+            exits.callback(os.close, handle)
+            name = f"/proc/self/fd/{handle}"
+        return create_model(f"local-dir:{name}", pretrained=True, **kwargs)
 
 
 def check_fit(row: Row, path: Path) -> None:

@@ -1,14 +1,12 @@
 """A weights folder: made as a draft, described by a row, read file by file."""
 
 import contextlib
-import os
 import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 
@@ -18,8 +16,9 @@ from ..errors import InputError, IntegrityError, printable
 from ..tensors import describe_mismatch
 from .card import write_description
 from .row import BACKBONE, FileEntry, Preprocessing, Row
-from .timm_models import fingerprint, timm_config
+from .timm_models import fingerprint, from_folder, timm_config
 
+_DRAFT = ".cgh-draft"
 _STUDENT = "student.backbone."  # keys of a method's state that go into the backbone's file
 
 
@@ -30,15 +29,25 @@ def is_weights(path: Path) -> bool:
 
 @contextlib.contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A draft that becomes ``out``, a new or empty folder, unless an error ends the block."""
+    """A draft in ``out``, a new or empty folder, that fills it unless an error ends the block.
+
+    ``out`` stays the folder that it is, a mount point for example. Nothing takes it for weights
+    before its config.json is there, which comes last.
+    """
     out = out.resolve()
-    files.make_folder(out)
-    draft = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    files.make_folder(out, _DRAFT)
+    draft = out / _DRAFT
+    shutil.rmtree(draft, ignore_errors=True)  # of a process that was killed
+    files.make_folder(draft)
+    moved: list[Path] = []
     try:
-        files.make_folder(draft)
         yield draft
-        out.rmdir()
-        os.replace(draft, out)
+        for path in sorted(draft.iterdir(), key=lambda path: path.name == "config.json"):
+            moved.append(path.rename(out / path.name))
+    except BaseException:
+        for path in moved:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
@@ -87,7 +96,7 @@ def check_backbone(folder: Path, model: TimmModel) -> None:
     """Raises IntegrityError unless plain timm gives the same embeddings from a folder."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, *model.pretrained_cfg["input_size"], generator=generator)
-    loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    loaded = from_folder(folder).eval()
     if not torch.equal(model(images), loaded(images)):
         raise IntegrityError(f"{folder}: timm reads other features than written; do not use it")
 

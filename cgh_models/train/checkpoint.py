@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..config import TrainConfig, from_dict, from_older, to_dict
-from ..errors import DiskError, InputError, IntegrityError, printable
+from ..errors import DiskError, InputError, IntegrityError, printable, shell_command
 from ..files import read_json, sha256, write_json
 from ..tensors import describe_mismatch, read_tensors, write_tensors
 from ..version import __version__
@@ -116,9 +116,8 @@ def newest(run_dir: Path, say: Callable[[str], None]) -> tuple[int, Path]:
     index = {entry.file: entry for entry in read_index(run_dir)}
     files = sorted({*index, *_names(run_dir)}, key=_step, reverse=True)
     if not files:
-        raise InputError(
-            f"{name}: holds no checkpoint; start it with `cgh pretrain --out {run_dir}`"
-        )
+        start = shell_command("cgh", "pretrain", "--out", run_dir)
+        raise InputError(f"{name}: holds no checkpoint; start it with {start}")
     for file in files:
         path = run_dir / file
         problem = "not a readable checkpoint"

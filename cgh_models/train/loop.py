@@ -13,7 +13,7 @@ import torch
 from ..config import TrainConfig
 from ..data.image_set import ImageSet, load
 from ..data.loader import batches
-from ..errors import InputError, Interrupted, printable, say
+from ..errors import InputError, Interrupted, printable, say, shell_command
 from ..evaluate.collapse import COLLAPSED
 from ..evaluate.devices import pick_device, pick_precision
 from ..schedule import learning_rate
@@ -104,7 +104,7 @@ def pretrain(
 
     if done < total or log.missed(done):
         stopped = f"{run_dir}: {signals.received} at step {done} of {total}, saved"
-        raise Interrupted(f"{stopped}; go on with `cgh resume {run_dir}`")
+        raise Interrupted(f"{stopped}; go on with {shell_command('cgh', 'resume', run_dir)}")
     say(_ending(run_dir, total, log.measured.get("feature_std", 1.0)))
 
 
@@ -118,7 +118,7 @@ def _ending(run_dir: Path, total: int, feature_std: float) -> str:
 
 
 def _export_hint(run_dir: Path) -> str:
-    return f"export it: `cgh export {run_dir} --out WEIGHTS`"
+    return f"export it: {shell_command('cgh', 'export', run_dir, '--out', 'WEIGHTS')}"
 
 
 def open_images(data: str | Path | ImageSet, config: TrainConfig) -> ImageSet:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from ..config import TrainConfig
 from ..data.image_set import ImageSet
-from ..errors import DiskError, InputError, printable
+from ..errors import DiskError, InputError, Output, printable, say
 from ..methods.method import Losses
 from . import checkpoint
 from .log_file import LONGEST_LINE, drop_lines, lines
@@ -64,6 +64,7 @@ class MetricLogger:
         self.measured: dict[str, float] = {}  # the monitor's latest values
         epochs = config.eval_every or max(1, config.epochs / 10)
         self.measure_every = max(1, round(epochs * self.steps_per_epoch))
+        self._stderr = Output(sys.stderr)
         self._steps: list[_Step] = []
         self._unwritten = b""
         self._warnings: set[str] = set()
@@ -87,10 +88,11 @@ class MetricLogger:
         except OSError as error:
             reason = f"cannot be written ({error.strerror}); check disk and permissions"
             raise DiskError(f"{printable(self.path)}: {reason}") from error
-        interval = 0.3 if sys.stderr.isatty() else 30
+        interval = 0.3 if self._stderr.isatty() else 30
         self._bar = tqdm(
             total=self.total,
             initial=self.done,
+            file=self._stderr,
             unit="step",
             mininterval=interval,
             dynamic_ncols=True,
@@ -135,7 +137,7 @@ class MetricLogger:
         if values:
             self.measured = values
             numbers = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-            tqdm.write(f"step {step}: {numbers}", file=sys.stderr)
+            tqdm.write(f"step {step}: {numbers}", file=self._stderr)
         self._restart_clock()
 
     def missed(self, step: int) -> tuple[bytes, dict[str, float]] | None:
@@ -226,7 +228,7 @@ class MetricLogger:
     def _warn(self, text: str) -> None:
         if text not in self._warnings:
             self._warnings.add(text)
-            tqdm.write(f"warning: {text}", file=sys.stderr)
+            tqdm.write(f"warning: {text}", file=self._stderr)
 
     def _write(self, rows: list[dict[str, float]]) -> None:
         """Appends lines. Those that a full disk refuses are kept and written with the next."""

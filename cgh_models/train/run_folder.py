@@ -21,7 +21,7 @@ from .. import files
 from ..backbone import architecture
 from ..config import TrainConfig, explain_changes, meant_before, to_dict
 from ..data.image_set import ImageSet
-from ..errors import InputError, printable, say
+from ..errors import InputError, printable, say, shell_command
 from ..evaluate.devices import pick_device, pick_precision
 from ..methods.method import Method
 from ..version import __version__
@@ -35,7 +35,7 @@ def lock_run_dir(run_dir: Path) -> Iterator[None]:
     """Makes the run folder, if it is new, and holds its lock."""
     try:
         if not (run_dir / "config.json").exists():
-            files.make_folder(run_dir, spare=frozenset({LOCK}))
+            files.make_folder(run_dir, LOCK)
         file = open(run_dir / LOCK, "a+", encoding="utf-8")  # noqa: SIM115 - held for the whole run
     except OSError as error:
         raise InputError(
@@ -89,14 +89,15 @@ def write_or_check_config(
             run["method_config"] = meant_before(type(method.config)) | run["method_config"]
         allowed, refused = explain_changes(run, description)
         if refused:
+            new_run = shell_command("cgh", "pretrain", "--init", run_dir)
             raise InputError(
                 f"{run_dir}: a resumed run keeps its settings, but {'; '.join(refused)[:200]}; "
-                f"a new run can start from it: `cgh pretrain --init {run_dir}`"
+                f"a new run can start from it: {new_run}"
             )
         for line in [*allowed, *_changed_versions(run, description)]:
             say(f"{run_dir}: {line}")
     elif checkpoint.is_run(run_dir):
-        resume_hint = f"`cgh resume {run_dir}` goes on with it"
+        resume_hint = f"{shell_command('cgh', 'resume', run_dir)} goes on with it"
         raise InputError(f"{run_dir}: holds a run; {resume_hint}, or give another --out")
     else:
         if (run_dir / "config.json").exists():

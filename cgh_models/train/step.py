@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from ..backbone import architecture, norm_momentum
 from ..config import TrainConfig
-from ..errors import InputError, out_of_memory, say
+from ..errors import InputError, out_of_memory, say, shell_command
 from ..methods.feature_queue import FeatureQueue
 from ..methods.method import Losses
 
@@ -158,7 +158,8 @@ def batch_too_large(
             parts += 1
         accumulate = f"--accumulate {parts}, " if parts <= config.batch_size // 2 else ""
         found = f"{half} did when tried: give {accumulate}--batch-size {half}"
-    saved = f"; saved at step {done}, `cgh resume {run_dir}`" if done else ""
+    resume = shell_command("cgh", "resume", run_dir)
+    saved = f"; saved at step {done}, {resume}" if done else ""
     return InputError(
         f"{at_once} images at once do not fit in the memory of {device}, {found} "
         f"or --grad-checkpointing, which a resumed run may add{saved}"

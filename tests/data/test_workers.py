@@ -4,10 +4,12 @@ import contextlib
 import multiprocessing
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 
@@ -205,3 +207,70 @@ def test_a_reader_that_was_killed_during_a_step_lets_the_step_end(images_that):
         train()
     assert steps == ["begun", "ended"]
     assert not multiprocessing.active_children()
+
+
+def few_files(number):
+    return lambda _: resource.setrlimit(resource.RLIMIT_NOFILE, (number, number))
+
+
+def long_folder(path):
+    tempfile.tempdir = str(path / ("x" * 200))
+    os.mkdir(tempfile.tempdir)
+
+
+@pytest.mark.parametrize(
+    "limit, reason",
+    [
+        (few_files(30), "Too many open files"),  # the processes cannot be made
+        (few_files(48), "Too many open files"),  # their batches cannot be taken
+        (long_folder, "path too long"),
+    ],
+)
+def test_what_processes_need_and_lack_is_one_sentence(
+    image_root, tmp_path, monkeypatch, capfd, limit, reason
+):
+    """In a process of its own, which keeps all batches."""
+    monkeypatch.setattr("cgh_models.data.workers._processors", lambda: 8)
+    images = load(image_root / "train")
+    child = os.fork()
+    if not child:
+        limit(tmp_path)
+        signal.alarm(10)
+        with contextlib.suppress(BaseException):
+            try:
+                list(eval_batches(images, range(64), lambda _: torch.zeros(1), 4, 8))
+            except InputError as error:
+                os.write(1, str(error).encode())
+        os._exit(0 if not multiprocessing.active_children() else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    said = capfd.readouterr().out
+    assert re.fullmatch(
+        rf"processes that read images cannot send them \(.*{reason}\); give fewer --workers, or "
+        "--workers 0",
+        said,
+    ), said
+
+
+SMALL_SHM = """
+import subprocess, sys, torch
+from cgh_models.data.eval_loader import eval_batches
+from cgh_models.data.image_set import load
+images = load(sys.argv[1])
+for size in ("64k", "4k"):
+    subprocess.check_call(["mount", "-o", "remount,size=" + size, "/dev/shm"])
+    made = eval_batches(images, range(64), lambda _: torch.zeros(3, 99, 99), 16, 1)
+    print("read", sum(len(tensors) for tensors, _ in made), flush=True)
+"""
+
+
+def test_a_small_dev_shm_is_enough_and_none_is_one_sentence(image_root):
+    """As in a container; a batch of images is larger than either."""
+    alone = ["unshare", "-rm", "sh", "-c", 'mount -t tmpfs tmpfs /dev/shm && exec "$@"', "sh"]
+    if not shutil.which("unshare") or subprocess.run([*alone, "true"], check=False).returncode:
+        pytest.skip("no name space of its own is allowed here, so /dev/shm cannot be made small")
+    command = [*alone, sys.executable, "-c", SMALL_SHM, str(image_root / "train")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert done.stdout == "read 64\n", done
+    last = done.stderr.splitlines()[-1]
+    assert re.search(r"InputError: .* cannot send them \(.*No space left on device\); give", last)
+    assert "Exception ignored" not in done.stderr

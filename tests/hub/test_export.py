@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -12,12 +13,14 @@ import timm
 import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
-from small_runs import QUICK, small, train_run
+from small_runs import QUICK, small, stop_at, train_run
 
 from cgh_models import backbone, files, tensors
-from cgh_models.errors import InputError, IntegrityError, NetworkError
+from cgh_models.cli.main import main
+from cgh_models.errors import InputError, IntegrityError, Interrupted, NetworkError
 from cgh_models.hub import manifest
 from cgh_models.hub.export import export, record
+from cgh_models.hub.integrity import verify
 from cgh_models.hub.registry import create_model, load_method, load_run, start_from
 from cgh_models.hub.row import BACKBONE, HEADS, Metric
 from cgh_models.methods import METHODS, build_method, preprocessing
@@ -153,10 +156,76 @@ def test_the_card_holds_the_numbers_of_the_row_and_no_other(weights, tmp_path):
 
 
 def test_a_failed_export_leaves_nothing_behind(run, tmp_path, monkeypatch):
+    real = Path.rename
+
+    def rename(path, target):
+        if path.name == "config.json":  # the last
+            raise OSError(28, "No space left on device")
+        return real(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(OSError, match="No space left"):
+        export(run, tmp_path / "w")
     monkeypatch.setattr("cgh_models.hub.card._front_matter", lambda row: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         export(run, tmp_path / "w")
     assert [p.name for p in tmp_path.iterdir()] == ["w"] and not list((tmp_path / "w").iterdir())
+
+
+def test_an_export_fills_the_folder_that_it_is_given(run, weights, tmp_path, monkeypatch):
+    """A mount point, the folder in which the shell stands: never replaced by another."""
+    draft = tmp_path / ".cgh-draft"  # of an export that was killed
+    draft.mkdir()
+    (draft / "half").write_text("")
+    (tmp_path / "lost+found").mkdir()
+    monkeypatch.chdir(tmp_path)
+    inode, parent = tmp_path.stat().st_ino, sorted(tmp_path.parent.iterdir())
+    export(run, ".")
+    names = {path.name for path in weights.iterdir()} | {"lost+found"}
+    assert tmp_path.stat().st_ino == inode and {p.name for p in tmp_path.iterdir()} == names
+    assert sorted(tmp_path.parent.iterdir()) == parent
+    assert create_model(Path(".")).num_features == create_model(weights).num_features
+
+
+def test_an_export_of_a_run_that_goes_on_says_so(image_root, tmp_path, monkeypatch, capsys):
+    stop_at(monkeypatch, 2)
+    with pytest.raises(Interrupted):
+        train_run(tmp_path / "sp ace", image_root)
+    export(tmp_path / "sp ace", tmp_path / "w")
+    said = capsys.readouterr().err
+    assert f"is at step 2 of 4, exported before its end; `cgh resume '{tmp_path}/sp ace'`" in said
+    note = "Exported at step 2 of 4, before the end of its training."
+    assert manifest.read_row(tmp_path / "w").notes == [note]
+    assert note in (tmp_path / "w" / "README.md").read_text()
+
+
+def test_names_that_are_no_text_are_escaped_in_what_is_published(
+    image_root, tmp_path, monkeypatch, capsys
+):
+    """From the images to a recorded number: every name is one that a file system can hold."""
+    root = tmp_path / os.fsdecode(b"d\xff ata\n")
+    shutil.copytree(image_root, root)
+    config = dataclasses.replace(QUICK, image_size=64, epochs=1, eval_data=str(root))
+    method = build_method("ressl", "test_resnet", preprocessing(config), small("ressl"))
+    run, out = tmp_path / os.fsdecode(b"r\xfe'un"), tmp_path / os.fsdecode(b"w\xfd")
+    monkeypatch.setattr(sys, "argv", ["cgh", "pretrain", "--data", root.name])
+    pretrain(method, root / "train", config, run)
+    loop = "export it: `cgh export $'"
+    assert loop in capsys.readouterr().err
+    export(run, out, data_name=root.name)
+    words = ["evaluate", "knn", str(out), "--data", str(root), "--k", "3", "--record"]
+    monkeypatch.setattr(sys, "argv", ["cgh", *words])
+    main()
+    row = manifest.read_row(out)
+    card = (out / "README.md").read_text("utf-8")
+    assert row.data.name == r"d\udcff ata\n" and row.metrics["knn"].data == r"d\udcff ata\n"
+    assert row.train_config["eval_data"] == r"d\udcff ata\n" and r"d\udcff ata" in row.command
+    assert "\\udcfd" in card and row.metrics["knn"].command in card
+    assert verify(out)["parameters"] == row.parameters
+    before = (out / "weights.json").read_bytes(), (out / "README.md").read_bytes()
+    with pytest.raises(InputError, match="is no text; give it in UTF-8"):
+        record(out, "linear", Metric("d", "p\udcff", {}, 1.0, 1, "x"))
+    assert ((out / "weights.json").read_bytes(), (out / "README.md").read_bytes()) == before
 
 
 def test_a_vit_starts_from_weights_of_another_image_size(image_root, tmp_path):

@@ -1,11 +1,13 @@
 """`cgh publish` on the loopback Hub: one commit, read back, pinned, loaded by plain timm."""
 
+import collections
 import dataclasses
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -209,6 +211,17 @@ def refused(folder, monkeypatch, capsys, *words):
     assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == listing
     assert (folder.parent / "m.json").read_bytes() == before
     return code, said[0]
+
+
+def test_a_temporary_folder_without_room_is_named_before_anything_is_uploaded(
+    folder, monkeypatch, capsys
+):
+    full = collections.namedtuple("Usage", "free")(1000)
+    monkeypatch.setattr("cgh_models.hub.publish.shutil.disk_usage", lambda path: full)
+    code, said = refused(folder, monkeypatch, capsys)
+    assert code == 5 and said.startswith(f"error: {tempfile.gettempdir()}")
+    assert "bytes are needed; make room, or set TMPDIR to another disk" in said
+    assert REPO not in HUB.repos
 
 
 def test_what_verify_refuses_never_leaves_the_machine(folder, monkeypatch, capsys):
