@@ -41,7 +41,6 @@ DOORS = {
     "pooch": {"hub"},
     "requests": {"hub"},
     "matplotlib": {"hub"},
-    "fastjsonschema": {"hub"},
     "PIL": {"data"},
     "simplejpeg": {"data"},
     "torchvision": {"data"},
@@ -57,7 +56,7 @@ METHOD_FILES = {
     f"methods.{name}" for name in ("byol", "cgh", "lewel", "mnclglf", "moco_v2", "nnclr", "ressl")
 }
 LONGEST_CHAIN = 7
-MOST_LINES = 9_300
+MOST_LINES = 9_700
 
 
 def room(name: str) -> str:

@@ -1,27 +1,26 @@
 """`weights_manifest.json`: one row per published weights - what they are, how made, their hashes.
 
-`weights_manifest.schema.json` describes every key. The copy in the package is the one that counts:
-nothing about a network is taken from a server. A weights folder carries its row as `weights.json`.
+`weights_manifest.schema.json` describes every key; `row` checks them. The copy in the package is
+the one that counts: nothing about a network is taken from a server. A weights folder carries its
+row as `weights.json`.
 """
 
 import copy
 import difflib
 import fnmatch
 import functools
-import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from .. import files
-from ..errors import InputError, IntegrityError, printable, say
+from ..errors import InputError, IntegrityError, printable
 from .row import Row
+from .strict_json import refused
 
 PACKAGE = Path(__file__).parents[1]
 MANIFEST = PACKAGE / "weights_manifest.json"
 ROW_FILE = "weights.json"
-_SCHEMA = PACKAGE / "weights_manifest.schema.json"
 
 
 @functools.cache
@@ -75,7 +74,7 @@ def read_row(folder: Path) -> Row:
 
 
 def write_row(folder: Path, row: Row) -> None:
-    """Writes the row of a weights folder. Raises InputError if the schema refuses it."""
+    """Writes the row of a weights folder. Raises InputError if it cannot be read back."""
     path = folder / ROW_FILE
     values = row.to_json()
     _parse({"schema": 1, "weights": [values]}, path)
@@ -91,46 +90,24 @@ def add(path: Path, new: Row) -> None:
 
 
 def _parse(content: dict[str, Any], path: Path) -> list[Row]:
-    try:
-        _validator()(content)
-    except ValueError as error:  # fastjsonschema's
-        raise InputError(f"{printable(path)}: {_explain(content, error)}") from error
-    found = [Row.from_json(values) for values in content["weights"]]
+    file = printable(path)
+    if content.get("schema") != 1 or content.keys() != {"schema", "weights"}:
+        shown = {"schema": content.get("schema"), "keys": list(content)}
+        raise InputError(f"{file}: {refused('', shown, 'schema 1, and the key weights')}")
+    if not isinstance(content["weights"], list):
+        raise InputError(f"{file}: {refused('weights', content['weights'], 'a list of rows')}")
+    found = []
     entries = set()  # names as torch.hub has them
-    for row in found:
-        where = f"{printable(path)}: row {row.name!r}"
+    for number, values in enumerate(content["weights"]):
+        name = values.get("name", number) if isinstance(values, dict) else number
+        where = f"{file}: row {printable(name)[:80]!r}"
+        try:
+            row = Row.from_json(values)
+        except ValueError as error:
+            raise InputError(f"{where}: {printable(error)}") from error
         entry = row.name.replace(".", "_")
         if entry in entries:
             raise InputError(f"{where}: key 'name': there are two rows of this name; rename one")
         entries.add(entry)
-        if row.name.partition(".")[0] != row.architecture:
-            expected = "expected what stands before the dot of the name"
-            raise InputError(f"{where}: key 'architecture': {row.architecture!r}, {expected}")
+        found.append(row)
     return found
-
-
-@functools.cache
-def _validator() -> Callable[[dict[str, Any]], Any]:
-    try:
-        import fastjsonschema
-    except ModuleNotFoundError:  # a machine for training alone
-        say("fastjsonschema is not installed: rows are not checked (`cgh verify` elsewhere does)")
-        return lambda content: content
-    return fastjsonschema.compile(json.loads(_SCHEMA.read_text("utf-8")))
-
-
-def _explain(content: dict[str, Any], error: Any) -> str:
-    """Which row, which key, what is wrong with it."""
-    path = error.path[1:]
-    where = "the manifest"
-    if path[:1] == ["weights"] and len(path) > 1:
-        values = content["weights"][int(path[1])]
-        name = values.get("name", path[1]) if isinstance(values, dict) else path[1]
-        where = f"row {printable(name)[:80]!r}"
-        path = path[2:]
-    if path:
-        where += f": key {printable('.'.join(path))[:80]!r}"
-    problem = printable(error.message.removeprefix(error.name).strip())[:160]
-    if error.rule in ("required", "additionalProperties"):  # these name a key of it themselves
-        return f"{where} {problem}"
-    return f"{where}: {printable(json.dumps(error.value))[:60]}, {problem}"
