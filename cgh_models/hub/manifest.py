@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import files
-from ..errors import InputError, IntegrityError, printable
+from ..errors import InputError, IntegrityError, printable, say
 from .row import Row
 from .strict_json import refused
 
@@ -48,17 +48,42 @@ def row(name: str) -> Row:
     return copy.deepcopy(rows()[name])
 
 
-def is_published(weights: str | os.PathLike[str]) -> bool:
-    """Whether WEIGHTS is the name of a row; a Path is always a folder."""
-    return isinstance(weights, str) and weights in rows()
+def find_folder(weights: str | os.PathLike[str]) -> Path | None:
+    """The folder that WEIGHTS stands for; None if it is a name. Raises InputError.
+
+    A published name and timm's names come before a folder that is called like them, which is
+    ``./NAME``. A Path is always a folder.
+    """
+    text = str(weights).removeprefix("local-dir:")
+    folder = Path(text)
+    if isinstance(weights, str) and text == weights:
+        if weights.startswith("hf-hub:"):
+            return None
+        if Path(folder.name) == folder and "/" not in weights:  # it may be a name
+            if not folder.is_dir():
+                return None
+            if _is_name(weights):
+                say(f"{weights} is a name and means it; the folder of that name is ./{weights}")
+                return None
+    if not folder.is_dir():
+        hint = "give a weights folder, a run folder or a timm name"
+        raise InputError(f"{printable(folder)[:200]}: there is no such folder; {hint}")
+    return folder
+
+
+def _is_name(weights: str) -> bool:
+    if weights in rows():
+        return True
+    import timm  # `cgh list` and `cgh info` need this module without torch
+
+    arch, _, tag = weights.partition(".")
+    return timm.is_model(arch) and (not tag or timm.is_model_pretrained(weights))
 
 
 def find(weights: str | os.PathLike[str]) -> tuple[Row, Path | None]:
     """The row of published weights and None, or of a weights folder and that folder."""
-    folder = Path(weights)
-    if is_published(weights) or not folder.is_dir():
-        return row(str(weights)), None
-    return read_row(folder), folder
+    folder = find_folder(weights)
+    return (row(str(weights)), None) if folder is None else (read_row(folder), folder)
 
 
 def read(path: Path) -> list[Row]:

@@ -23,7 +23,7 @@ class Limits:
         size = len(value) if isinstance(value, (str, list)) else value
         if not self.low <= size <= self.high or size <= self.above:
             return False
-        return not self.pattern or re.fullmatch(self.pattern, value) is not None
+        return not self.pattern or re.fullmatch(self.pattern, str(value)) is not None
 
     def __str__(self) -> str:
         if self.pattern:
