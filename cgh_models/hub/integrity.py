@@ -14,6 +14,7 @@ from ..backbone import TimmModel
 from ..errors import IntegrityError, printable
 from ..files import read_json
 from ..methods import build_method
+from ..tensors import plain_defaults
 from . import fetch, manifest, timm_models, weights_folder
 from .memory_limit import MemoryLimit
 from .row import BACKBONE, Row
@@ -22,6 +23,7 @@ from .row import BACKBONE, Row
 TOLERANCE = 1e-4
 
 
+@plain_defaults()
 def verify(weights: str | os.PathLike[str]) -> dict[str, Any]:
     """Checks published weights (fetched if need be) or a weights folder, all the way.
 

@@ -60,12 +60,12 @@ def find_folder(weights: str | os.PathLike[str]) -> Path | None:
         if weights.startswith("hf-hub:"):
             return None
         if Path(folder.name) == folder and "/" not in weights:  # it may be a name
-            if not folder.is_dir():
+            if not os.path.isdir(folder):
                 return None
             if _is_name(weights):
                 say(f"{weights} is a name and means it; the folder of that name is ./{weights}")
                 return None
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         hint = "give a weights folder, a run folder or a timm name"
         raise InputError(f"{printable(folder)[:200]}: there is no such folder; {hint}")
     return folder

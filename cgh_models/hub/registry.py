@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from torch import Tensor, nn
 
 from .. import backbone, small_resnets
 from ..config import TrainConfig, from_dict
 from ..errors import InputError, IntegrityError, NetworkError, printable, say
 from ..methods import build_method, preprocessing
-from ..tensors import describe_mismatch
+from ..tensors import describe_mismatch, plain_defaults
 from ..train import checkpoint
 from ..train.checkpoint import is_run
 from . import fetch, foreign_config, manifest, tags, timm_models, weights_folder
@@ -52,6 +53,19 @@ def create_model(
         IntegrityError: a damaged file.
         DiskError: the cache cannot be written.
     """
+    for name, least in (("num_classes", 0), ("in_chans", 1)):
+        value = kwargs.get(name, least)
+        if type(value) is not int or value < least:
+            raise InputError(f"{name}={value!r}: expected a whole number of at least {least}")
+    with plain_defaults():
+        model = _create(weights, pretrained, cache_dir, kwargs)
+    device = torch.get_default_device()
+    return model if device.type == "cpu" else model.to(device)
+
+
+def _create(
+    weights: str | os.PathLike[str], pretrained: bool, cache_dir: CacheDir, kwargs: dict[str, Any]
+) -> nn.Module:
     folder = manifest.find_folder(weights)
     if folder is not None:
         return _from_folder(folder, pretrained, kwargs)
@@ -178,6 +192,13 @@ def load_method(weights: str | os.PathLike[str], *, cache_dir: CacheDir = None) 
         NetworkError: they could not be fetched.
         IntegrityError: a damaged file.
     """
+    with plain_defaults():
+        method = _load_method(weights, cache_dir)
+    device = torch.get_default_device()
+    return method if device.type == "cpu" else method.to(device)
+
+
+def _load_method(weights: str | os.PathLike[str], cache_dir: CacheDir) -> Any:
     folder = manifest.find_folder(weights)
     if folder is not None and is_run(folder):
         return load_run(folder)

@@ -16,8 +16,10 @@ from ..data.loader import batches
 from ..errors import InputError, Interrupted, printable, say
 from ..evaluate.devices import pick_device, pick_precision
 from ..schedule import learning_rate
+from ..tensors import plain_defaults
 from ..view_recipes import RECIPES
 from . import checkpoint
+from .arguments import check_arguments
 from .metric_log import MetricLogger
 from .monitor import Monitor
 from .optim import create_optimizer
@@ -26,6 +28,7 @@ from .signals import StopSignals
 from .step import batch_too_large, half_fits, prepare, suppress_out_of_memory, train_step
 
 
+@plain_defaults()
 def pretrain(
     method: Any,
     data: str | Path | ImageSet,
@@ -48,6 +51,7 @@ def pretrain(
         IntegrityError: no undamaged checkpoint to resume from.
         Interrupted: a signal came; the state is saved.
     """
+    check_arguments(method, data, config, run_dir)
     run_dir = Path(run_dir)
     device = pick_device(config.device)
     images = open_images(data, config)
