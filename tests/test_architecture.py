@@ -38,7 +38,6 @@ ROOMS = {
 DOORS = {
     "timm": {"backbone", "small_resnets", "train.optim", "data", "hub", "methods.compatibility"},
     "huggingface_hub": {"hub"},
-    "pooch": {"hub"},
     "requests": {"hub"},
     "matplotlib": {"hub"},
     "PIL": {"data"},

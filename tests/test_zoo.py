@@ -34,7 +34,7 @@ from benchmarks.zoo.tables import known  # noqa: E402
 DRIVER = """
 import sys
 MISSING = {"tyro", "wrapt", "simplejpeg", "datasets", "tensorboard"}
-MISSING |= {"requests", "pooch"}
+MISSING |= {"requests"}
 class Missing:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in MISSING:
