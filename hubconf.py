@@ -8,7 +8,7 @@ import re as _re
 from pathlib import Path as _Path
 
 dependencies = ["torch", "torchvision", "timm", "huggingface_hub", "safetensors", "PIL", "numpy"]
-dependencies += ["requests", "pooch", "fastjsonschema", "tqdm"]
+dependencies += ["requests", "tqdm"]
 
 
 def _create_model(weights, **kwargs):

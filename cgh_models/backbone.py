@@ -78,11 +78,12 @@ class _ParametersOnMeta(TorchFunctionMode):
 
 def skeleton(name: str, **kwargs) -> TimmModel:
     """Creates a headless timm module whose parameters have no memory, if it can be built so."""
+    kwargs = {"num_classes": 0, **kwargs}
     try:
         with _ParametersOnMeta():
-            return timm.create_model(name, num_classes=0, **kwargs)
+            return timm.create_model(name, **kwargs)
     except RuntimeError:  # its constructor reads values
-        return timm.create_model(name, num_classes=0, **kwargs)
+        return timm.create_model(name, **kwargs)
 
 
 def fill(model: nn.Module, tensors: dict[str, Tensor]) -> bool:

@@ -1,12 +1,13 @@
 """Safetensors files: written atomically, read with a hash of the very bytes that become tensors."""
 
+import contextlib
 import errno
 import hashlib
 import json
 import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from io import FileIO
@@ -36,6 +37,19 @@ class Entry(NamedTuple):
     shape: list[int]
     start: int
     end: int
+
+
+@contextlib.contextmanager
+def plain_defaults() -> Iterator[None]:
+    """Within it, new tensors are float32 and on the CPU, whatever defaults the caller has set."""
+    dtype = torch.get_default_dtype()
+    on_cpu = torch.get_default_device().type == "cpu"  # a device context slows every call
+    torch.set_default_dtype(torch.float32)
+    try:
+        with contextlib.nullcontext() if on_cpu else torch.device("cpu"):
+            yield
+    finally:
+        torch.set_default_dtype(dtype)
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -106,7 +120,7 @@ def _read(
     on_block(header)
     tensors = {}
     for entry in entries:
-        tensor = torch.empty(entry.shape, dtype=entry.dtype)
+        tensor = torch.empty(entry.shape, dtype=entry.dtype, device="cpu")
         block = tensor.reshape(-1).view(torch.uint8).numpy().data
         filled = 0
         while filled < len(block):  # the system may give fewer bytes than asked for

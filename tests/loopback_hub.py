@@ -21,8 +21,9 @@ class LoopbackHub:
     ``log`` holds the requests.
 
     ``faults`` change how weight files are answered: status (a list, one per request), truncate,
-    alter, html, slow (seconds per kB), redirect (a URL), etag, commit; ``create`` (a list) is how
-    the creation of a repository is answered.
+    alter, html, slow (seconds per kB), redirect (a URL), etag, etags (a list), commit; ``create``
+    and ``commit_status`` (lists) are how the creation of a repository and a commit are answered,
+    ``pushed_before`` holds files that somebody commits just before.
     """
 
     def __init__(self):
@@ -117,6 +118,7 @@ class _Handler(BaseHTTPRequestHandler):
         routes = (
             (r"/api/whoami-v2", self._whoami),
             (r"/api/repos/create", self._create),
+            (r"/api/repos/delete", self._delete),
             (r"/api/validate-yaml", lambda _: self._send(200, {"errors": [], "warnings": []})),
             (r"/_lfs/(\w+)", self._put),
             (r"/([^/]+/[^/]+)\.git/info/lfs/objects/batch", self._batch),
@@ -164,6 +166,13 @@ class _Handler(BaseHTTPRequestHandler):
         private = asked.get("visibility") == "private" or bool(asked.get("private"))
         self.hub.add(repo, {".gitattributes": b""}, private=private)
         return self._send(200, url)
+
+    def _delete(self, data):
+        asked = json.loads(data)
+        repo = f"{asked.get('organization') or 'me'}/{asked['name']}"
+        if self._may(repo, write=True):
+            del self.hub.repos[repo]
+            self._send(200, {})
 
     def _put(self, data, oid):
         self.hub.blobs[oid] = data
@@ -221,16 +230,23 @@ class _Handler(BaseHTTPRequestHandler):
         return self._send(404, {"error": f"no action {action}"})
 
     def _commit(self, repo, lines):
+        if self.hub.faults.get("commit_status"):
+            return self._send(self.hub.faults["commit_status"].pop(0), {"error": "injected"})
+        if before := self.hub.faults.pop("pushed_before", None):  # somebody else's files
+            self.hub.add(repo, before)
         added = {}
         for line in lines:
             value = line["value"]
+            parent = value.get("parentCommit") if line["key"] == "header" else None
+            if parent not in (None, self.hub.repos[repo]["commits"][-1][0]):
+                return self._refuse(412, "PreconditionFailed", "A commit has happened since")
             if line["key"] == "file":
                 added[value["path"]] = base64.b64decode(value["content"])
             elif line["key"] == "lfsFile":
                 added[value["path"]] = self.hub.blobs[value["oid"]]
         gone = tuple(line["value"]["path"] for line in lines if line["key"] == "deletedFile")
         commit = self.hub.add(repo, added, gone)
-        self._send(
+        return self._send(
             200,
             {
                 "success": True,
@@ -255,6 +271,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._refuse(404, "EntryNotFound", "Entry not found", {"X-Repo-Commit": commit})
         body = files[name]
         etag = faults.get("etag", _entry(name, body)["oid"])
+        if faults.get("etags"):  # one per request
+            etag = faults["etags"].pop(0) or etag
         headers = {"X-Repo-Commit": commit, "ETag": f'"{etag}"'}
         if not _is_lfs(name):
             return self._send(200, body, headers)

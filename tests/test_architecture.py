@@ -38,10 +38,8 @@ ROOMS = {
 DOORS = {
     "timm": {"backbone", "small_resnets", "train.optim", "data", "hub", "methods.compatibility"},
     "huggingface_hub": {"hub"},
-    "pooch": {"hub"},
     "requests": {"hub"},
     "matplotlib": {"hub"},
-    "fastjsonschema": {"hub"},
     "PIL": {"data"},
     "simplejpeg": {"data"},
     "torchvision": {"data"},

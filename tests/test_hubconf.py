@@ -90,13 +90,13 @@ def fresh(folder, code, **env):
 def test_a_missing_package_gets_torch_hubs_own_message(folder):
     code = """
 import sys, torch
-sys.modules["pooch"] = None
+sys.modules["requests"] = None
 import importlib.util
 real = importlib.util.find_spec
-importlib.util.find_spec = lambda name, *rest: None if name == "pooch" else real(name, *rest)
+importlib.util.find_spec = lambda name, *rest: None if name == "requests" else real(name, *rest)
 torch.hub.load("owner/repo:main", "cgh", weights="x", skip_validation=True, trust_repo=True)
 """
-    assert "RuntimeError: Missing dependencies: pooch" in fresh(folder, code).stderr
+    assert "RuntimeError: Missing dependencies: requests" in fresh(folder, code).stderr
 
 
 @pytest.mark.skipif(not ENTRIES, reason="no row yet")

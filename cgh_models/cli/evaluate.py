@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ..errors import InputError, NotReproduced, say, shell_command
+from ..errors import InputError, NotReproduced, printable, say, shell_command
 from ..evaluate.protocols import FINETUNE, LINEAR, EvalSettings, FinetuneConfig, LinearConfig
 from ..evaluate.protocols import Measurement as Measured
 from ..hub import manifest
@@ -80,9 +80,10 @@ class Measurement:
         train, val = load_splits(self.data, self.follow_links)
         if not self.record:
             return create_model(self.weights, pretrained=not self.random), train, val
-        folder = Path(self.weights)  # a str of this name may be an architecture of timm
-        if self.random or not is_weights(folder):
-            raise InputError(f"--record: {folder} is no weights folder; `cgh export` makes one")
+        folder = manifest.find_folder(self.weights)
+        if self.random or folder is None or not is_weights(folder):
+            given = printable(self.weights)
+            raise InputError(f"--record: {given} is no weights folder; `cgh export` makes one")
         manifest.read_row(folder)
         if not os.access(folder, os.W_OK):
             raise InputError(f"--record: {folder} cannot be written; give a copy of the folder")
@@ -100,7 +101,9 @@ class Measurement:
 
                 images = self.data_name or Path(self.data).resolve().name
                 command = shlex.join(["cgh", *sys.argv[1:]])
-                record(Path(self.weights), metric, Metric(data=images, **values, command=command))
+                folder = manifest.find_folder(self.weights)
+                assert folder is not None  # `load` has seen it
+                record(folder, metric, Metric(data=images, **values, command=command))
 
 
 @dataclass

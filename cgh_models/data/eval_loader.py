@@ -47,6 +47,11 @@ def eval_transform(backbone: nn.Module) -> Transform:
     return create_transform(**config, is_training=False)  # pyright: ignore
 
 
+def eval_size(backbone: nn.Module) -> tuple[int, int]:
+    """Height and width of what `eval_transform` makes for this backbone."""
+    return resolve_model_data_config(backbone)["input_size"][1:]
+
+
 def eval_batches(
     images: ImageSet,
     indices: np.ndarray,

@@ -13,7 +13,7 @@ from torch import nn
 
 from .. import files
 from ..data.image_set import ImageSet
-from ..errors import DiskError, InputError, IntegrityError, printable
+from ..errors import DiskError, InputError, IntegrityError, printable, say
 from ..tensors import read_tensors, write_tensors
 
 # The fields of timm's pretrained_cfg that the evaluation transform is made from.
@@ -62,8 +62,11 @@ def _state_sha256(model: nn.Module) -> str:
     return total.hexdigest()
 
 
-def read(folder: str | Path, key: str) -> np.ndarray | None:
-    """Cached embeddings (N, D); None if there are none, or if their file is damaged."""
+def read(folder: str | Path, key: str, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """Cached embeddings (n, D) and indices (n,) of the images that could be read; None if not kept.
+
+    ``indices`` are those of all images. A damaged file is named, and then counts as none.
+    """
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -74,18 +77,24 @@ def read(folder: str | Path, key: str) -> np.ndarray | None:
         return None
     try:
         described = files.read_json(path.with_suffix(".json"), "the sha256 of cached embeddings")
-        return read_tensors(path, str(described["sha256"]))["embeddings"].numpy()
+        tensors = read_tensors(path, str(described["sha256"]))
+        kept = tensors["kept"].numpy() if "kept" in tensors else indices
+        if len(kept) < len(indices):
+            count = len(indices) - len(kept)
+            say(f"{printable(path)}: of images of which {count} could not be read; left out")
+        return tensors["embeddings"].numpy(), kept
     except (InputError, IntegrityError, DiskError, KeyError):
         message = f"{printable(path)}: cached embeddings are damaged and are computed again"
         warnings.warn(message, stacklevel=3)
         return None
 
 
-def write(folder: str | Path, key: str, embeddings: np.ndarray) -> None:
-    """Caches embeddings (N, D). A full disk is a warning: the work is done."""
+def write(folder: str | Path, key: str, embeddings: np.ndarray, kept: np.ndarray) -> None:
+    """Caches embeddings (n, D) of these images (n,). A full disk is a warning: the work is done."""
     path = Path(folder) / f"{key}.safetensors"
+    tensors = {"embeddings": torch.from_numpy(embeddings), "kept": torch.from_numpy(kept)}
     try:
-        write_tensors(path, {"embeddings": torch.from_numpy(embeddings)})
+        write_tensors(path, tensors)
         described = {"sha256": files.sha256(path), "shape": list(embeddings.shape)}
         files.write_json(path.with_suffix(".json"), described)
     except DiskError as error:

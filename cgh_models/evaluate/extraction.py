@@ -1,27 +1,35 @@
 """Embeddings of an image set, in its order, computed or read from a cache."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+import hashlib
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..config import TrainConfig
-from ..data.eval_loader import OnBad, eval_batches, eval_transform
+from ..data.eval_loader import OnBad, eval_batches, eval_size, eval_transform
 from ..data.image_set import ImageSet, load
-from ..errors import InputError, printable, say
+from ..errors import InputError, out_of_memory, printable, say
+from ..tensors import plain_defaults
 from . import cache
 from .devices import pick_device, pick_precision
 from .inference import inference_copy
 from .protocols import EvalSettings
 from .splits import subset
 
+_MOST_BYTES = 2**30  # of a batch of images, whatever size the model's description asks for
 
+
+@plain_defaults()
 def extract(
     model: nn.Module,
-    data: str | Path | ImageSet,
+    data: str | Path | ImageSet | Iterable[str | Path],
     *,
     indices: np.ndarray | None = None,
     batch_size: int = 256,
@@ -36,21 +44,63 @@ def extract(
     device are restored.
 
     Args:
-        data: a folder, a list of paths, or an ImageSet.
-        indices: take only these images, in this order.
+        model: it may be one that torch.compile returned.
+        data: a folder, a text file of paths, an ImageSet, or paths of images, embedded in the
+            order in which they are given.
+        indices: take only these images, in this order; or a mask, one bool for each image.
         fast: run a copy of the model with folded batch norms, in bfloat16 where the processor has
             it. What moves embeddings of noise to a cosine below 0.9999 is left out of the copy.
         cache_dir: a folder to keep embeddings in and read them from, by network, preprocessing, and
             the files' names, sizes and times of change; None: no cache.
 
     Raises:
-        InputError: nothing to read there, a bad image, or a model that makes no embeddings.
+        InputError: nothing to read there, a bad image, indices out of range, or a model that makes
+            no embeddings of such images.
     """
-    images = data if isinstance(data, ImageSet) else load(data)
-    if indices is None:
-        indices = np.arange(len(images))
     settings = EvalSettings(batch_size, workers, device, fast, cache_dir)
-    return embeddings(model, images, indices, settings)[0]
+    images = open_images(data)
+    return embeddings(model, images, _positions(indices, len(images)), settings)[0]
+
+
+def open_images(data: Any) -> ImageSet:
+    """The ImageSet of what `extract` takes."""
+    if isinstance(data, ImageSet):
+        return data
+    if isinstance(data, (str, os.PathLike)):
+        return load(Path(data) if isinstance(data, os.PathLike) else data)
+    paths = list(data) if isinstance(data, Iterable) else [data]
+    for path in paths:
+        if not isinstance(path, (str, os.PathLike)):
+            given = f"data: {printable(repr(path))[:60]} is no path"
+            raise InputError(f"{given}; give a folder, a list of paths or an ImageSet")
+        if not os.path.isfile(path):
+            raise InputError(f"{printable(path)[:200]}: there is no such file; mend the list")
+    if not paths:
+        raise InputError("data: an empty list; give paths of images")
+    names = [os.path.abspath(path) for path in paths]
+    lines = "".join(f"{name}\t{os.path.getsize(name)}\n" for name in names)
+    digest = hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
+    return ImageSet("paths", Path(os.sep), names, None, [], digest)
+
+
+def _positions(indices: Any, count: int) -> np.ndarray:
+    """Indices (n,) of images: all, those given, or where a mask is true. Raises InputError."""
+    if indices is None:
+        return np.arange(count)
+    try:
+        given = np.asarray(indices)
+    except (TypeError, ValueError):  # ragged, or a tensor on a GPU
+        given = np.array("?")
+    if given.dtype == bool and given.shape == (count,):
+        return np.flatnonzero(given)
+    if given.ndim != 1 or (given.dtype.kind not in "iu" and given.size):
+        shown = f"{given.dtype} of shape {given.shape}"
+        expected = f"expected whole numbers (n,), or a mask of {count} bools"
+        raise InputError(f"indices: {shown}; {expected}, one for each image")
+    wrong = given[(given < 0) | (given >= count)] if given.size else given
+    if wrong.size:
+        raise InputError(f"indices: {wrong[0]} is not between 0 and {count - 1}; take it out")
+    return given.astype(np.int64)
 
 
 def extract_labelled(
@@ -75,38 +125,78 @@ def embeddings(
 
     With a ``cache_dir`` they are read from there or, if none is skipped, written there.
     """
+    plain: Any = getattr(model, "_orig_mod", model)  # of what torch.compile returned
+    _check_headless(plain)
     key = ""
     if settings.cache_dir:
-        key = cache.key(model, images, indices, settings.fast)
-        cached = cache.read(settings.cache_dir, key)
-        if cached is not None:
-            return cached, indices
-    _check_headless(model)
+        key = cache.key(plain, images, indices, settings.fast)
+        cached = cache.read(settings.cache_dir, key, indices)
+        if cached is not None and (on_bad == "skip" or len(cached[1]) == len(indices)):
+            return cached
     device = pick_device(settings.device)
-    transform = eval_transform(model)
-    parts = []
-    kept = []
-    with eval_mode_on(model, device):
-        embed = embedder(model, device, settings.fast)
+    transform = eval_transform(plain)
+    image_bytes = 3 * 4 * math.prod(eval_size(plain))
+    batch_size = min(settings.batch_size, max(1, _MOST_BYTES // image_bytes))
+    kept = np.empty(len(indices), np.int64)
+    count = 0
+    with eval_mode_on(plain, device):
+        rows = np.empty((len(indices), _width(plain, device)), np.float32)
+        embed = embedder(plain if settings.fast else model, device, settings.fast)
         for batch, batch_indices in eval_batches(
-            images, indices, transform, settings.batch_size, settings.workers, on_bad
+            images, indices, transform, batch_size, settings.workers, on_bad
         ):
-            parts.append(embed(batch).cpu().numpy())
-            kept.append(batch_indices)
-    rows = np.concatenate(parts)
-    if settings.cache_dir and len(rows) == len(indices):
-        cache.write(settings.cache_dir, key, rows)
-    return rows, np.concatenate(kept)
+            end = count + len(batch)
+            rows[count:end] = embed(batch).cpu().numpy()
+            kept[count:end] = batch_indices
+            count = end
+    if settings.cache_dir:
+        cache.write(settings.cache_dir, key, rows[:count], kept[:count])
+    return rows[:count], kept[:count]
 
 
-def _check_headless(model: nn.Module) -> None:
+def _check_headless(model: Any) -> None:
+    kind = f"a {type(model).__name__}"
+    if isinstance(getattr(model, "module", None), nn.Module) and not hasattr(model, "forward_head"):
+        raise InputError(f"{kind} hides the model that it wraps; give its .module")
+    if isinstance(model, torch.jit.ScriptModule) or not isinstance(model, nn.Module):
+        raise InputError(f"{kind} does not say which images it takes; give the timm module itself")
     classes = getattr(model, "num_classes", 0)
     if classes:
         what = f"this model ends in a classifier of {classes} classes"
         raise InputError(f"{what}; build it with num_classes=0")
     if not hasattr(model, "forward_head"):
-        what = f"a {type(model).__name__} makes no embeddings"
-        raise InputError(f"{what}; build the model without features_only")
+        raise InputError(f"{kind} makes no embeddings; build the model without features_only")
+    if not getattr(model, "pretrained_cfg", None):
+        raise InputError(f"{kind} has no pretrained_cfg, which says what images it takes; give one")
+    tensors = [*model.parameters(), *model.buffers()]
+    if not tensors or any(tensor.is_meta for tensor in tensors):
+        raise InputError(f"{kind} has no weights: it is empty or on the meta device; load some")
+
+
+@torch.inference_mode()
+def _width(model: Any, device: torch.device) -> int:
+    """The width of the model's embeddings, of one image of zeros. Raises InputError."""
+    size = eval_size(model)
+    image = torch.zeros(1, 3, *size, device=device, dtype=next(model.parameters()).dtype)
+    try:
+        shape = tuple(model(image).shape)
+    except (
+        AssertionError,
+        AttributeError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        if out_of_memory(error):
+            raise
+        reason = printable(" ".join(str(error).split()))[:120]
+        what = f"a {type(model).__name__} cannot take images of {' x '.join(map(str, size))}"
+        raise InputError(f"{what} ({reason}); build it for 3 channels and that size") from error
+    if len(shape) != 2:
+        what = f"a {type(model).__name__} makes {shape[1:]} of an image, not one embedding"
+        raise InputError(f"{what}; build it with pooling (global_pool)")
+    return shape[1]
 
 
 def embedder(model: nn.Module, device: torch.device, fast: bool) -> Callable[[Tensor], Tensor]:

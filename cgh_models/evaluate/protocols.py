@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +43,8 @@ class EvalSettings:
     log: Callable[[str], None] = lambda text: None  # gets lines about the progress
 
     def __post_init__(self):
-        if self.batch_size < 1 or self.workers < 0:
+        counts = isinstance(self.batch_size, Integral) and isinstance(self.workers, Integral)
+        if not counts or self.batch_size < 1 or self.workers < 0:
             given = f"batch size {self.batch_size}, workers {self.workers}"
             raise InputError(f"{given}: expected at least 1 and at least 0")
 

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,16 @@ from ..backbone import TimmModel
 from ..errors import IntegrityError, printable
 from ..files import read_json
 from ..methods import build_method
+from ..tensors import plain_defaults
 from . import fetch, manifest, timm_models, weights_folder
+from .memory_limit import MemoryLimit
 from .row import BACKBONE, Row
 
 # Of the fingerprint's largest number; float32 on other CPUs and thread counts differs by some 1e-6.
 TOLERANCE = 1e-4
 
 
+@plain_defaults()
 def verify(weights: str | os.PathLike[str]) -> dict[str, Any]:
     """Checks published weights (fetched if need be) or a weights folder, all the way.
 
@@ -42,7 +46,22 @@ def verify(weights: str | os.PathLike[str]) -> dict[str, Any]:
         _check_description(folder, row)
     for file, content in tensors.items():
         _check_values(f"{shown}/{file}", content)
-    model = timm_models.filled(row, tensors[BACKBONE], f"{weights}/{BACKBONE}")
+    with MemoryLimit(weights, [folder / f for f in row.files]) if folder else nullcontext():
+        error, parameters = _check_networks(row, tensors, shown)
+    if not error <= TOLERANCE:
+        raise IntegrityError(
+            f"{shown}: its fingerprint is off by {error:.2g} of its size, expected at most "
+            f"{TOLERANCE}: timm {timm.__version__} computes something else than when it was made"
+        )
+    found = {"name": row.name, "files": list(tensors), "parameters": parameters}
+    return found | {"fingerprint_error": error}
+
+
+def _check_networks(
+    row: Row, tensors: dict[str, dict[str, Tensor]], shown: str
+) -> tuple[float, int]:
+    """The error of the fingerprint and the number of parameters, after backbone and heads fit."""
+    model = timm_models.filled(row, tensors[BACKBONE], f"{shown}/{BACKBONE}")
     parameters = sum(p.numel() for p in model.parameters())
     if (parameters, model.num_features) != (row.parameters, row.num_features):
         raise IntegrityError(
@@ -54,15 +73,8 @@ def verify(weights: str | os.PathLike[str]) -> dict[str, Any]:
         method = build_method(
             row.method, row.architecture, cfg, row.method_config, **row.model_args
         )
-        weights_folder.load_state(method, tensors[BACKBONE], tensors[row.heads_file], weights)
-    error = _fingerprint_error(model, row)
-    if not error <= TOLERANCE:
-        raise IntegrityError(
-            f"{shown}: its fingerprint is off by {error:.2g} of its size, expected at most "
-            f"{TOLERANCE}: timm {timm.__version__} computes something else than when it was made"
-        )
-    found = {"name": row.name, "files": list(tensors), "parameters": parameters}
-    return found | {"fingerprint_error": error}
+        weights_folder.load_state(method, tensors[BACKBONE], tensors[row.heads_file], shown)
+    return _fingerprint_error(model, row), parameters
 
 
 def _check_description(folder: Path, row: Row) -> None:

@@ -1,27 +1,26 @@
 """`weights_manifest.json`: one row per published weights - what they are, how made, their hashes.
 
-`weights_manifest.schema.json` describes every key. The copy in the package is the one that counts:
-nothing about a network is taken from a server. A weights folder carries its row as `weights.json`.
+`weights_manifest.schema.json` describes every key; `row` checks them. The copy in the package is
+the one that counts: nothing about a network is taken from a server. A weights folder carries its
+row as `weights.json`.
 """
 
 import copy
 import difflib
 import fnmatch
 import functools
-import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from .. import files
 from ..errors import InputError, IntegrityError, printable, say
 from .row import Row
+from .strict_json import refused
 
 PACKAGE = Path(__file__).parents[1]
 MANIFEST = PACKAGE / "weights_manifest.json"
 ROW_FILE = "weights.json"
-_SCHEMA = PACKAGE / "weights_manifest.schema.json"
 
 
 @functools.cache
@@ -49,17 +48,42 @@ def row(name: str) -> Row:
     return copy.deepcopy(rows()[name])
 
 
-def is_published(weights: str | os.PathLike[str]) -> bool:
-    """Whether WEIGHTS is the name of a row; a Path is always a folder."""
-    return isinstance(weights, str) and weights in rows()
+def find_folder(weights: str | os.PathLike[str]) -> Path | None:
+    """The folder that WEIGHTS stands for; None if it is a name. Raises InputError.
+
+    A published name and timm's names come before a folder that is called like them, which is
+    ``./NAME``. A Path is always a folder.
+    """
+    text = str(weights).removeprefix("local-dir:")
+    folder = Path(text)
+    if isinstance(weights, str) and text == weights:
+        if weights.startswith("hf-hub:"):
+            return None
+        if Path(folder.name) == folder and "/" not in weights:  # it may be a name
+            if not os.path.isdir(folder):
+                return None
+            if _is_name(weights):
+                say(f"{weights} is a name and means it; the folder of that name is ./{weights}")
+                return None
+    if not os.path.isdir(folder):
+        hint = "give a weights folder, a run folder or a timm name"
+        raise InputError(f"{printable(folder)[:200]}: there is no such folder; {hint}")
+    return folder
+
+
+def _is_name(weights: str) -> bool:
+    if weights in rows():
+        return True
+    import timm  # `cgh list` and `cgh info` need this module without torch
+
+    arch, _, tag = weights.partition(".")
+    return timm.is_model(arch) and (not tag or timm.is_model_pretrained(weights))
 
 
 def find(weights: str | os.PathLike[str]) -> tuple[Row, Path | None]:
     """The row of published weights and None, or of a weights folder and that folder."""
-    folder = Path(weights)
-    if is_published(weights) or not folder.is_dir():
-        return row(str(weights)), None
-    return read_row(folder), folder
+    folder = find_folder(weights)
+    return (row(str(weights)), None) if folder is None else (read_row(folder), folder)
 
 
 def read(path: Path) -> list[Row]:
@@ -75,7 +99,7 @@ def read_row(folder: Path) -> Row:
 
 
 def write_row(folder: Path, row: Row) -> None:
-    """Writes the row of a weights folder. Raises InputError if the schema refuses it."""
+    """Writes the row of a weights folder. Raises InputError if it cannot be read back."""
     path = folder / ROW_FILE
     values = row.to_json()
     _parse({"schema": 1, "weights": [values]}, path)
@@ -91,46 +115,24 @@ def add(path: Path, new: Row) -> None:
 
 
 def _parse(content: dict[str, Any], path: Path) -> list[Row]:
-    try:
-        _validator()(content)
-    except ValueError as error:  # fastjsonschema's
-        raise InputError(f"{printable(path)}: {_explain(content, error)}") from error
-    found = [Row.from_json(values) for values in content["weights"]]
+    file = printable(path)
+    if content.get("schema") != 1 or content.keys() != {"schema", "weights"}:
+        shown = {"schema": content.get("schema"), "keys": list(content)}
+        raise InputError(f"{file}: {refused('', shown, 'schema 1, and the key weights')}")
+    if not isinstance(content["weights"], list):
+        raise InputError(f"{file}: {refused('weights', content['weights'], 'a list of rows')}")
+    found = []
     entries = set()  # names as torch.hub has them
-    for row in found:
-        where = f"{printable(path)}: row {row.name!r}"
+    for number, values in enumerate(content["weights"]):
+        name = values.get("name", number) if isinstance(values, dict) else number
+        where = f"{file}: row {printable(name)[:80]!r}"
+        try:
+            row = Row.from_json(values)
+        except ValueError as error:
+            raise InputError(f"{where}: {printable(error)}") from error
         entry = row.name.replace(".", "_")
         if entry in entries:
             raise InputError(f"{where}: key 'name': there are two rows of this name; rename one")
         entries.add(entry)
-        if row.name.partition(".")[0] != row.architecture:
-            expected = "expected what stands before the dot of the name"
-            raise InputError(f"{where}: key 'architecture': {row.architecture!r}, {expected}")
+        found.append(row)
     return found
-
-
-@functools.cache
-def _validator() -> Callable[[dict[str, Any]], Any]:
-    try:
-        import fastjsonschema
-    except ModuleNotFoundError:  # a machine for training alone
-        say("fastjsonschema is not installed: rows are not checked (`cgh verify` elsewhere does)")
-        return lambda content: content
-    return fastjsonschema.compile(json.loads(_SCHEMA.read_text("utf-8")))
-
-
-def _explain(content: dict[str, Any], error: Any) -> str:
-    """Which row, which key, what is wrong with it."""
-    path = error.path[1:]
-    where = "the manifest"
-    if path[:1] == ["weights"] and len(path) > 1:
-        values = content["weights"][int(path[1])]
-        name = values.get("name", path[1]) if isinstance(values, dict) else path[1]
-        where = f"row {printable(name)[:80]!r}"
-        path = path[2:]
-    if path:
-        where += f": key {printable('.'.join(path))[:80]!r}"
-    problem = printable(error.message.removeprefix(error.name).strip())[:160]
-    if error.rule in ("required", "additionalProperties"):  # these name a key of it themselves
-        return f"{where} {problem}"
-    return f"{where}: {printable(json.dumps(error.value))[:60]}, {problem}"

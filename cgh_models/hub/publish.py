@@ -1,5 +1,6 @@
 """Uploads a weights folder: verified, one commit, read back, and only then pinned in manifests."""
 
+import contextlib
 import copy
 import dataclasses
 import errno
@@ -120,9 +121,26 @@ def _content(folder: Path, row: Row) -> tuple[dict[str, bytes], list[str]]:
 
 
 def _upload(content: dict[str, bytes], repo: str, row: Row, private: bool) -> str:
-    """Makes one commit of these files alone, with a tag, and returns its id."""
+    """Makes one commit of these files alone, with a tag, and returns its id.
+
+    A repository that it made and could not fill is removed again.
+    """
     api = HfApi()
+    is_new = not api.repo_exists(repo)
     api.create_repo(repo, private=private or None, exist_ok=True)
+    try:
+        commit = _commit(api, content, repo, row, private)
+    except BaseException:
+        with contextlib.suppress(Exception):  # the first error is the one to report
+            names = {file.rfilename for file in api.model_info(repo).siblings or []}
+            if is_new and names <= {".gitattributes"}:
+                api.delete_repo(repo, missing_ok=True)
+        raise
+    api.create_tag(repo, tag=f"weights-{commit[:12]}", revision=commit, exist_ok=True)
+    return commit
+
+
+def _commit(api: HfApi, content: dict[str, bytes], repo: str, row: Row, private: bool) -> str:
     known = api.model_info(repo)
     if private and not known.private:
         hint = "make it private on its page, or leave --private out"
@@ -138,6 +156,6 @@ def _upload(content: dict[str, bytes], repo: str, row: Row, private: bool) -> st
         operations.append(CommitOperationDelete(name))
     operations += [CommitOperationAdd(name, body) for name, body in content.items()]
     message = f"{row.name}, cgh-models {row.code.version}"
-    commit = api.create_commit(repo, operations, commit_message=message).oid
-    api.create_tag(repo, tag=f"weights-{commit[:12]}", revision=commit, exist_ok=True)
-    return commit
+    # Refused by the Hub if somebody else has committed since the files were listed.
+    made = api.create_commit(repo, operations, commit_message=message, parent_commit=known.sha)
+    return made.oid

@@ -1,26 +1,32 @@
 """From WEIGHTS to a network: a published name, a timm name, a weights folder, or a run folder."""
 
+import contextlib
 import fnmatch
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import timm
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from .. import backbone, files, small_resnets
+from .. import backbone, small_resnets
 from ..config import TrainConfig, from_dict
 from ..errors import InputError, IntegrityError, NetworkError, printable, say
 from ..methods import build_method, preprocessing
-from ..tensors import describe_mismatch, read_shapes
+from ..tensors import describe_mismatch, plain_defaults
 from ..train import checkpoint
 from ..train.checkpoint import is_run
-from . import fetch, manifest, tags, timm_models, weights_folder
+from . import fetch, foreign_config, manifest, tags, timm_models, weights_folder
 from .fetch import CacheDir
+from .memory_limit import MemoryLimit
 from .row import BACKBONE, HEADS, Row
 
 # What timm's constructors and loaders raise for arguments or a config.json that cannot be.
-_TIMMS = (AssertionError, AttributeError, KeyError, OSError, RuntimeError, TypeError, ValueError)
+_TIMMS = (AssertionError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
+_TIMMS += (ArithmeticError,)
 
 
 def create_model(
@@ -47,30 +53,29 @@ def create_model(
         IntegrityError: a damaged file.
         DiskError: the cache cannot be written.
     """
-    folder = find_folder(weights)
+    for name, least in (("num_classes", 0), ("in_chans", 1)):
+        value = kwargs.get(name, least)
+        if type(value) is not int or value < least:
+            raise InputError(f"{name}={value!r}: expected a whole number of at least {least}")
+    with plain_defaults():
+        model = _create(weights, pretrained, cache_dir, kwargs)
+    device = torch.get_default_device()
+    return model if device.type == "cpu" else model.to(device)
+
+
+def _create(
+    weights: str | os.PathLike[str], pretrained: bool, cache_dir: CacheDir, kwargs: dict[str, Any]
+) -> nn.Module:
+    folder = manifest.find_folder(weights)
     if folder is not None:
         return _from_folder(folder, pretrained, kwargs)
     name = str(weights)
     if name in manifest.rows():
-        return _published(manifest.rows()[name], pretrained, cache_dir, kwargs)
+        row = manifest.rows()[name]
+        file = tags.VerifiedFile(row, cache_dir)
+        read = partial(fetch.read, row, BACKBONE, None, cache_dir)
+        return _of_row(row, file, read, pretrained, kwargs)
     return _from_timm(name, pretrained, kwargs | ({"cache_dir": cache_dir} if cache_dir else {}))
-
-
-def find_folder(weights: str | os.PathLike[str]) -> Path | None:
-    """The folder that ``weights`` stands for; None if it is a name. Raises InputError."""
-    if isinstance(weights, str):
-        arch, _, tag = weights.partition(".")
-        if weights in manifest.rows() or weights.startswith("hf-hub:"):
-            return None
-        if timm.is_model(arch) and (not tag or timm.is_model_pretrained(weights)):
-            return None
-    folder = Path(str(weights).removeprefix("local-dir:"))
-    if folder.is_dir():
-        return folder
-    if "/" in str(weights) or str(weights).startswith("local-dir:"):
-        hint = "give a weights folder, a run folder or a timm name"
-        raise InputError(f"{printable(folder)}: there is no such folder; {hint}")
-    return None
 
 
 def _from_timm(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
@@ -83,30 +88,43 @@ def _from_timm(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module
                 f"{printable(name)}: no weights of this name and no such folder; `cgh list` and "
                 f"timm.list_pretrained('{arch}*') show weights, --random takes untrained ones"
             )
+    args = {"num_classes": 0, **kwargs}
     try:
-        return timm.create_model(name, pretrained=pretrained, **{"num_classes": 0, **kwargs})
-    except TypeError as error:
-        raise _cannot_build(name, kwargs, error) from error
+        return timm.create_model(name, pretrained=pretrained, **args)
     except Exception as error:  # timm and huggingface_hub raise some twenty kinds here
-        if not pretrained:
-            raise
+        if not pretrained or isinstance(error, TypeError) or not _can_build(name, args):
+            raise _cannot_build(name, kwargs, error) from error
         reason = " ".join(str(error).split())[:120]
         raise NetworkError(
             f"{name}: its weights could not be fetched ({reason}); try later, or give a folder"
         ) from error
 
 
-def _published(row: Row, pretrained: bool, cache_dir: CacheDir, kwargs: dict[str, Any]) -> Any:
+def _can_build(name: str, args: dict[str, Any]) -> bool:
+    """Whether timm builds it untrained; if so, what failed was to get its weights."""
+    try:
+        return name.startswith("hf-hub:") or bool(timm.create_model(name, **args))
+    except Exception:
+        return False
+
+
+def _of_row(
+    row: Row,
+    file: os.PathLike[str],
+    read: Callable[[], dict[str, Tensor]],
+    pretrained: bool,
+    kwargs: dict[str, Any],
+) -> Any:
     """A row's model: filled without initializing it first if it is headless, else built by timm."""
-    file = tags.VerifiedFile(row, cache_dir)
     if pretrained and kwargs in ({}, {"num_classes": 0}):
-        tensors = fetch.read(row, BACKBONE, None, cache_dir)
-        return timm_models.filled(row, tensors, file)
+        return timm_models.filled(row, read(), file)
     timm_models.skeleton(row)  # raises if this timm cannot build it
     cfg = timm_models.pretrained_cfg(row, file)
     args = {"num_classes": 0, **row.model_args, **kwargs}
     try:
-        return timm.create_model(row.name, pretrained=pretrained, pretrained_cfg=cfg, **args)
+        return timm.create_model(
+            row.architecture, pretrained=pretrained, pretrained_cfg=cfg, **args
+        )
     except _TIMMS as error:
         raise _cannot_build(row.name, kwargs, error) from error
 
@@ -126,20 +144,17 @@ def _from_folder(path: Path, pretrained: bool, kwargs: dict[str, Any]) -> nn.Mod
     if not weights_folder.is_weights(path):
         raise InputError(f"{name}: holds no weights (config.json, model.safetensors) and no run")
     file = path / BACKBONE
-    files.read_json(path / "config.json", "timm's config.json")  # timm's message names no file
-    if (path / manifest.ROW_FILE).is_file():
-        row = manifest.read_row(path)
-        tensors = fetch.read(row, BACKBONE, path)
-        if kwargs in ({}, {"num_classes": 0}):
-            return timm_models.filled(row, tensors, file)
-        timm_models.check_fit(row, file)
-    else:
-        read_shapes(file)
-    args = {"num_classes": 0, **kwargs}
-    try:
-        return timm_models.from_folder(path, **args)
-    except _TIMMS as error:
-        raise _cannot_build(name, kwargs, error) from error
+    with MemoryLimit(path, [file]):
+        if (path / manifest.ROW_FILE).is_file():
+            row = manifest.read_row(path)
+            tensors = fetch.read(row, BACKBONE, path)  # checks the sha256, also for timm
+            timm_models.check_fit(row, file)
+            return _of_row(row, file, lambda: tensors, pretrained, kwargs)
+        arch, cfg, args = foreign_config.read(path)
+        try:
+            return timm.create_model(arch, True, cfg, **{**args, "num_classes": 0, **kwargs})
+        except _TIMMS as error:
+            raise _cannot_build(name, kwargs, error) from error
 
 
 def _cannot_build(what: str, kwargs: dict[str, object], error: Exception) -> InputError:
@@ -177,16 +192,28 @@ def load_method(weights: str | os.PathLike[str], *, cache_dir: CacheDir = None) 
         NetworkError: they could not be fetched.
         IntegrityError: a damaged file.
     """
-    if not manifest.is_published(weights) and is_run(Path(weights)):
-        return load_run(weights)
-    row, folder = manifest.find(weights)
+    with plain_defaults():
+        method = _load_method(weights, cache_dir)
+    device = torch.get_default_device()
+    return method if device.type == "cpu" else method.to(device)
+
+
+def _load_method(weights: str | os.PathLike[str], cache_dir: CacheDir) -> Any:
+    folder = manifest.find_folder(weights)
+    if folder is not None and is_run(folder):
+        return load_run(folder)
+    row = manifest.row(str(weights)) if folder is None else manifest.read_row(folder)
     if row.heads_file is None:
         reason = f"holds a backbone without heads, expected {HEADS}"
         raise InputError(f"{printable(weights)}: {reason}; create_model loads the backbone")
     heads = fetch.read(row, row.heads_file, folder, cache_dir)
     backbone_state = fetch.read(row, BACKBONE, folder, cache_dir)
     images = row.preprocessing.to_timm()
-    method = build_method(row.method, row.architecture, images, row.method_config, **row.model_args)
+    tensor_files = [folder / file for file in row.files] if folder else []
+    with MemoryLimit(weights, tensor_files) if folder else contextlib.nullcontext():
+        method = build_method(
+            row.method, row.architecture, images, row.method_config, **row.model_args
+        )
     weights_folder.load_state(method, backbone_state, heads, weights)
     return method
 
@@ -202,10 +229,10 @@ def load_run(run_dir: str | os.PathLike[str]) -> Any:
 def new_method_of_run(run_dir: Path) -> tuple[Any, dict[str, Any]]:
     """A method as a run's config.json describes it, newly initialized, and that description."""
     run = checkpoint.read_run(run_dir)
-    train = from_dict(TrainConfig, run["train"])
-    images = preprocessing(train)
+    images = preprocessing(from_dict(TrainConfig, run["train"]))
     try:
-        return build_method(run["method"], run["arch"], images, run["method_config"]), run
+        with MemoryLimit(run_dir, run_dir.glob("checkpoint-*")):
+            return build_method(run["method"], run["arch"], images, run["method_config"]), run
     except InputError as error:
         raise InputError(f"{printable(run_dir / 'config.json')}: {error}") from error
 
@@ -220,7 +247,7 @@ def start_from(method: Any, weights: str | os.PathLike[str]) -> str:
     Raises:
         InputError: the backbone does not fit.
     """
-    folder = find_folder(weights)
+    folder = manifest.find_folder(weights)
     name = folder or str(weights)
     reason = "the weights have none"
     source = None

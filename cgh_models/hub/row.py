@@ -1,77 +1,97 @@
-"""A row of the weights manifest as dataclasses, and its JSON."""
+"""A row of the weights manifest as dataclasses, and its JSON, every value of which is checked."""
 
 import dataclasses
-from dataclasses import dataclass
-from typing import Any
+import re
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from .strict_json import Limits, parse, refused
 
 BACKBONE = "model.safetensors"
 HEADS = "heads/model.safetensors"  # in a subfolder: older timm loads folders of one file only
 OLD_HEADS = "pretrain.safetensors"  # what folders of earlier versions call it
+
+Text = Annotated[str, Limits(1, 2000)]
+Name = Annotated[str, Limits(1, 100, "[a-z0-9_]+")]
+Digest = Annotated[str, Limits(64, 64, "[0-9a-f]+")]
+Commit = Annotated[str, Limits(40, 40, "[0-9a-f]+")]
+RepoId = Annotated[str, Limits(1, 200, r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")]
+Url = Annotated[
+    str, Limits(1, 2000, r"https://[^\s/@]+/\S*|http://(127\.0\.0\.1|localhost)(:[0-9]+)?/\S*")
+]
+Count = Annotated[int, Limits(1)]
+Side = Annotated[int, Limits(1, 4096)]
+Three = Limits(3, 3)
+_PAPER = r"arXiv:[0-9]{4}\.[0-9]{4,5}"
+_METRIC = "(knn|linear|finetune)_[a-z0-9_]+"
+# What is null in rows of converted files alone, which cannot say it.
+_KNOWN_OF_RUNS = ("method_config", "train_config", "epochs", "steps", "seed")
+_KNOWN_OF_RUNS += ("data.name", "data.images", "data.digest")
 
 
 @dataclass
 class TrainingImages:
     """The images that weights were trained on; None: not stated."""
 
-    name: str | None = None
-    images: int | None = None
-    digest: str | None = None
-    license_note: str = ""
+    name: Text | None = None
+    images: Count | None = None
+    digest: Digest | None = None
+    license_note: Text = ""
 
 
 @dataclass
 class CodeVersion:
     """The version of this package that made the weights."""
 
-    version: str
-    commit: str | None = None
+    version: Text
+    commit: Commit | None = None
 
 
 @dataclass
 class ConvertedFrom:
     """The authors' file that weights were converted from."""
 
-    file: str
-    bytes: int
-    sha256: str
-    prefix: str
+    file: Annotated[str, Limits(1, 1100)]
+    bytes: Count
+    sha256: Digest
+    prefix: Annotated[str, Limits(0, 200)]
 
 
 @dataclass
 class FileEntry:
     """A tensor file: its size, its hash, and mirrors of it."""
 
-    bytes: int
-    sha256: str
-    urls: list[str] | None = None
+    bytes: Count
+    sha256: Digest
+    urls: Annotated[list[Url], Limits(1, 8)] | None = None
 
 
 @dataclass
 class HubPin:
     """The repository and the commit (40 hex digits) that hold the files."""
 
-    repo_id: str
-    revision: str
+    repo_id: RepoId
+    revision: Commit
 
 
 @dataclass
 class Preprocessing:
     """The images that the model expects, in the words of timm's pretrained_cfg."""
 
-    input_size: list[int]
-    mean: list[float]
-    std: list[float]
-    crop_pct: float
-    interpolation: str
-    crop_mode: str
+    input_size: Annotated[list[Side], Three]
+    mean: Annotated[list[Annotated[float, Limits()]], Three]
+    std: Annotated[list[Annotated[float, Limits(above=0)]], Three]
+    crop_pct: Annotated[float, Limits(high=1, above=0)]
+    interpolation: Literal["bilinear", "bicubic", "nearest", "lanczos"]
+    crop_mode: Literal["center", "squash", "border"]
 
     @classmethod
     def from_timm(cls, cfg: dict[str, Any]) -> "Preprocessing":
         """The fields of a timm pretrained_cfg."""
         values: dict[str, Any] = {}
-        for field in dataclasses.fields(cls):
-            value = cfg[field.name]
-            values[field.name] = list(value) if isinstance(value, tuple) else value
+        for name in cls.__dataclass_fields__:
+            value = cfg[name]
+            values[name] = list(value) if isinstance(value, tuple) else value
         return cls(**values)
 
     def to_timm(self) -> dict[str, Any]:
@@ -83,71 +103,90 @@ class Preprocessing:
 class Metric:
     """A measured number: ``value`` in percent, on ``n`` images."""
 
-    data: str
-    protocol: str
+    data: Text
+    protocol: Text
     parameters: dict[str, Any]
-    value: float
-    n: int
-    command: str
+    value: Annotated[float, Limits(0, 100)]
+    n: Count
+    command: Text
 
 
 @dataclass
 class TrainingCost:
     """What the training took, and its log in the repository."""
 
-    hardware: str
-    hours: float
-    log: str
-    log_sha256: str
+    hardware: Text
+    hours: Annotated[float, Limits(above=0)]
+    log: Text
+    log_sha256: Digest
 
 
 @dataclass(kw_only=True)
 class Row:
     """A row of the manifest; its fields are the keys of the schema, in the order of the files."""
 
-    name: str
-    architecture: str
-    model_args: dict[str, int]
-    parameters: int
-    num_features: int
-    pool_size: list[int]
-    method: str
+    name: Annotated[str, Limits(1, 128, r"[a-z0-9_]+\.[a-z0-9_]+")]
+    architecture: Name
+    model_args: dict[str, Side]
+    parameters: Count
+    num_features: Count
+    pool_size: Annotated[list[Count], Limits(2, 2)]
+    method: Name
     method_config: dict[str, Any] | None = None
     train_config: dict[str, Any] | None = None
-    branch: str
+    branch: Literal["student", "teacher"]
     data: TrainingImages
-    epochs: float | None = None
-    steps: int | None = None
+    epochs: Annotated[float, Limits(0)] | None = None
+    steps: Annotated[int, Limits(0)] | None = None
     seed: int | None = None
     code: CodeVersion
-    command: str
-    converted_from: ConvertedFrom | None = None
+    command: Text
+    converted_from: ConvertedFrom | None = field(default=None, metadata={"optional": True})
     files: dict[str, FileEntry]
     hub: HubPin | None = None
     preprocessing: Preprocessing
-    license: str | None
-    paper_ids: list[str]
+    license: Annotated[str, Limits(1, 100)] | None
+    paper_ids: Annotated[list[Annotated[str, Limits(1, 30, _PAPER)]], Limits(1)]
     metrics: dict[str, Metric | None]
-    fingerprint: list[float]
-    notes: list[str]
-    training: TrainingCost | None = None
+    fingerprint: Annotated[list[Annotated[float, Limits()]], Limits(8, 8)]
+    notes: list[Text]
+    training: TrainingCost | None = field(default=None, metadata={"optional": True})
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> "Row":
-        """The row of a JSON object that the schema accepts."""
-        converted = values.get("converted_from")
-        training = values.get("training")
-        nested = {
-            "data": TrainingImages(**values["data"]),
-            "code": CodeVersion(**values["code"]),
-            "converted_from": ConvertedFrom(**converted) if converted else None,
-            "files": {name: FileEntry(**entry) for name, entry in values["files"].items()},
-            "hub": HubPin(**values["hub"]) if values["hub"] else None,
-            "preprocessing": Preprocessing(**values["preprocessing"]),
-            "metrics": {k: Metric(**v) if v else None for k, v in values["metrics"].items()},
-            "training": TrainingCost(**training) if training else None,
-        }
-        return cls(**{**values, **nested})
+    def from_json(cls, values: object) -> "Row":
+        """The row of a JSON value. Raises ValueError, which names the key, unless it is one."""
+        row = parse(cls, values)
+        row._check_what_belongs_together()
+        return row
+
+    def _check_what_belongs_together(self) -> None:
+        if self.name.partition(".")[0] != self.architecture:
+            raise refused("architecture", self.architecture, "what stands before the name's dot")
+        if not self.model_args.keys() <= {"img_size"}:
+            raise refused("model_args", self.model_args, "img_size alone")
+        if self.preprocessing.input_size[0] != 3:
+            raise refused("preprocessing.input_size", self.preprocessing.input_size, "3 channels")
+        heads = [[], [HEADS], [OLD_HEADS]]
+        if BACKBONE not in self.files or [f for f in self.files if f != BACKBONE] not in heads:
+            raise refused("files", list(self.files), f"{BACKBONE}, and beside it at most {HEADS}")
+        for name, metric in self.metrics.items():
+            if name not in ("knn", "linear") and (
+                metric is None or not re.fullmatch(_METRIC, name)
+            ):
+                raise refused("metrics", name, "knn, linear, and measured ones like knn_tiny")
+        if not {"knn", "linear"} <= self.metrics.keys():
+            raise refused("metrics", list(self.metrics), "knn and linear")
+        if self.converted_from and len(self.files) > 1:
+            raise refused("files", list(self.files), f"{BACKBONE} alone of a converted file")
+        for key in () if self.converted_from else _KNOWN_OF_RUNS:
+            if self._of_key(key) is None:
+                raise refused(key, None, "what it was: it is not converted from a file")
+
+    def _of_key(self, key: str) -> Any:
+        value: Any = self
+        for name in key.split("."):
+            value = getattr(value, name)
+        return value
 
     def to_json(self) -> dict[str, Any]:
         """A new JSON object of the row."""

@@ -3,15 +3,16 @@
 import contextlib
 import errno
 import os
+import re
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urljoin, urlsplit
 
-from huggingface_hub import constants, errors, get_hf_file_metadata, hf_hub_download, hf_hub_url
+from huggingface_hub import constants, errors, file_download, hf_hub_download, hf_hub_url
 from tqdm import tqdm
 
 from ..errors import ERRORS, DiskError, IntegrityError, NetworkError, Output, printable
@@ -21,16 +22,32 @@ _CHUNK = 2**20  # bytes
 _BUSY = {408, 425, 429, 500, 502, 503, 504}  # HTTP codes that may pass
 
 
+_metadata = file_download.get_hf_file_metadata
+
+
+def _safe_metadata(*args: Any, **kwargs: Any) -> Any:
+    """huggingface_hub's answer on a file; refused if its ETag is no name for a file in a cache."""
+    answer = _metadata(*args, **kwargs)
+    if not re.fullmatch(r"[\w-][\w.-]*", answer.etag or "none", re.A):
+        found = printable(f"{answer.commit_hash}, ETag {answer.etag}")[:120]
+        raise IntegrityError(f"{constants.ENDPOINT}: the Hub answered {found}; check HF_ENDPOINT")
+    return answer
+
+
+# hf_hub_download asks once more and writes to the path that the second answer's ETag makes.
+file_download.get_hf_file_metadata = _safe_metadata
+
+
 def from_hub(repo: str, revision: str, file: str, size: int, cache: Path) -> Path:
     """Downloads a file at a commit into huggingface_hub's cache. Raises as `plain_errors`."""
     page = f"{constants.ENDPOINT}/{repo}"
     url = hf_hub_url(repo, file, revision=revision)
     with plain_errors(page, cache, size):
         # hf_hub_download asks this too, but tries for half a minute to reach a Hub that is not
-        # there, takes any commit, and writes to the path that an ETag with slashes is.
-        answer = retry_if_busy(lambda: get_hf_file_metadata(url))
-        if answer.commit_hash != revision or os.path.basename(answer.etag or "") != answer.etag:
-            found = printable(f"{answer.commit_hash}, ETag {answer.etag}")[:120]
+        # there, and takes any commit.
+        answer = retry_if_busy(lambda: _safe_metadata(url))
+        if answer.commit_hash != revision:
+            found = printable(answer.commit_hash)[:120]
             reason = f"asked for commit {revision}, the Hub answered {found}; check HF_ENDPOINT"
             raise IntegrityError(f"{page}: {reason}")
         if answer.size not in (None, size):
@@ -40,8 +57,7 @@ def from_hub(repo: str, revision: str, file: str, size: int, cache: Path) -> Pat
 
 def from_url(url: str, target: Path, size: int) -> Path:
     """Downloads a URL to ``target``, without credentials. Raises as `plain_errors`."""
-    from pooch import HTTPDownloader
-    from requests import Response
+    from requests import Response, Session
 
     def check_redirect(response: Response, **_: object) -> None:
         if response.is_redirect:
@@ -57,46 +73,28 @@ def from_url(url: str, target: Path, size: int) -> Path:
         leave=False,
         file=Output(sys.stderr),
     )
-    with plain_errors(source, target.parent, size), bar:
+    with plain_errors(source, target.parent, size), bar, Session() as session:
         _check_address(url)
-        download = HTTPDownloader(
-            progressbar=_LimitedBar(bar, source, size),  # pyright: ignore[reportArgumentType]
-            chunk_size=_CHUNK,
-            timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
-            auth=lambda request: request,  # else requests takes a password from ~/.netrc
-            hooks={"response": check_redirect},
-        )
+        # Else requests takes passwords from ~/.netrc, for the first host and for redirected ones.
+        session.auth = lambda request: request
+        session.rebuild_auth = lambda prepared_request, response: None
+        session.hooks["response"].append(check_redirect)
         target.parent.mkdir(parents=True, exist_ok=True)
-        # Not pooch.retrieve, which leaves a file that only its owner can read.
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".") as scratch:
+        with (
+            tempfile.TemporaryDirectory(dir=target.parent, prefix=".") as scratch,
+            session.get(url, stream=True, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as response,
+        ):
+            response.raise_for_status()
             temporary = Path(scratch) / target.name
-            download(url, str(temporary), None)
+            with open(temporary, "wb") as file:
+                for chunk in response.iter_content(_CHUNK):
+                    file.write(chunk)
+                    bar.update(len(chunk))
+                    if file.tell() > size:
+                        reason = f"more than {size} bytes came; report it"
+                        raise IntegrityError(f"{source}: {reason}")
             os.replace(temporary, target)
     return target
-
-
-class _LimitedBar:
-    """A progress bar as pooch uses it, which ends a download of more bytes than are expected."""
-
-    def __init__(self, bar: tqdm, source: str, size: int):
-        self.bar = bar
-        self.source = source
-        self.size = size
-        self.total = size  # pooch puts in what the server promises
-        self.reset()
-
-    def update(self, count: int) -> None:
-        self.rest -= count
-        if self.rest < -_CHUNK:  # pooch counts whole chunks
-            raise IntegrityError(f"{self.source}: more than {self.size} bytes came; report it")
-        self.bar.update(count)
-
-    def reset(self) -> None:
-        self.rest = self.size
-        self.bar.reset()
-
-    def close(self) -> None:
-        self.bar.close()
 
 
 def _check_address(url: str) -> None:

@@ -17,8 +17,10 @@ from ..errors import InputError, Interrupted, printable, say, shell_command
 from ..evaluate.collapse import COLLAPSED
 from ..evaluate.devices import pick_device, pick_precision
 from ..schedule import learning_rate
+from ..tensors import plain_defaults
 from ..view_recipes import RECIPES
 from . import checkpoint
+from .arguments import check_arguments
 from .metric_log import MetricLogger
 from .monitor import Monitor
 from .optim import create_optimizer
@@ -27,6 +29,7 @@ from .signals import StopSignals
 from .step import MemoryGuard, batch_too_large, half_fits, prepare, train_step
 
 
+@plain_defaults()
 def pretrain(
     method: Any,
     data: str | Path | ImageSet,
@@ -49,6 +52,7 @@ def pretrain(
         IntegrityError: no undamaged checkpoint to resume from.
         Interrupted: a signal came; the state is saved.
     """
+    check_arguments(method, data, config, run_dir)
     run_dir = Path(run_dir)
     device = pick_device(config.device)
     config = settle(config, device, run_dir, resume)

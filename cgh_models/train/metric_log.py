@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from ..config import TrainConfig
 from ..data.image_set import ImageSet
-from ..errors import DiskError, InputError, Output, printable, say
+from ..errors import DiskError, InputError, Output, printable
 from ..methods.method import Losses
 from . import checkpoint
 from .log_file import LONGEST_LINE, drop_lines, lines

@@ -8,7 +8,7 @@ from conftest import make_images
 from cgh_models.backbone import create
 from cgh_models.data.image_set import ImageSet, load_splits
 from cgh_models.errors import InputError
-from cgh_models.evaluate import extract
+from cgh_models.evaluate import extract, extraction
 from cgh_models.evaluate.extraction import extract_labelled, readable_images
 from cgh_models.evaluate.finetune import finetune
 from cgh_models.evaluate.linear import sgd
@@ -104,14 +104,21 @@ def test_their_substitutes_in_memory_are_not_taken_for_them(root, model):
     assert np.array_equal(rows, expected) and np.array_equal(labels, good.labels)
 
 
-def test_what_was_left_out_is_not_cached_as_if_it_were_all(root, model, tmp_path_factory):
+def test_the_images_that_could_be_read_are_cached_and_no_others(
+    root, model, tmp_path_factory, capsys
+):
     (path,) = damage(root / "val", 1)
     cache = tmp_path_factory.mktemp("cache")
-    for _ in range(2):
+    settings = EvalSettings(workers=0, cache_dir=cache)
+    _, val = load_splits(root)
+    rows, labels = extract_labelled(model, val, settings)
+    assert len(rows) == len(labels) == 299 and len(list(cache.iterdir())) == 2
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(extraction, "eval_batches", None)  # nothing is read any more
         _, val = load_splits(root)
-        rows, labels = extract_labelled(model, val, EvalSettings(workers=0, cache_dir=cache))
-        assert len(rows) == len(labels) == 299
-    assert not list(cache.iterdir())
+        again, labels_again = extract_labelled(model, val, settings)
+    assert np.array_equal(rows, again) and np.array_equal(labels, labels_again)
+    assert "of images of which 1 could not be read; left out" in capsys.readouterr().err
     with pytest.raises(InputError, match=f"{path}: .*mend or remove it"):
         extract(model, root / "val", workers=0, cache_dir=cache)
 

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from conftest import cgh
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from small_runs import QUICK, small, stop_at, train_run
 
-from cgh_models import backbone, files, tensors
+from cgh_models import backbone, files, tensors, verify
 from cgh_models.cli.main import main
 from cgh_models.errors import InputError, IntegrityError, Interrupted, NetworkError
 from cgh_models.hub import manifest
@@ -245,7 +246,9 @@ def test_weights_and_runs_are_loaded_by_one_name(weights, run):
     assert create_model(weights, num_classes=3)(x).shape == (1, 3)
 
 
-def test_timms_name_comes_before_a_folder_that_is_called_like_it(weights, tmp_path, monkeypatch):
+def test_timms_name_comes_before_a_folder_that_is_called_like_it(
+    weights, tmp_path, monkeypatch, image_root
+):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(weights, tmp_path / "test_resnet")
     shutil.copytree(weights, tmp_path / "test_resnet.mine")  # no tag of timm's
@@ -258,6 +261,18 @@ def test_timms_name_comes_before_a_folder_that_is_called_like_it(weights, tmp_pa
     assert "backbone, heads, teacher and queues" in start_from(new(), "./test_resnet")
     with pytest.raises(NetworkError):
         start_from(new(), "test_resnet")
+    for call in (verify, load_method, manifest.find):  # timm's has no row, no heads
+        with pytest.raises(InputError, match="test_resnet: no published weights of this name"):
+            call("test_resnet")
+        call("./test_resnet")
+        call(folder)
+    images = ["--data", image_root, "--workers", 0, "--device", "cpu", "--record"]
+    done = cgh("evaluate", "knn", "test_resnet", *images, cwd=tmp_path)
+    assert done.returncode == 2 and "--record: test_resnet is no weights folder" in done.stderr
+    assert "the folder of that name is ./test_resnet" in done.stderr
+    assert cgh("info", "test_resnet", cwd=tmp_path).returncode == 2
+    with pytest.raises(InputError, match="nothing_here: there is no such folder"):
+        create_model(Path("nothing_here"))  # a Path is never a name
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import json
 import random
 from pathlib import Path
 
+import fastjsonschema
 import pytest
 
 import cgh_models
@@ -57,16 +58,7 @@ def write(path, *rows):
 
 def changed(way: str, value):
     """ROW with the value at a/b/c replaced, or removed if it is ..."""
-    row = copy.deepcopy(ROW)
-    *path, last = way.split("/")
-    place = row
-    for key in path:
-        place = place[key]
-    if value is ...:
-        del place[last]
-    else:
-        place[last] = value
-    return row
+    return changed_at(ROW, way.split("/"), value)
 
 
 def test_both_copies_are_equal_and_every_row_keeps_the_schema():
@@ -85,6 +77,65 @@ def test_rows_come_back_as_the_json_they_were(file):
     for row in values.get("weights", [values]):
         assert json.dumps(Row.from_json(row).to_json()) == json.dumps(row)
     assert Row.from_json(ROW).to_json() == ROW
+
+
+# Values that JSON can hold, each of them right in some places and wrong in others.
+VALUES = (None, True, -1, 0, 3, 0.5, 101, 5000, "", "knn", "a" * 64, "x" * 3000, "a/b", [], {})
+VALUES += ([3, 64, 64], [0.5, 0.5, 0.5], {"a": 1}, ["a"], [None] * 8)
+
+
+def _places(value, way=()):
+    """The ways to everything inside a JSON value."""
+    if isinstance(value, (dict, list)):
+        for key in value if isinstance(value, dict) else range(len(value)):
+            yield (*way, key)
+            yield from _places(value[key], (*way, key))
+
+
+def test_the_dataclasses_check_what_the_schema_says(tmp_path):
+    """Every place of a full row with every value, without it, and with a key more."""
+    schema = json.loads((manifest.PACKAGE / "weights_manifest.schema.json").read_text())
+    accepts = fastjsonschema.compile(schema)
+    full = changed("metrics", {"knn": METRIC, "linear": None, "knn_tiny": METRIC})
+    full |= {"hub": {"repo_id": "org/name", "revision": "0" * 40}, "model_args": {"img_size": 64}}
+    full["files"]["model.safetensors"]["urls"] = ["https://example.com/a.safetensors"]
+    full["training"] = {"hardware": "h", "hours": 1.5, "log": "l", "log_sha256": "c" * 64}
+    both = 0
+    for base in (full, full | {"converted_from": CONVERTED}):
+        for way in _places(base):
+            if way[0] in ("name", "architecture"):  # the schema cannot compare the two
+                continue
+            for value in (..., *VALUES):
+                row = changed_at(base, way, value)
+                if value is ... and isinstance(way[-1], str):
+                    row_more = changed_at(base, (*way[:-1], "more"), 1)
+                    assert _accepts(accepts, row_more) == _accepts(None, row_more), way
+                assert _accepts(accepts, row) == _accepts(None, row), (way, value)
+                both += _accepts(None, row)
+    assert both > 100
+
+
+def changed_at(row, way, value):
+    row = copy.deepcopy(row)
+    place = row
+    for key in way[:-1]:
+        place = place[key]
+    if value is ...:
+        del place[way[-1]]
+    else:
+        place[way[-1]] = value
+    return row
+
+
+def _accepts(schema, row) -> bool:
+    try:
+        if schema:
+            schema({"schema": 1, "weights": [row]})
+        else:
+            Row.from_json(row)
+    except ValueError:  # fastjsonschema's is one too
+        return False
+    return True
 
 
 def test_what_is_published_can_be_traced_and_was_measured():
@@ -117,7 +168,7 @@ def test_what_a_converted_file_cannot_say_may_be_null_and_nowhere_else(tmp_path)
     row |= dict.fromkeys(key for key in UNKNOWN if "/" not in key)
     assert manifest.read(write(tmp_path / "m.json", row))[0].to_json() == row
     for key in UNKNOWN:
-        with pytest.raises(InputError, match=f"key '{key.replace('/', '.')}': null, must be "):
+        with pytest.raises(InputError, match=f"key '{key.replace('/', '.')}': null, expected "):
             manifest.read(write(tmp_path / "m.json", changed(key, None)))
 
 
@@ -145,34 +196,38 @@ def test_a_whole_row_is_accepted(tmp_path):
 
 FILE = "files/model.safetensors/"
 BAD = [
-    ("fingerprint", ..., "must contain ['fingerprint']"),
-    ("data/digest", ..., "key 'data' must contain ['digest']"),
-    ("files/model.safetensors", ..., "key 'files' must contain ['model.safetensors']"),
-    ("metrics/linear", ..., "key 'metrics' must contain ['linear']"),
-    ("colour", "red", "must not contain {'colour'} properties"),
-    ("files/../../etc/passwd", None, "key 'files' must not contain {'../../etc/passwd'}"),
-    ("metrics/psnr", METRIC, "key 'metrics' must not contain {'psnr'}"),
+    ("fingerprint", ..., "key 'fingerprint' is missing"),
+    ("data/digest", ..., "key 'data.digest' is missing"),
+    ("files/model.safetensors", ..., "key 'files': [], expected model.safetensors"),
+    ("metrics/linear", ..., "key 'metrics': [\"knn\"], expected knn and linear"),
+    ("colour", "red", "key 'colour' is not one of name, architecture, "),
+    (
+        "files/../../etc/passwd",
+        None,
+        'key \'files\': ["model.safetensors", "../../etc/passwd"], expected ',
+    ),
+    ("metrics/psnr", METRIC, "key 'metrics': \"psnr\", expected knn, linear"),
     ("name", "../../etc.passwd", "key 'name'"),
     ("name", "test_resnet", "key 'name'"),
     (
         "architecture",
         "test_vit",
-        "key 'architecture': 'test_vit', expected what stands before the dot",
+        "key 'architecture': \"test_vit\", expected what stands before the name's dot",
     ),
-    ("parameters", True, "key 'parameters': true, must be integer"),
+    ("parameters", True, "key 'parameters': true, expected a whole number"),
     ("parameters", "5", "key 'parameters'"),
-    ("steps", -1, "key 'steps': -1, must be bigger than or equal to 0"),
+    ("steps", -1, "key 'steps': -1, expected 0 to"),
     ("epochs", None, "key 'epochs'"),
     ("branch", "head", "key 'branch'"),
     (FILE + "sha256", "a" * 63, "sha256': \"aaa"),
     (FILE + "sha256", "A" * 64, "sha256"),
     (FILE + "sha256", "a" * 64 + "\n", "sha256"),
-    (FILE + "bytes", 0, "bytes': 0, must be bigger than or equal to 1"),
+    (FILE + "bytes", 0, "bytes': 0, expected 1 to"),
     (FILE + "urls", [], "urls"),
     (FILE + "urls", ["http://example.com/a"], "urls"),
     (FILE + "urls", ["https://user:secret@example.com/a"], "urls"),
     (FILE + "urls", ["file:///etc/passwd"], "urls"),
-    ("hub", {"repo_id": "org/name"}, "key 'hub' must contain ['revision']"),
+    ("hub", {"repo_id": "org/name"}, "key 'hub.revision' is missing"),
     ("hub", {"repo_id": "org/name", "revision": "main"}, "key 'hub.revision'"),
     ("hub", {"repo_id": "../name/x", "revision": "0" * 40}, "key 'hub.repo_id'"),
     ("preprocessing/input_size", [3, 64], "input_size"),
@@ -180,8 +235,20 @@ BAD = [
     (
         "model_args/checkpoint_path",
         "/tmp/x.pth",
-        "key 'model_args' must not contain {'checkpoint_path'}",
+        "key 'model_args.checkpoint_path': \"/tmp/x.pth\", expected a whole number",
     ),
+    (
+        "model_args/checkpoint_path",
+        1,
+        "key 'model_args': {\"checkpoint_path\": 1}, expected img_size",
+    ),
+    ("model_args/img_size", 4097, "key 'model_args.img_size': 4097, expected 1 to 4096"),
+    (
+        "preprocessing/mean",
+        [0, 1e308, 0],
+        "key 'preprocessing.mean.1': 1e+308, expected a number",
+    ),
+    ("fingerprint", [10**400] * 8, "key 'fingerprint.0'"),
     ("preprocessing/std", [0, 0.2, 0.2], "std"),
     ("paper_ids", [], "paper_ids"),
     ("metrics/knn", {**METRIC, "value": 101}, "key 'metrics.knn.value'"),
@@ -210,11 +277,11 @@ def test_a_bad_row_is_refused_with_row_and_key(tmp_path, way, value, message):
 @pytest.mark.parametrize(
     "content, message",
     [
-        ({"schema": 2, "weights": []}, "key 'schema': 2, must be same as const definition: 1"),
-        ({"weights": []}, "must contain ['schema']"),
-        ({"schema": 1, "weights": [], "more": 1}, "must not contain {'more'}"),
+        ({"schema": 2, "weights": []}, '"schema": 2'),
+        ({"weights": []}, "expected schema 1"),
+        ({"schema": 1, "weights": [], "more": 1}, '"more"'),
         ({"schema": 1, "weights": {}}, "key 'weights'"),
-        ({"schema": 1, "weights": ["row"]}, "row '0': \"row\", must be object"),
+        ({"schema": 1, "weights": ["row"]}, "row '0': \"row\", expected an object"),
         (
             {"schema": 1, "weights": [ROW, ROW]},
             "row 'test_resnet.cgh': key 'name': there are two rows of this name",
@@ -256,8 +323,10 @@ def test_a_row_is_added_once_and_replaced_in_its_place(tmp_path):
         ("test_resnet.c", 0),
     ]
     before = path.read_bytes()
+    wrong = Row.from_json(ROW)
+    wrong.seed = "7"
     with pytest.raises(InputError, match="key 'seed'"):
-        manifest.add(path, Row.from_json(ROW | {"seed": "7"}))
+        manifest.add(path, wrong)
     assert path.read_bytes() == before
 
 

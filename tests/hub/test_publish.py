@@ -116,6 +116,28 @@ def test_publishing_again_makes_one_commit_more_and_moves_the_pin(folder, monkey
     assert row.metrics["linear"] is None  # a pinned commit stays what it was
 
 
+@pytest.mark.parametrize("status", [403, 500])
+def test_a_repository_that_could_not_be_filled_is_removed_again(
+    folder, monkeypatch, capsys, status
+):
+    monkeypatch.setattr("cgh_models.hub.sources.time.sleep", lambda seconds: None)
+    HUB.faults["commit_status"] = [status] * 99
+    code, said = refused(folder, monkeypatch, capsys)
+    assert code == 3 and f"HTTP {status}" in said and REPO not in HUB.repos
+    HUB.faults.clear()
+    HUB.add(REPO, {".gitattributes": b""})  # an empty one of the user's own stays
+    HUB.faults["commit_status"] = [status] * 99
+    refused(folder, monkeypatch, capsys)
+    assert REPO in HUB.repos
+
+
+def test_a_commit_that_came_in_between_is_not_written_over(folder, monkeypatch, capsys):
+    HUB.faults["pushed_before"] = {"README.md": b"Of somebody else."}
+    code, _ = refused(folder, monkeypatch, capsys)
+    assert code == 3 and len(HUB.repos[REPO]["commits"]) == 2
+    assert HUB.repos[REPO]["commits"][-1][1]["README.md"] == b"Of somebody else."
+
+
 def test_a_private_repository_is_private(folder, monkeypatch):
     assert publish(monkeypatch, "--private") == 0
     assert HUB.repos[REPO]["private"]
