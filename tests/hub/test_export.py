@@ -16,7 +16,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from small_runs import QUICK, small, stop_at, train_run
 
-from cgh_models import backbone, files, tensors, verify
+from cgh_models import backbone, files, tensors
 from cgh_models.cli.main import main
 from cgh_models.errors import InputError, IntegrityError, Interrupted, NetworkError
 from cgh_models.hub import manifest
