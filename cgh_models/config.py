@@ -1,11 +1,12 @@
 """The trainer's settings, and dataclasses to and from JSON. Light: no torch, no timm."""
 
+import contextlib
 import dataclasses
 import difflib
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from .errors import InputError
+from .errors import InputError, printable
 
 Config = TypeVar("Config")
 
@@ -22,6 +23,18 @@ def check_range(config: object, low: float, high: float, *names: str) -> None:
         if not low <= value <= high:
             most = f" and at most {high:g}" if high < 2**30 else ""
             raise InputError(f"{name}={value}: at least {low:g}{most} is needed")
+
+
+def check_pixel_range(pixel_range: str) -> None:
+    """Raises InputError for a text that is neither auto nor LOW,HIGH nor N-bit."""
+    if pixel_range in ("auto", "8-bit", "10-bit", "12-bit", "14-bit", "16-bit"):
+        return
+    with contextlib.suppress(ValueError):
+        low, high = map(float, pixel_range.split(","))
+        if -1e30 < low < high < 1e30:
+            return
+    expected = "expected auto, LOW,HIGH (for example --pixel-range=0,4095) or 12-bit"
+    raise InputError(f"--pixel-range {printable(pixel_range)[:60]}: {expected}")
 
 
 @dataclass(frozen=True)
@@ -63,6 +76,9 @@ class TrainConfig:
     """Mean of each channel, for normalization."""
     std: tuple[float, float, float] = setting((0.229, 0.224, 0.225), "the images")
     """Standard deviation of each channel, for normalization."""
+    pixel_range: str = setting("auto", "the images")
+    """LOW,HIGH: values of pixels of more than 8 bits that become black and white, for example
+    0,4095; auto: 8, 10, 12, 14 or 16 bits, as some of the images show; other texts: 12-bit."""
     crop_pct: float = setting(0.875, "the images")
     """Share of the resized image that the exported model's evaluation crop has: 224 of 256."""
 
@@ -105,6 +121,7 @@ class TrainConfig:
         check_range(self, 0, 1e6, "base_lr", "weight_decay", "clip_norm")
         check_range(self, 0, 1, "momentum")
         check_range(self, 0.01, 1, "crop_pct")
+        check_pixel_range(self.pixel_range)
         if not all(0 < value <= 1e6 for value in self.std):
             raise InputError(f"std={self.std}: each has to be above 0")
 

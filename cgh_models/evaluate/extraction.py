@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..config import TrainConfig
+from ..config import TrainConfig, check_pixel_range
+from ..data.decode import read_as
 from ..data.eval_loader import OnBad, eval_batches, eval_transform
 from ..data.image_set import ImageSet, load
 from ..errors import InputError, printable, say
@@ -29,6 +30,7 @@ def extract(
     device: str | torch.device = "auto",
     fast: bool = False,
     cache_dir: str | Path | None = None,
+    pixel_range: str = "auto",
 ) -> np.ndarray:
     """Pooled embeddings (N, D) float32 of a headless timm module, in the set's order.
 
@@ -42,11 +44,16 @@ def extract(
             it. What moves embeddings of noise to a cosine below 0.9999 is left out of the copy.
         cache_dir: a folder to keep embeddings in and read them from, by network, preprocessing, and
             the files' names, sizes and times of change; None: no cache.
+        pixel_range: of images of more than 8 bits, as in TrainConfig.
 
     Raises:
         InputError: nothing to read there, a bad image, or a model that makes no embeddings.
     """
-    images = data if isinstance(data, ImageSet) else load(data)
+    check_pixel_range(pixel_range)
+    if isinstance(data, ImageSet):
+        images = read_as(data, pixel_range)
+    else:
+        images = load(data, pixel_range=pixel_range)
     if indices is None:
         indices = np.arange(len(images))
     settings = EvalSettings(batch_size, workers, device, fast, cache_dir)

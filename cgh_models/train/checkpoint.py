@@ -198,6 +198,7 @@ def read_run(run_dir: Path) -> dict[str, Any]:
     run = read_json(path, "the config.json of a run folder")
     try:
         from_dict(RunDescription, {"init": "", **run})
+        run["train"] = {"pixel_range": "16-bit", **run["train"]}  # as runs without the key read
         from_dict(TrainConfig, run["train"])
         if run["data"].keys() != {"path", "count", "digest"}:
             raise InputError("data: expected the keys path, count and digest")
