@@ -40,8 +40,10 @@ def check_bands(image: Any, file: IO[bytes]) -> None:
 
     A band that is neither a colour nor a declared alpha is refused.
     """
+    place = file.tell()  # some formats are read on from where their header ends
     file.seek(0)
     header = file.read(4096)
+    file.seek(place)
     colours = _COLOURS.get(_tag(image, _PHOTOMETRIC, -1), 0)
     bands = _tag(image, _BANDS, colours)
     has_alpha = _tag(image, _EXTRA, ()) in _ALPHA
@@ -139,7 +141,7 @@ def _scaled(values: np.ndarray, pixel_range: str) -> np.ndarray:
     rows = max(1, _BLOCK // values[0].size)
     for start in range(0, len(values), rows):
         part = np.clip(values[start : start + rows].astype(np.float64), low, high)
-        scaled[start : start + rows] = np.rint((part - low) * (255 / (high - low)))
+        scaled[start : start + rows] = np.rint((part - low) * 255 / (high - low))
     return scaled
 
 

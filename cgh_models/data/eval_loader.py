@@ -19,6 +19,7 @@ from .workers import Key, Sample, read_batches
 
 Transform = Callable[[Image.Image], Tensor]
 OnBad = Literal["raise", "skip", "substitute"]
+_MOST_ASPECT = 50
 _MOST_NAMED = 3  # bad files that get a line on stderr
 
 
@@ -34,11 +35,20 @@ class EvalDataset(Dataset[Sample]):
         index = key[1]
         if self.substitute:
             image, bad_files = self.images.load_or_substitute(index)
-            return Sample(index, [self.transform(image)], bad_files)
+            return Sample(index, [self.transform(_not_too_long(image))], bad_files)
         try:
-            return Sample(index, [self.transform(self.images.image(index))], [])
+            image = _not_too_long(self.images.image(index))
+            return Sample(index, [self.transform(image)], [])
         except BadImage as reason:
             return Sample(index, [], [BadFile(index, str(reason))])
+
+
+def _not_too_long(image: Image.Image) -> Image.Image:
+    """Without the ends of a strip, which no centre crop shows and which would grow immensely."""
+    width, height = (min(side, _MOST_ASPECT * min(image.size)) for side in image.size)
+    left = (image.width - width) // 2
+    top = (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
 def eval_transform(backbone: nn.Module) -> Transform:
