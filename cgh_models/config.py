@@ -77,8 +77,8 @@ class TrainConfig:
     std: tuple[float, float, float] = setting((0.229, 0.224, 0.225), "the images")
     """Standard deviation of each channel, for normalization."""
     pixel_range: str = setting("auto", "the images")
-    """LOW,HIGH: values of pixels of more than 8 bits that become black and white, for example
-    0,4095; auto: 8, 10, 12, 14 or 16 bits, as some of the images show; other texts: 12-bit."""
+    """Of pixels of more than 8 bits. LOW,HIGH: the values that become black and white; 12-bit: 0
+    to 4095, others are refused; auto: 8 to 16 bits, by the largest value of some of the images."""
     crop_pct: float = setting(0.875, "the images")
     """Share of the resized image that the exported model's evaluation crop has: 224 of 256."""
 

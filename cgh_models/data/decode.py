@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 
 from ..errors import BadImage, InputError, printable, say
 from . import deep_pixels
-from .formats import FORMATS
+from .formats import DENSE, FORMATS
 
 simplejpeg: Any = None
 with contextlib.suppress(ImportError):  # the extra "jpeg": the same pixels, sooner
@@ -151,11 +151,16 @@ def _open(file: IO[bytes]) -> Image.Image:
     if not 0 < size <= MAX_BYTES:
         raise BadImage(f"{size} bytes; 1 to {MAX_BYTES} are read")
     image = Image.open(file, formats=FORMATS)
-    if not 0 < image.width * image.height <= MAX_PIXELS:
-        found = f"{image.width} x {image.height} pixels"
-        raise BadImage(f"{found}; 1 to {MAX_PIXELS} in all are decoded")
+    most = MAX_PIXELS if image.format in DENSE else min(MAX_PIXELS, 2**18 + 128 * size)
+    _check_pixels(image, most)
     deep_pixels.check_bands(image, file)
     return image
+
+
+def _check_pixels(image: Image.Image, most: int) -> None:
+    if not 0 < image.width * image.height <= most:
+        found = f"{image.width} x {image.height} pixels"
+        raise BadImage(f"{found}; 1 to {most} in all are decoded")
 
 
 def _png_without_texts(file: IO[bytes]) -> IO[bytes] | None:
@@ -214,6 +219,8 @@ def _to_rgb(image: Image.Image, file: IO[bytes], pixel_range: str) -> Image.Imag
         image = deep_pixels.to_8_bits(image, file, pixel_range)
     else:
         deep_pixels.scale_transparency(image)
+        image.load()
+        _check_pixels(image, MAX_PIXELS)  # an icon holds larger pictures than its header says
         image = ImageOps.exif_transpose(image)
     if image.mode == "La":  # Pillow has no way from it to RGBA
         image = image.convert("LA")

@@ -22,6 +22,8 @@ _PICTURES = (
     *("IM", "IMT", "MCIDAS", "MSP", "PCD", "PCX", "PIXAR", "SPIDER", "SUN", "XBM", "XPM"),
     *("XVTHUMB", "TGA"),
 )
+# Formats in which few bytes may hold many pixels; Python code decodes some of the others, slowly.
+DENSE = {*_PICTURES[: _PICTURES.index("PPM")], "MPO"}
 # What else Pillow knows: EPS starts another program, WMF asks the system, IPTC, FPX and MIC hold
 # files of any format, the others it cannot read.
 NOT_READ = {"EPS", "WMF", "IPTC", "FPX", "MIC", "BUFR", "GRIB", "HDF5", "MPEG"}

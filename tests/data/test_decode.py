@@ -196,6 +196,16 @@ def test_pixels_are_counted_before_they_are_decoded(tmp_path, monkeypatch):
         read_image(tmp_path / "a.png")
 
 
+def test_few_bytes_of_a_format_that_is_decoded_slowly_cannot_be_many_pixels():
+    bomb = bytearray(saved(gradient(), "DDS"))
+    bomb[12:20] = struct.pack("<II", 5000, 5000)  # Pillow's loop in Python would take minutes
+    with pytest.raises(BadImage, match="5000 x 5000 pixels; 1 to 3"):
+        decode(io.BytesIO(bomb))
+    icon = bytearray(saved(gradient((64, 64)), "ICO", sizes=[(64, 64)]))
+    icon[6:8] = b"\x20\x20"  # the header says 32 x 32
+    assert decode(io.BytesIO(icon)).size == (64, 64)
+
+
 # --- faster ways to the same pixels
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import tarfile
 
 import numpy as np
 import pytest
@@ -220,6 +221,13 @@ def test_the_range_of_a_set_is_decided_said_once_and_the_same_for_each_image(tmp
     assert train.pixel_range == val.pixel_range == "12-bit"  # not 10-bit
     assert capsys.readouterr().err.count("read as") == 1
     assert load(root, pixel_range="0,1000").pixel_range == "0,1000"
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        tar.add(root, "a")
+    (tmp_path / "list.txt").write_text("".join(f"train/{name}\n" for name in images.names))
+    for data in (tmp_path / "a.tar", tmp_path / "list.txt"):
+        other = load(data)
+        assert "values to 4095: read as 12-bit" in capsys.readouterr().err
+        np.testing.assert_array_equal(other.image(0), images.image(0))
     assert load(make_images(tmp_path / "plain", 4)).pixel_range == "auto"
     assert not capsys.readouterr().err
     with pytest.raises(InputError, match="^--pixel-range 4095: expected auto, LOW,HIGH"):
