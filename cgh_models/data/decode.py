@@ -107,6 +107,8 @@ def decide_range(images: Any) -> Any:
                 found += filter(None, [_largest_value(file)])
         except BadImage as reason:
             reasons.append(str(reason))
+        if found and found[-1].value >= 2 ** deep_pixels.DEPTHS[-2]:
+            break  # no more bits are possible
     if reasons and len(reasons) == len(places) and len(candidates) > len(names) / 2:
         first = printable(images.path(candidates[0]))
         raise InputError(f"{first}: {reasons[0]} (none of {len(places)} images can be used)")

@@ -4,7 +4,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -35,10 +35,9 @@ class EvalDataset(Dataset[Sample]):
         index = key[1]
         if self.substitute:
             image, bad_files = self.images.load_or_substitute(index)
-            return Sample(index, [self.transform(_not_too_long(image))], bad_files)
+            return Sample(index, [self.transform(image)], bad_files)
         try:
-            image = _not_too_long(self.images.image(index))
-            return Sample(index, [self.transform(image)], [])
+            return Sample(index, [self.transform(self.images.image(index))], [])
         except BadImage as reason:
             return Sample(index, [], [BadFile(index, str(reason))])
 
@@ -54,7 +53,9 @@ def _not_too_long(image: Image.Image) -> Image.Image:
 def eval_transform(backbone: nn.Module) -> Transform:
     """timm's evaluation transform for this backbone: RGB image -> normalized (3, S, S)."""
     config = resolve_model_data_config(backbone)
-    return create_transform(**config, is_training=False)  # pyright: ignore
+    transform: Any = create_transform(**config, is_training=False)  # pyright: ignore
+    transform.transforms.insert(0, _not_too_long)
+    return transform
 
 
 def eval_batches(

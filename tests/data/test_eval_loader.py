@@ -5,6 +5,7 @@ import pytest
 import torch
 from conftest import make_images
 from PIL import Image
+from torchvision.transforms import Compose
 from torchvision.transforms.functional import to_tensor
 
 from cgh_models.backbone import create
@@ -88,7 +89,8 @@ def test_images_of_any_shape_make_batches_in_little_memory(tmp_path, size):
     ((batch, _),) = eval_batches(images, np.array([0]), transform, 2, 0)
     assert batch.shape == (1, 3, 64, 64)
     if max(size) <= 50:
-        assert torch.equal(batch[0], transform(images.image(0)))
+        timms = Compose(transform.transforms[1:])
+        assert torch.equal(batch[0], timms(images.image(0)))
     recipe = RECIPES["multi_crop"]
     for views in ("fast", "exact"):
         config = TrainConfig(image_size=32, batch_size=2, views=views, workers=0, device="cpu")
