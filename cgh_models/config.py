@@ -1,18 +1,19 @@
 """The trainer's settings, and dataclasses to and from JSON. Light: no torch, no timm."""
 
+import contextlib
 import dataclasses
 import difflib
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from .errors import InputError
+from .errors import InputError, printable
 
 Config = TypeVar("Config")
 
 
-def setting(default: object, changes: str) -> Any:
+def setting(default: object, changes: str, **metadata: object) -> Any:
     """A field of TrainConfig; ``changes`` says what another value changes in a resumed run."""
-    return field(default=default, metadata={"changes": changes})
+    return field(default=default, metadata={"changes": changes, **metadata})
 
 
 def check_range(config: object, low: float, high: float, *names: str) -> None:
@@ -22,6 +23,18 @@ def check_range(config: object, low: float, high: float, *names: str) -> None:
         if not low <= value <= high:
             most = f" and at most {high:g}" if high < 2**30 else ""
             raise InputError(f"{name}={value}: at least {low:g}{most} is needed")
+
+
+def check_pixel_range(pixel_range: str) -> None:
+    """Raises InputError for a text that is neither auto nor LOW,HIGH nor N-bit."""
+    if pixel_range in ("auto", "8-bit", "10-bit", "12-bit", "14-bit", "16-bit"):
+        return
+    with contextlib.suppress(ValueError):
+        low, high = map(float, pixel_range.split(","))
+        if -1e30 < low < high < 1e30:
+            return
+    expected = "expected auto, LOW,HIGH (for example --pixel-range=0,4095) or 12-bit"
+    raise InputError(f"--pixel-range {printable(pixel_range)[:60]}: {expected}")
 
 
 @dataclass(frozen=True)
@@ -65,6 +78,9 @@ class TrainConfig:
     """Mean of each channel, for normalization."""
     std: tuple[float, float, float] = setting((0.229, 0.224, 0.225), "the images")
     """Standard deviation of each channel, for normalization."""
+    pixel_range: str = setting("auto", "the images", before="16-bit")
+    """Of pixels of more than 8 bits. LOW,HIGH: the values that become black and white; 12-bit: 0
+    to 4095, others are refused; auto: 8 to 16 bits, by the largest value of some of the images."""
     crop_pct: float = setting(0.875, "the images")
     """Share of the resized image that the exported model's evaluation crop has: 224 of 256."""
 
@@ -109,6 +125,7 @@ class TrainConfig:
         check_range(self, 0.01, 1, "crop_pct")
         if not all(abs(value) <= 1e6 for value in self.mean):
             raise InputError(f"mean={self.mean}: each has to be a number")
+        check_pixel_range(self.pixel_range)
         if not all(0 < value <= 1e6 for value in self.std):
             raise InputError(f"std={self.std}: each has to be above 0")
 

@@ -62,6 +62,8 @@ class Measurement:
     """cpu, cuda, cuda:1, ...; auto: a GPU if there is one."""
     follow_links: bool = False
     """Also read linked folders, and links that lead out of the data folder."""
+    pixel_range: Name = "auto"
+    """As of `cgh pretrain`: LOW,HIGH, or 12-bit; auto: the weights' own, else as images show."""
 
     def settings(self, fast: bool = False, cache: str = "") -> EvalSettings:
         return EvalSettings(
@@ -73,11 +75,14 @@ class Measurement:
         import torch
 
         from ..data.image_set import load_splits
-        from ..hub.registry import create_model
+        from ..hub.registry import create_model, trained_pixel_range
         from ..hub.weights_folder import is_weights
 
         torch.manual_seed(self.seed)
-        train, val = load_splits(self.data, self.follow_links)
+        asked = self.pixel_range
+        if asked == "auto":
+            asked = trained_pixel_range(self.weights)
+        train, val = load_splits(self.data, self.follow_links, asked)
         if not self.record:
             return create_model(self.weights, pretrained=not self.random), train, val
         folder = manifest.find_folder(self.weights)
@@ -89,8 +94,10 @@ class Measurement:
             raise InputError(f"--record: {folder} cannot be written; give a copy of the folder")
         return create_model(folder), train, val
 
-    def report(self, metric: str, measured: Measured, **counts: int) -> None:
+    def report(self, metric: str, measured: Measured, images: "ImageSet", **counts: int) -> None:
         """Prints the number as JSON, then records it if that is asked for."""
+        if images.pixel_range != "auto":
+            measured = measured.with_parameters(pixel_range=images.pixel_range)
         values = measured.to_json()
         line = {"metric": metric, "value": values["value"], **measured.parameters, **counts}
         try:
@@ -99,11 +106,11 @@ class Measurement:
             if self.record:
                 from ..hub.export import record
 
-                images = self.data_name or Path(self.data).resolve().name
+                name = self.data_name or Path(self.data).resolve().name
                 command = shlex.join(["cgh", *sys.argv[1:]])
                 folder = manifest.find_folder(self.weights)
                 assert folder is not None  # `load` has seen it
-                record(folder, metric, Metric(data=images, **values, command=command))
+                record(folder, metric, Metric(data=name, **values, command=command))
 
 
 @dataclass
@@ -128,7 +135,7 @@ class Knn:
             raise InputError(f"--k {self.k}: {expected}")
         settings = self.measurement.settings(**vars(self.embeddings))
         found = knn(model, train, val, settings, self.k, self.temperature)
-        self.measurement.report("knn", found, queries=found.n)
+        self.measurement.report("knn", found, train, queries=found.n)
 
 
 @dataclass
@@ -160,7 +167,7 @@ class Linear:
         else:
             metric = f"linear_{self.protocol}"
             found = probe(self.protocol, model, train, val, settings)
-        self.measurement.report(metric, found, val=found.n)
+        self.measurement.report(metric, found, train, val=found.n)
 
 
 @dataclass
@@ -198,7 +205,7 @@ class Finetune:
         )
         text = found.protocol.replace("train/", f"{self.labels} of train/")
         found = dataclasses.replace(found, protocol=text)
-        self.measurement.report(f"finetune_{percent}", found, val=found.n)
+        self.measurement.report(f"finetune_{percent}", found, train, val=found.n)
 
 
 @dataclass
@@ -231,7 +238,8 @@ class Reproduce:
             others = ", ".join(name for name, metric in row.metrics.items() if metric) or "none"
             missing = f"no {self.metric} was published of it (there are: {others})"
             raise InputError(f"{self.weights}: {missing}")
-        train, val = load_splits(self.data, self.follow_links)
+        pixel_range = published.parameters.get("pixel_range", "auto")
+        train, val = load_splits(self.data, self.follow_links, pixel_range)
         model = create_model(self.weights)
         settings = EvalSettings(self.batch_size, self.workers, self.device, log=say)
         numbers = dataclasses.asdict(published)

@@ -23,7 +23,7 @@ Weights = Annotated[Positional[str], arg(metavar="WEIGHTS")]
 Pattern = Annotated[Positional[str], arg(metavar="PATTERN", help_behavior_hint=_default)]
 Recipe = Literal["imagenet", "cifar", "tiny"]
 OfRecipe = Annotated[T | None, arg(help_behavior_hint="(default: the recipe's)")]
-METAVARS = {"device": "NAME", "eval_data": "FOLDER"}
+METAVARS = {"device": "NAME", "eval_data": "FOLDER", "pixel_range": "RANGE"}
 
 
 def flags_of(config: type, defaults: Mapping[str, object], left_out: Collection[str] = ()) -> Any:

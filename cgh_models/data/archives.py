@@ -14,8 +14,8 @@ from timm.data.readers import create_reader, img_extensions
 from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 
 from ..errors import BadImage, InputError, printable
+from .formats import EXPECTED, EXTENSIONS
 
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"})
 # timm's readers that go through a set in an order of their own.
 _UNORDERED = ("hfids/", "tfds/", "wds/")
 
@@ -94,8 +94,7 @@ def _open_tar(path: Path) -> Archive:
         what = f"{printable(path)}: no readable tar archive ({printable(error)[:120]})"
         raise InputError(f"{what}; pack it anew") from error
     except ValueError as error:  # timm unpacks a list of no images
-        expected = f"expected files ending in {' '.join(sorted(EXTENSIONS))}"
-        raise InputError(f"{printable(path)}: no images in it; {expected}") from error
+        raise InputError(f"{printable(path)}: no images in it; {EXPECTED}") from error
     finally:
         img_extensions.set_img_extensions(timms)
     names = []

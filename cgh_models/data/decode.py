@@ -1,26 +1,34 @@
 """Reads one image file: checked before it is decoded, always 8-bit RGB afterwards."""
 
 import contextlib
+import dataclasses
+import io
 import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 from PIL import Image, ImageOps
 
-from ..errors import BadImage, printable
+from ..errors import BadImage, InputError, printable, say
+from . import deep_pixels
+from .formats import DENSE, FORMATS
 
 simplejpeg: Any = None
 with contextlib.suppress(ImportError):  # the extra "jpeg": the same pixels, sooner
     import simplejpeg
 
-_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP")
 _OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 MAX_BYTES = 256 * 2**20
 MAX_PIXELS = 100 * 10**6
 _ORIENTATION = 0x0112  # EXIF tag; 1: upright
 BACKGROUND = (255, 255, 255)  # behind transparent pixels
+_SAMPLE = 32  # images of a set that decide its range
+_NEVER_DEEP = (".jpg", ".jpeg", ".webp", ".gif", ".bmp")  # such names are not opened for that
+_PNG = b"\x89PNG\r\n\x1a\n"
+_PIXEL_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf"}  # of a PNG
 
 
 @dataclass(frozen=True)
@@ -31,34 +39,34 @@ class BadFile:
     reason: str
 
 
-def read_image(path: Path, min_side: float = 0) -> Image.Image:
-    """Reads an image as 8-bit RGB and applies its EXIF orientation, or raises BadImage.
+def read_image(path: Path, min_side: float = 0, pixel_range: str = "auto") -> Image.Image:
+    """`decode` of a file at a path."""
+    with open_file(path) as file:
+        return decode(file, min_side, pixel_range)
 
-    Transparent pixels show white; 16-bit greys are scaled to 8 bits. A JPEG is decoded at a half, a
-    quarter or an eighth of its size, which saves most of the work, if its shorter side is then at
-    least ``min_side`` > 0 pixels long.
-    """
+
+def open_file(path: Path) -> IO[bytes]:
+    """A regular file, opened; never waits for a pipe. Raises BadImage."""
     try:
         file = os.fdopen(os.open(path, _OPEN_FLAGS), "rb")
     except OSError as error:
         raise BadImage(f"cannot be opened: {error.strerror}") from error
-    with file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise BadImage("not a regular file")
-        return decode(file, min_side)
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise BadImage("not a regular file")
+    return file
 
 
-def decode(file: IO[bytes], min_side: float = 0) -> Image.Image:
-    """`read_image` of an open file."""
-    size = file.seek(0, os.SEEK_END)
-    file.seek(0)
-    if not 0 < size <= MAX_BYTES:
-        raise BadImage(f"{size} bytes; 1 to {MAX_BYTES} are read")
+def decode(file: IO[bytes], min_side: float = 0, pixel_range: str = "auto") -> Image.Image:
+    """Reads an image as 8-bit RGB and applies its EXIF orientation, or raises BadImage.
+
+    Of an animated one, the first picture. Transparent pixels show white; colour profiles are not
+    applied; pixels of more than 8 bits are scaled as `deep_pixels` says. A JPEG is decoded at a
+    half, a quarter or an eighth of its size, which saves most of the work, if its shorter side is
+    then at least ``min_side`` > 0 pixels long.
+    """
     try:
-        image = Image.open(file, formats=_FORMATS)
-        if image.width * image.height > MAX_PIXELS:
-            found = f"{image.width} x {image.height} pixels"
-            raise BadImage(f"{found}; at most {MAX_PIXELS} in all are decoded")
+        image = _open(file)
         divisor = 1
         if min_side and image.format == "JPEG":  # no other format can be decoded smaller
             divisor = next((n for n in (8, 4, 2) if min(image.size) >= n * min_side), 1)
@@ -67,11 +75,129 @@ def decode(file: IO[bytes], min_side: float = 0) -> Image.Image:
             return decoded
         if divisor > 1:
             image.draft(None, (image.width // divisor, image.height // divisor))
-        return _to_rgb(image)
+        return _to_rgb(image, file, pixel_range)
     except BadImage:
         raise
+    except deep_pixels.PixelsRefused as reason:
+        raise BadImage(str(reason)) from reason
     except Exception as error:  # Pillow's decoders raise a dozen kinds, struct.error among them
-        raise BadImage(f"not readable as an image: {printable(error)[:120]}") from error
+        bare = _png_without_texts(file)
+        if bare:
+            return decode(bare, min_side, pixel_range)
+        raise _unreadable(file, error) from error
+
+
+def decide_range(images: Any) -> Any:
+    """An ImageSet, whose range of deep pixels is decided if it is "auto".
+
+    It becomes N-bit by the largest value of some of the images, the same ones whenever the set is
+    loaded, and is said on stderr; it stays auto if none of those is deep. Raises InputError if none
+    of them can be used.
+    """
+    if images.pixel_range != "auto":
+        return images
+    names = images.names
+    candidates = [i for i, name in enumerate(names) if not name.lower().endswith(_NEVER_DEEP)]
+    places = np.linspace(0, len(candidates) - 1, min(_SAMPLE, len(candidates))).astype(int)
+    found: list[deep_pixels.Largest] = []
+    reasons: list[str] = []
+    for place in places.tolist():
+        try:
+            with images.open(candidates[place]) as file:
+                found += filter(None, [_largest_value(file)])
+        except BadImage as reason:
+            reasons.append(str(reason))
+        if found and found[-1].value >= 2 ** deep_pixels.DEPTHS[-2]:
+            break  # no more bits are possible
+    if reasons and len(reasons) == len(places) and len(candidates) > len(names) / 2:
+        first = printable(images.path(candidates[0]))
+        raise InputError(f"{first}: {reasons[0]} (none of {len(places)} images can be used)")
+    if found:
+        value, kind = max(found)
+        bits = next(bits for bits in deep_pixels.DEPTHS if value < 2**bits)
+        rule = f"{kind}, values to {value}: read as {bits}-bit"
+        say(f"{printable(images.root)}: {rule}; --pixel-range LOW,HIGH says otherwise")
+        images.pixel_range = f"{bits}-bit"
+    return images
+
+
+def read_as(images: Any, asked: str) -> Any:
+    """An ImageSet with the range that is asked for, if it is not that of the set already."""
+    if asked in ("auto", images.pixel_range):
+        return images
+    if images.pixels is not None and images.pixel_range != "auto":
+        what = f"pixel_range={asked}: the images are in memory as {images.pixel_range}"
+        raise InputError(f"{what}; load them with the pixel_range that is wanted")
+    return dataclasses.replace(images, pixel_range=asked)
+
+
+def _largest_value(file: IO[bytes]) -> deep_pixels.Largest | None:
+    """What an image shows of the range of its set; None if it has 8 bits. Raises BadImage."""
+    try:
+        image = _open(file)
+        return deep_pixels.largest(image, file) if deep_pixels.is_deep(image) else None
+    except BadImage:
+        raise
+    except deep_pixels.PixelsRefused as reason:
+        raise BadImage(str(reason)) from reason
+    except Exception as error:
+        bare = _png_without_texts(file)
+        if bare:
+            return _largest_value(bare)
+        raise _unreadable(file, error) from error
+
+
+def _open(file: IO[bytes]) -> Image.Image:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    if not 0 < size <= MAX_BYTES:
+        raise BadImage(f"{size} bytes; 1 to {MAX_BYTES} are read")
+    image = Image.open(file, formats=FORMATS)
+    most = MAX_PIXELS if image.format in DENSE else min(MAX_PIXELS, 2**18 + 128 * size)
+    _check_pixels(image, most)
+    deep_pixels.check_bands(image, file)
+    return image
+
+
+def _check_pixels(image: Image.Image, most: int) -> None:
+    if not 0 < image.width * image.height <= most:
+        found = f"{image.width} x {image.height} pixels"
+        raise BadImage(f"{found}; 1 to {most} in all are decoded")
+
+
+def _png_without_texts(file: IO[bytes]) -> IO[bytes] | None:
+    """The chunks of a PNG that its pixels need; None if it has no others, or is no PNG.
+
+    Pillow refuses long or damaged texts and profiles, of which nothing is used here.
+    """
+    file.seek(0)
+    if file.read(len(_PNG)) != _PNG:
+        return None
+    data = _PNG + file.read(MAX_BYTES)
+    chunks = [_PNG]
+    start = len(_PNG)
+    while start < len(data):
+        end = start + 12 + int.from_bytes(data[start : start + 4], "big")
+        if data[start + 4 : start + 8] in _PIXEL_CHUNKS:
+            chunks.append(data[start:end])
+        start = end
+    bare = b"".join(chunks)
+    return io.BytesIO(bare) if len(bare) < len(data) else None
+
+
+def _unreadable(file: IO[bytes], error: Exception) -> BadImage:
+    file.seek(0)
+    start = file.read(12)
+    if isinstance(error, Image.UnidentifiedImageError):
+        if start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+            what = "a TIFF whose number, bits or order of bands is not read"
+            return BadImage(f"{what}; save it as grey or RGB of 8 or 16 bits")
+        if start[4:8] == b"ftyp":
+            return BadImage("not readable as an image; if it is a HEIC, `pip install pillow-heif`")
+        if start[:2] == b"\xff\x0a" or start[4:8] == b"JXL ":
+            return BadImage("a JPEG XL; `pip install pillow-jxl-plugin` to read it")
+    reason = printable(error).replace(printable(file), "its bytes")[:120]
+    return BadImage(f"not readable as an image: {reason}")
 
 
 def _decode_plain_jpeg(file: IO[bytes], image: Image.Image, divisor: int) -> Image.Image | None:
@@ -90,16 +216,16 @@ def _decode_plain_jpeg(file: IO[bytes], image: Image.Image, divisor: int) -> Ima
     return Image.fromarray(pixels)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    image.load()
-    image = ImageOps.exif_transpose(image)
-    if image.mode == "F":
-        raise BadImage("floating-point pixels have no known range; save it with 8 or 16 bits")
-    if image.mode in ("I", "I;16", "I;16B", "I;16L"):
-        low, high = image.getextrema()
-        if low < 0 or high > 65535:  # pyright: ignore[reportOperatorIssue]
-            raise BadImage("32-bit pixels have no known range; save it with 8 or 16 bits")
-        image = image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
+def _to_rgb(image: Image.Image, file: IO[bytes], pixel_range: str) -> Image.Image:
+    if deep_pixels.is_deep(image):
+        image = deep_pixels.to_8_bits(image, file, pixel_range)
+    else:
+        deep_pixels.scale_transparency(image)
+        image.load()
+        _check_pixels(image, MAX_PIXELS)  # an icon holds larger pictures than its header says
+        image = ImageOps.exif_transpose(image)
+    if image.mode == "La":  # Pillow has no way from it to RGBA
+        image = image.convert("LA")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (*BACKGROUND, 255)), image)

@@ -4,7 +4,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -19,6 +19,7 @@ from .workers import Key, Sample, read_batches
 
 Transform = Callable[[Image.Image], Tensor]
 OnBad = Literal["raise", "skip", "substitute"]
+_MOST_ASPECT = 50
 _MOST_NAMED = 3  # bad files that get a line on stderr
 
 
@@ -41,10 +42,20 @@ class EvalDataset(Dataset[Sample]):
             return Sample(index, [], [BadFile(index, str(reason))])
 
 
+def _not_too_long(image: Image.Image) -> Image.Image:
+    """Without the ends of a strip, which no centre crop shows and which would grow immensely."""
+    width, height = (min(side, _MOST_ASPECT * min(image.size)) for side in image.size)
+    left = (image.width - width) // 2
+    top = (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
 def eval_transform(backbone: nn.Module) -> Transform:
     """timm's evaluation transform for this backbone: RGB image -> normalized (3, S, S)."""
     config = resolve_model_data_config(backbone)
-    return create_transform(**config, is_training=False)  # pyright: ignore
+    transform: Any = create_transform(**config, is_training=False)  # pyright: ignore
+    transform.transforms.insert(0, _not_too_long)
+    return transform
 
 
 def eval_size(backbone: nn.Module) -> tuple[int, int]:

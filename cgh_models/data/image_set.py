@@ -7,15 +7,18 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from ..config import check_pixel_range
 from ..errors import BadImage, InputError, printable, say
-from .archives import EXTENSIONS, Archive, open_archive
-from .decode import BadFile, decode, read_image, simplejpeg
+from .archives import Archive, open_archive
+from .decode import BadFile, decide_range, decode, open_file, simplejpeg
+from .formats import EXPECTED, EXTENSIONS
 from .views import uniform
 
 MAX_BAD = 0.01  # share of bad files at which a run stops
@@ -40,6 +43,7 @@ class ImageSet:
     pixels: Tensor | list[Tensor] | None = None
     bad: dict[int, str] = field(default_factory=dict)  # why images cannot be used, by index
     bad_file: Path | None = None  # names each of them once
+    pixel_range: str = "auto"  # of pixels of more than 8 bits, as `deep_pixels` has it
 
     def __len__(self) -> int:
         return len(self.names)
@@ -52,10 +56,12 @@ class ImageSet:
         """The image as 8-bit RGB; ``min_side`` as in `read_image`. Raises `BadImage`."""
         if self.pixels is not None:
             return Image.fromarray(self.pixels[index].numpy())
-        if self.archive:
-            with self.archive.open(index) as file:
-                return decode(file, min_side)
-        return read_image(self.path(index), min_side)
+        with self.open(index) as file:
+            return decode(file, min_side, self.pixel_range)
+
+    def open(self, index: int) -> IO[bytes]:
+        """The bytes of the image as an open file. Raises `BadImage`."""
+        return self.archive.open(index) if self.archive else open_file(self.path(index))
 
     def changed(self, index: int) -> int:
         """Its time of change in nanoseconds; 0 where that is not known, or the file is gone."""
@@ -165,20 +171,21 @@ class ImageSet:
             say(f"JPEG files are decoded by Pillow; with {install} the same pixels come sooner")
 
 
-def load(data: str | Path, follow_links: bool = False) -> ImageSet:
+def load(data: str | Path, follow_links: bool = False, pixel_range: str = "auto") -> ImageSet:
     """The index of a folder of images (flat, nested or in class folders), or of a list of paths.
 
     Also of what timm's readers read: a tar archive, a folder of those, or ``hfds/NAME``, a dataset
-    of the Hub. Raises InputError if there are no images.
+    of the Hub. ``pixel_range`` is that of TrainConfig. Raises InputError if there are no images.
     """
+    check_pixel_range(pixel_range)
     path = Path(data)
     source = str(path.resolve() if path.exists() else data)
     archive = open_archive(data)
     if archive:
         classes = archive.classes if len(archive.classes) > 1 else []
         labels = np.array(archive.labels) if classes else None
-        index = (archive.names, labels, classes, archive.digest)
-        return ImageSet(source, archive.root, *index, archive=archive)
+        index = (archive.root, archive.names, labels, classes, archive.digest)
+        return decide_range(ImageSet(source, *index, archive=archive, pixel_range=pixel_range))
     if path.is_dir():
         root = path
         names, skipped = _walk(path, follow_links)
@@ -190,12 +197,12 @@ def load(data: str | Path, follow_links: bool = False) -> ImageSet:
         raise InputError(f"{what}; give --data a folder of images")
     if not names:
         found = ", ".join(f"{n} x {kind}" for kind, n in skipped.most_common(3)) or "nothing"
-        expected = f"expected files ending in {' '.join(sorted(EXTENSIONS))}"
-        raise InputError(f"{printable(path)}: no images ({found} found); {expected}")
+        raise InputError(f"{printable(path)}: no images ({found} found); {EXPECTED}")
     lines = "".join(f"{name}\t{_size(root / name)}\n" for name in names)
     digest = hashlib.sha256(lines.encode("utf-8", "replace")).hexdigest()
     labels, classes = (None, []) if path.is_file() else _class_folders(path, names)
-    return ImageSet(source, root, names, labels, classes, digest, skipped)
+    index = (names, labels, classes, digest, skipped)
+    return decide_range(ImageSet(source, root, *index, pixel_range=pixel_range))
 
 
 def _class_folders(root: Path, names: list[str]) -> tuple[np.ndarray | None, list[str]]:
@@ -260,9 +267,15 @@ def _size(path: Path) -> int:
         return -1
 
 
-def load_splits(root: str | Path, follow_links: bool = False) -> tuple[ImageSet, ImageSet]:
-    """The train and val class folders under ``root``, with one common numbering of the classes."""
-    train, val = (_load_split(Path(root) / split, follow_links) for split in ("train", "val"))
+def load_splits(
+    root: str | Path, follow_links: bool = False, pixel_range: str = "auto"
+) -> tuple[ImageSet, ImageSet]:
+    """The train and val class folders under ``root``, with one numbering of the classes.
+
+    The range of deep pixels is that of train/ in both.
+    """
+    train = _load_split(Path(root) / "train", follow_links, pixel_range)
+    val = _load_split(Path(root) / "val", follow_links, train.pixel_range)
     unknown = sorted(set(val.classes) - set(train.classes))
     if unknown:
         what = f"val/ has the class {unknown[0]!r} that train/ has not ({len(unknown)} such)"
@@ -272,11 +285,11 @@ def load_splits(root: str | Path, follow_links: bool = False) -> tuple[ImageSet,
     return train, val
 
 
-def _load_split(folder: Path, follow_links: bool) -> ImageSet:
+def _load_split(folder: Path, follow_links: bool, pixel_range: str) -> ImageSet:
     if not folder.is_dir():
         what = f"{printable(folder.parent)}: has no {folder.name}/ folder"
         raise InputError(f"{what}; expected train/ and val/, class folders in both")
-    images = load(folder, follow_links)
+    images = load(folder, follow_links, pixel_range)
     images.report_skipped()
     if images.labels is None:
         stray = next((name for name in images.names if "/" not in name), "")

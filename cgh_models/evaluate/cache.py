@@ -35,7 +35,7 @@ def key(model: nn.Module, images: ImageSet, indices: np.ndarray, fast: bool = Fa
         "settings": [*_plain_attributes(model), f"fast={fast}"],
         "tensors": _state_sha256(model),
         "preprocessing": {name: str(cfg.get(name)) for name in _PREPROCESSING},
-        "images": [images.digest, hashlib.sha256(times.tobytes()).hexdigest()],
+        "images": [images.pixel_range, images.digest, hashlib.sha256(times.tobytes()).hexdigest()],
         "indices": hashlib.sha256(np.asarray(indices, "<i8").tobytes()).hexdigest(),
         "versions": {name: version(name) for name in _PACKAGES},
     }

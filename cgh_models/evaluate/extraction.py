@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..config import TrainConfig
+from ..config import TrainConfig, check_pixel_range
+from ..data.decode import decide_range, read_as
 from ..data.eval_loader import OnBad, eval_batches, eval_size, eval_transform
 from ..data.image_set import ImageSet, load
 from ..errors import InputError, out_of_memory, printable, say
@@ -37,6 +38,7 @@ def extract(
     device: str | torch.device = "auto",
     fast: bool = False,
     cache_dir: str | Path | None = None,
+    pixel_range: str = "auto",
 ) -> np.ndarray:
     """Pooled embeddings (N, D) float32 of a headless timm module, in the set's order.
 
@@ -52,22 +54,25 @@ def extract(
             it. What moves embeddings of noise to a cosine below 0.9999 is left out of the copy.
         cache_dir: a folder to keep embeddings in and read them from, by network, preprocessing, and
             the files' names, sizes and times of change; None: no cache.
+        pixel_range: of images of more than 8 bits, as in TrainConfig.
 
     Raises:
         InputError: nothing to read there, a bad image, indices out of range, or a model that makes
             no embeddings of such images.
     """
+    check_pixel_range(pixel_range)
     settings = EvalSettings(batch_size, workers, device, fast, cache_dir)
-    images = open_images(data)
+    images = open_images(data, pixel_range)
     return embeddings(model, images, _positions(indices, len(images)), settings)[0]
 
 
-def open_images(data: Any) -> ImageSet:
+def open_images(data: Any, pixel_range: str = "auto") -> ImageSet:
     """The ImageSet of what `extract` takes."""
     if isinstance(data, ImageSet):
-        return data
+        return read_as(data, pixel_range)
     if isinstance(data, (str, os.PathLike)):
-        return load(Path(data) if isinstance(data, os.PathLike) else data)
+        path = Path(data) if isinstance(data, os.PathLike) else data
+        return load(path, pixel_range=pixel_range)
     paths = list(data) if isinstance(data, Iterable) else [data]
     for path in paths:
         if not isinstance(path, (str, os.PathLike)):
@@ -80,7 +85,8 @@ def open_images(data: Any) -> ImageSet:
     names = [os.path.abspath(path) for path in paths]
     lines = "".join(f"{name}\t{os.path.getsize(name)}\n" for name in names)
     digest = hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
-    return ImageSet("paths", Path(os.sep), names, None, [], digest)
+    images = ImageSet("paths", Path(os.sep), names, None, [], digest)
+    return decide_range(read_as(images, pixel_range))
 
 
 def _positions(indices: Any, count: int) -> np.ndarray:

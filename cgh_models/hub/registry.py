@@ -237,6 +237,19 @@ def new_method_of_run(run_dir: Path) -> tuple[Any, dict[str, Any]]:
         raise InputError(f"{printable(run_dir / 'config.json')}: {error}") from error
 
 
+def trained_pixel_range(weights: str | os.PathLike[str]) -> str:
+    """How pixels of more than 8 bits were read in the training of weights; auto if not known."""
+    folder = manifest.find_folder(weights)
+    settings = None
+    if folder and is_run(folder):
+        settings = checkpoint.read_run(folder)["train"]
+    elif folder and (folder / manifest.ROW_FILE).is_file():
+        settings = manifest.read_row(folder).train_config
+    elif str(weights) in manifest.rows():
+        settings = manifest.row(str(weights)).train_config
+    return (settings or {}).get("pixel_range", "auto")
+
+
 def start_from(method: Any, weights: str | os.PathLike[str]) -> str:
     """Copies weights into a new method: all of them if method and shapes agree, else the backbone.
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..config import TrainConfig
+from ..data.decode import read_as
 from ..data.image_set import ImageSet, load
 from ..data.loader import batches
 from ..errors import InputError, Interrupted, printable, say, shell_command
@@ -56,7 +57,7 @@ def pretrain(
     run_dir = Path(run_dir)
     device = pick_device(config.device)
     config = settle(config, device, run_dir, resume)
-    images = open_images(data, config)
+    images = open_images(data, config, run_dir if resume else None)
     signals = StopSignals()
     monitor = Monitor(images, config, device, signals)
     total = len(images) // config.batch_size * config.epochs
@@ -125,12 +126,17 @@ def _export_hint(run_dir: Path) -> str:
     return f"export it: {shell_command('cgh', 'export', run_dir, '--out', 'WEIGHTS')}"
 
 
-def open_images(data: str | Path | ImageSet, config: TrainConfig) -> ImageSet:
+def open_images(
+    data: str | Path | ImageSet, config: TrainConfig, resumed: Path | None = None
+) -> ImageSet:
     """The index of the training images, checked against the config. Raises InputError."""
+    pixel_range = config.pixel_range
+    if resumed and pixel_range == "auto":
+        pixel_range = checkpoint.read_run(resumed)["train"]["pixel_range"]
     if isinstance(data, ImageSet):
-        images = data
+        images = read_as(data, pixel_range)
     else:
-        images = load(data, config.follow_links)
+        images = load(data, config.follow_links, pixel_range)
         images.report_skipped()
     if config.batch_size > len(images):
         raise InputError(

@@ -52,7 +52,7 @@ class Monitor:
         shuffled = order(0, 0, len(images))
         self.spread = Sample(images, shuffled[:SPREAD])
         if config.eval_data and config.eval_every >= 0:
-            train, val = load_splits(config.eval_data, config.follow_links)
+            train, val = load_splits(config.eval_data, config.follow_links, images.pixel_range)
             memory = Sample(train, order(0, 0, len(train))[:MEMORY])
             self.knn = ("knn", memory, Sample(val, order(0, 0, len(val))[:QUERIES]))
         elif images.labels is not None and len(images.classes) > 1 and len(images) >= 5:

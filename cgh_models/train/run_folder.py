@@ -124,7 +124,7 @@ def describe_run(method: Method, images: ImageSet, config: TrainConfig) -> dict[
         "method": method.name,
         "method_config": to_dict(method.config),
         "arch": architecture(method.student.backbone),
-        "train": to_dict(config),
+        "train": to_dict(config) | {"pixel_range": images.pixel_range},
         "data": {"path": images.source, "count": len(images), "digest": images.digest},
     }
     started_from = getattr(method, "started_from", None)

@@ -4,11 +4,17 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_images
+from PIL import Image
+from torchvision.transforms import Compose
 from torchvision.transforms.functional import to_tensor
 
-from cgh_models.data.eval_loader import eval_batches
+from cgh_models.backbone import create
+from cgh_models.config import TrainConfig
+from cgh_models.data.eval_loader import eval_batches, eval_transform
 from cgh_models.data.image_set import load
+from cgh_models.data.loader import ViewDataset
 from cgh_models.errors import InputError
+from cgh_models.view_recipes import RECIPES
 
 
 @pytest.fixture
@@ -69,3 +75,24 @@ def test_a_bad_image_is_substituted_as_in_training(images):
     batch, kept = read(images, [1, 3], on_bad="substitute")
     assert kept.tolist() == [1, 3] and sorted(images.bad) == [3]
     assert torch.equal(batch[1], to_tensor(images.load_or_substitute(3)[0]))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 30_000), (30_000, 1), (3, 2), (50, 1)])
+def test_images_of_any_shape_make_batches_in_little_memory(tmp_path, size):
+    """A strip would grow to 256 x 7,680,000 pixels when its shorter side becomes 256."""
+    strip = Image.new("RGB", size, (10, 20, 30))
+    strip.paste((200, 100, 50), (size[0] // 2 - 1, size[1] // 2 - 1, size[0], size[1]))
+    (tmp_path / "set").mkdir()
+    strip.save(tmp_path / "set" / "a.png")
+    images = load(tmp_path / "set")
+    transform = eval_transform(create("test_resnet", {"input_size": (3, 64, 64)}))
+    ((batch, _),) = eval_batches(images, np.array([0]), transform, 2, 0)
+    assert batch.shape == (1, 3, 64, 64)
+    if max(size) <= 50:
+        timms = Compose(transform.transforms[1:])
+        assert torch.equal(batch[0], timms(images.image(0)))
+    recipe = RECIPES["multi_crop"]
+    for views in ("fast", "exact"):
+        config = TrainConfig(image_size=32, batch_size=2, views=views, workers=0, device="cpu")
+        made = ViewDataset(images, recipe, config)[0, 0]
+        assert len(made.tensors) == len(recipe)

@@ -49,11 +49,11 @@ def test_a_text_file_names_images_relative_to_itself(image_root, tmp_path):
 def test_what_is_left_out_is_counted(image_root, tmp_path):
     shutil.copytree(image_root / "train", tmp_path / "in")
     (tmp_path / "in" / "notes.txt").write_text("x")
-    (tmp_path / "in" / "clip.GIF").write_text("x")
+    (tmp_path / "in" / "clip.MOV").write_text("x")
     outside = make_images(tmp_path / "out", 1) / "class0" / "00000.png"
     (tmp_path / "in" / "link.png").symlink_to(outside)
     images = load(tmp_path / "in")
-    assert len(images) == 64 and images.skipped[".txt"] == 1 and images.skipped[".gif"] == 1
+    assert len(images) == 64 and images.skipped[".txt"] == 1 and images.skipped[".mov"] == 1
     assert any("link" in kind for kind in images.skipped)
     assert len(load(tmp_path / "in", follow_links=True)) == 65
 

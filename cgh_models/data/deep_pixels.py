@@ -1,0 +1,229 @@
+"""Pixels of more than 8 bits: their values, the range of a set of them, and 8 bits from it.
+
+A range is a text: ``N-bit`` (0 to 2**N - 1, other values are refused), ``LOW,HIGH`` (others are
+clipped to it), or ``auto``: one N-bit for the whole set, decided from some of its images.
+"""
+
+import re
+import sys
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps
+
+DEPTHS = (8, 10, 12, 14, 16)  # bits that values of 16 may use
+_BLOCK = 2**20  # values that are scaled at once
+_ADVICE = "give --pixel-range LOW,HIGH"
+# TIFF tags, and what they may say.
+_BITS, _PHOTOMETRIC, _BANDS, _EXTRA, _SAMPLE_FORMAT, _SUBSAMPLING = 258, 262, 277, 338, 339, 530
+_PLANES = 284
+_WHITE_IS_ZERO = 0
+_UNSIGNED, _SIGNED = (1,), (2,)
+_COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}  # bands, by photometric interpretation
+_ALPHA = ((1,), (2,))
+_PSD_MULTICHANNEL = 7
+
+
+class PixelsRefused(Exception):  # noqa: N818 - `decode` makes a BadImage of it
+    """Pixels that cannot be read as they are meant; the text says what to do."""
+
+
+class Largest(NamedTuple):
+    """The largest value of a deep image."""
+
+    value: int
+    kind: str  # "16-bit grey"
+
+
+def check_bands(image: Any, file: IO[bytes]) -> None:
+    """Raises PixelsRefused for an opened image of which Pillow would show other bands than meant.
+
+    A band that is neither a colour nor a declared alpha is refused.
+    """
+    place = file.tell()  # some formats are read on from where their header ends
+    file.seek(0)
+    header = file.read(4096)
+    file.seek(place)
+    colours = _COLOURS.get(_tag(image, _PHOTOMETRIC, -1), 0)
+    bands = _tag(image, _BANDS, colours)
+    has_alpha = _tag(image, _EXTRA, ()) in _ALPHA
+    if image.format == "TGA" and image.mode == "RGBA":
+        colours, bands, has_alpha = 3, 4, header[17] & 15 > 0
+    elif image.format == "JPEG2000" and image.mode in ("LA", "RGBA"):
+        bands = len(image.mode)
+        colours, has_alpha = bands - 1, b"cdef" in header
+    elif image.format == "PSD" and header[25] == _PSD_MULTICHANNEL:
+        colours, bands = 1, header[13]
+    if colours and bands != colours and not (has_alpha and bands == colours + 1):
+        found = f"{bands} bands, of which {min(bands, colours)} are colours and none declared alpha"
+        raise PixelsRefused(f"{found}; save it as grey or RGB, or declare the alpha")
+    if bands > 1 and max(_tag(image, _BITS, (8,))) > 8 and not _is_deep_colour(image):
+        raise PixelsRefused("bands of 16 bits, one after the other; save it with interleaved bands")
+    if image.mode == "YCbCr" and _tag(image, _SUBSAMPLING, (2, 2)) != (1, 1):
+        raise PixelsRefused("colours of fewer pixels than the luma; save it as RGB")
+    if image.format == "FITS" and image.mode[0] == "I":
+        raise PixelsRefused("a FITS of whole numbers, whose zero is not read; save it as a PNG")
+
+
+def scale_transparency(image: Any) -> None:
+    """Pillow scales greys of 2 or 4 bits to 8, but not the one that a PNG says is transparent."""
+    clear = image.info.get("transparency")
+    if image.format == "PNG" and isinstance(clear, int):
+        image.info["transparency"] = clear * {"L;2": 85, "L;4": 17}.get(_raw_mode(image), 1)
+
+
+def is_deep(image: Any) -> bool:
+    """Whether an image that is opened, but not loaded, has pixels of more than 8 bits."""
+    signed_bytes = image.mode == "L" and _tag(image, _SAMPLE_FORMAT, _UNSIGNED) == _SIGNED
+    return image.mode[0] in "IF" or signed_bytes or _is_deep_colour(image)
+
+
+def largest(image: Any, file: IO[bytes]) -> Largest | None:
+    """What a deep image shows of the range of its set; None for one that states its own."""
+    if _stated_range(image):
+        return None
+    values, _ = _values(image, file)
+    _check_known(values)
+    bands = "grey" if values.ndim == 2 else image.mode.removesuffix("A")
+    return Largest(int(values.max()), f"{max(_tag(image, _BITS, (16,)))}-bit {bands}")
+
+
+def to_8_bits(image: Any, file: IO[bytes], pixel_range: str) -> Image.Image:
+    """A deep image upright, with 8 bits a band. Raises PixelsRefused for values out of range.
+
+    16-bit: greys are divided by 257, colours keep their upper 8 bits, as Pillow reads them. Values
+    of other ranges are rounded to the nearest of 256 steps.
+    """
+    if "," not in pixel_range:
+        pixel_range = _stated_range(image) or pixel_range
+    clear = image.info.get("transparency")
+    if pixel_range == "16-bit" and _is_deep_colour(image) and clear is None:
+        return ImageOps.exif_transpose(image)
+    values, alpha = _values(image, file)
+    scaled = _scaled(values, pixel_range)
+    if _tag(image, _PHOTOMETRIC, -1) == _WHITE_IS_ZERO:
+        scaled = 255 - scaled
+    mode = "L" if values.ndim == 2 else image.mode.removesuffix("A")
+    upright = Image.frombytes(mode, scaled.shape[1::-1], scaled.tobytes())
+    if clear is not None:
+        is_clear = values == np.array(clear, values.dtype)
+        alpha = np.where(is_clear if values.ndim == 2 else is_clear.all(2), 0, 65535)
+    elif alpha is not None and alpha.max() < 2**15:
+        if not alpha.min() == alpha.max() > 0:
+            raise PixelsRefused("a transparency of unknown range; save it without")
+        alpha = None  # all is opaque
+    if alpha is not None:
+        upright.putalpha(Image.fromarray((alpha // 257).astype(np.uint8)))
+    return upright
+
+
+def _scaled(values: np.ndarray, pixel_range: str) -> np.ndarray:
+    """uint8 of the same shape."""
+    if pixel_range == "auto":  # no image that decided for the set was deep
+        _check_known(values)
+        if values.max() < 2**14:
+            what = f"values to {values.max()} of 16 bits, in an unknown range"
+            raise PixelsRefused(f"{what}; {_ADVICE}")
+        pixel_range = "16-bit"
+    if "," in pixel_range:
+        low, high = map(float, pixel_range.split(","))
+        if not np.isfinite(values).all():
+            raise PixelsRefused("holds values that are not finite; save it without")
+    else:
+        low, high = 0, 2 ** int(pixel_range.removesuffix("-bit")) - 1
+        _check_known(values)
+        if values.max() > high:
+            what = f"values to {values.max()}, where its set is {pixel_range}"
+            raise PixelsRefused(f"{what}; {_ADVICE}")
+    if pixel_range == "16-bit":
+        return (values >> 8 if values.ndim == 3 else values // 257).astype(np.uint8)
+    scaled = np.empty(values.shape, np.uint8)
+    rows = max(1, _BLOCK // values[0].size)
+    for start in range(0, len(values), rows):
+        part = np.clip(values[start : start + rows].astype(np.float64), low, high)
+        scaled[start : start + rows] = np.rint((part - low) * 255 / (high - low))
+    return scaled
+
+
+def _check_known(values: np.ndarray) -> None:
+    """Raises PixelsRefused for values that are not whole numbers of at most 16 bits."""
+    if values.dtype.kind == "f":
+        raise PixelsRefused(f"floating-point pixels have no known range; {_ADVICE}")
+    least, most = values.min(), values.max()
+    if least < 0 or most > 65535:
+        raise PixelsRefused(f"values from {least} to {most} have no known range; {_ADVICE}")
+
+
+def _tag(image: Any, number: int, default: Any) -> Any:
+    """What a tag of a TIFF says; other formats have none."""
+    return getattr(image, "tag_v2", {}).get(number, default)
+
+
+def _raw_mode(image: Any) -> str:
+    """How Pillow unpacks the pixels of an image that is not loaded: "RGB;16B"."""
+    codec, _, _, args = image.tile[0] if image.tile else ("", (), 0, "")
+    if codec == "SGI16":
+        return f"{image.mode};16"
+    return args if isinstance(args, str) else str(args[0] if args else "")
+
+
+def _is_deep_colour(image: Any) -> bool:
+    """Whether the bands of an image that is not loaded have 16 bits; Pillow gives the upper 8."""
+    return image.mode[0] not in "IF" and re.search(";16[BLN]?$", _raw_mode(image)) is not None
+
+
+def _stated_range(image: Any) -> str:
+    """The range that the file itself states; empty if it does not."""
+    if _tag(image, _BITS, ()) == (12,):
+        return "12-bit"
+    scaled_by_pillow = image.format == "PPM" and image.mode == "I" and image.tile[0][0] != "raw"
+    return "16-bit" if scaled_by_pillow else ""
+
+
+def _values(image: Any, file: IO[bytes]) -> tuple[np.ndarray, np.ndarray | None]:
+    """The file's values (H, W) or (H, W, bands), upright; its alpha (H, W), if any."""
+    if not _is_deep_colour(image):
+        values = _upright(image)
+        if values.dtype == np.uint8:
+            return values.view(np.int8), None
+        is_unsigned = _tag(image, _SAMPLE_FORMAT, _UNSIGNED) == _UNSIGNED
+        if _tag(image, _BITS, ()) == (32,) and is_unsigned and values.dtype == np.int32:
+            return values.view(np.uint32), None
+        return values, None
+    raw = _raw_mode(image)
+    if raw == "LA;16B":
+        four = _upright(_opened_as(image, file, "RGBA")).astype(np.uint16)
+        return four[..., 0] << 8 | four[..., 1], four[..., 2] << 8 | four[..., 3]
+    upper = _upright(image)
+    if raw in _OTHER_BYTE and _tag(image, _PLANES, 1) == 1:
+        lower = _upright(_opened_as(image, file, _OTHER_BYTE[raw]))
+    elif upper[..., :3].max() >= 64:  # surely 16 bits, and no more than the upper 8 are needed
+        lower = upper
+    else:
+        what = f"values to {256 * int(upper[..., :3].max()) + 255} in a {image.format} of 16 bits"
+        raise PixelsRefused(f"{what}, in an unknown range; save it as a PNG")
+    values = upper.astype(np.uint16) << 8 | lower
+    return (values[..., :3], values[..., 3]) if image.mode == "RGBA" else (values, None)
+
+
+# Unpacking with the other order of bytes gives the lower one of each band.
+_SWAPPED = "B" if sys.byteorder == "little" else "L"
+_OTHER_BYTE = {
+    f"{bands};16{order}": f"{bands};16{other}"
+    for bands in ("RGB", "RGBA", "CMYK")
+    for order, other in (("L", "B"), ("B", "L"), ("N", _SWAPPED))
+}
+
+
+def _upright(image: Any) -> np.ndarray:
+    return np.asarray(ImageOps.exif_transpose(image))
+
+
+def _opened_as(image: Any, file: IO[bytes], raw_mode: str) -> Image.Image:
+    """The same image, which another raw mode will unpack."""
+    file.seek(0)
+    opened: Any = Image.open(file, formats=[image.format or ""])
+    for number, tile in enumerate(opened.tile):
+        args = raw_mode if isinstance(tile.args, str) else (raw_mode, *tile.args[1:])
+        opened.tile[number] = tile._replace(args=args)
+    return opened
