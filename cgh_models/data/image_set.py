@@ -14,12 +14,14 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import BadImage, InputError, printable, say
-from .archives import EXTENSIONS, Archive, open_archive
+from .archives import Archive, open_archive
 from .decode import BadFile, decode, read_image, simplejpeg
+from .file_names import ARCHIVES, EXTENSIONS, HIDDEN
+from .listing import find_split, refuse_compressed, refuse_splits, walk
+from .path_list import read_list
 from .views import uniform
 
 MAX_BAD = 0.01  # share of bad files at which a run stops
-_SPLITS = {"train", "val", "test"}
 _SUBSTITUTE_STREAM = 1001  # keeps these random numbers apart from those of views and order
 DECODERS = "image decoder"  # names of threads begin with it
 
@@ -44,8 +46,15 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.names)
 
+    @property
+    def hidden(self) -> int:
+        """How many hidden or system files and folders were left out."""
+        return sum(count for kind, count in self.skipped.items() if kind.startswith(HIDDEN))
+
     def path(self, index: int) -> Path:
-        """The image's file."""
+        """The image's file, or for messages where it is in an archive."""
+        if self.archive:
+            return Path(f"{self.root}/{self.names[index]}")
         return self.root / self.names[index]
 
     def image(self, index: int, min_side: float = 0) -> Image.Image:
@@ -61,8 +70,11 @@ class ImageSet:
         """Its time of change in nanoseconds; 0 where that is not known, or the file is gone."""
         if self.archive:
             return self.archive.changed(index)
-        path = self.path(index)
-        return path.stat().st_mtime_ns if path.exists() else 0
+        try:
+            changed = os.stat(self.path(index)).st_mtime_ns
+        except OSError:
+            return 0
+        return changed if abs(changed) < 2**63 else 0
 
     def load_or_substitute(
         self, index: int, min_side: float = 0
@@ -153,8 +165,7 @@ class ImageSet:
     def report_skipped(self) -> None:
         """Says on stderr what was left out."""
         if self.skipped:
-            counts = [f"{count} x {kind}" for kind, count in self.skipped.most_common(5)]
-            say(f"{self.root}: left out {', '.join(counts)}")
+            say(f"{printable(self.root)}: left out {_counts(self.skipped, 5)}")
 
     def report_decoder(self) -> None:
         """Says on stderr what to install to read JPEG files faster, if they are streamed."""
@@ -172,85 +183,55 @@ def load(data: str | Path, follow_links: bool = False) -> ImageSet:
     of the Hub. Raises InputError if there are no images.
     """
     path = Path(data)
-    source = str(path.resolve() if path.exists() else data)
+    if path.is_file():
+        refuse_compressed(path)
     archive = open_archive(data)
+    if archive is None and not (path.is_dir() or path.is_file()):
+        what = f"{printable(path)}: there is no such folder or list"
+        raise InputError(f"{what}; give --data a folder of images")
+    of_rows: list[str] | None = None  # labels of a table
+    if archive:
+        root, names, skipped = archive.root, archive.names, archive.skipped
+    elif path.is_dir():
+        root = path
+        names, skipped = walk(path, follow_links)
+    else:
+        root = path.parent
+        names, of_rows, skipped = read_list(path)
+    if not names:
+        found = _counts(skipped, 3) or "nothing"
+        expected = f"expected files ending in {' '.join(sorted(EXTENSIONS))}"
+        if ARCHIVES & set(skipped):
+            expected += ", or tar archives and nothing else: unpack the archives"
+        raise InputError(f"{printable(path)}: no images ({found} found); {expected}")
+    source = str(path.resolve() if path.exists() else data)
     if archive:
         classes = archive.classes if len(archive.classes) > 1 else []
         labels = np.array(archive.labels) if classes else None
-        index = (archive.names, labels, classes, archive.digest)
-        return ImageSet(source, archive.root, *index, archive=archive)
-    if path.is_dir():
-        root = path
-        names, skipped = _walk(path, follow_links)
-    elif path.is_file():
-        root = path.parent
-        names, skipped = _read_list(path), Counter()
+        digest = archive.digest
     else:
-        what = f"{printable(path)}: there is no such folder or list"
-        raise InputError(f"{what}; give --data a folder of images")
-    if not names:
-        found = ", ".join(f"{n} x {kind}" for kind, n in skipped.most_common(3)) or "nothing"
-        expected = f"expected files ending in {' '.join(sorted(EXTENSIONS))}"
-        raise InputError(f"{printable(path)}: no images ({found} found); {expected}")
-    lines = "".join(f"{name}\t{_size(root / name)}\n" for name in names)
-    digest = hashlib.sha256(lines.encode("utf-8", "replace")).hexdigest()
-    labels, classes = (None, []) if path.is_file() else _class_folders(path, names)
-    return ImageSet(source, root, names, labels, classes, digest, skipped)
+        labels, classes = _class_folders(names) if path.is_dir() else _numbered(of_rows)
+        lines = "".join(f"{name}\t{_size(root / name)}\n" for name in names)
+        digest = hashlib.sha256(lines.encode("utf-8", "replace")).hexdigest()
+    if path.is_dir() or archive:
+        refuse_splits(root, names)
+    return ImageSet(source, root, names, labels, classes, digest, skipped, archive)
 
 
-def _class_folders(root: Path, names: list[str]) -> tuple[np.ndarray | None, list[str]]:
-    """Labels (N,) and classes, the folders in ``root``; none if an image lies in none of them."""
+def _class_folders(names: list[str]) -> tuple[np.ndarray | None, list[str]]:
+    """Labels (N,) and classes, the outermost folders; none if an image lies in none of them."""
     folders = [name.partition("/")[0] if "/" in name else "" for name in names]
-    classes = sorted(set(folders))
-    if "" in classes:
-        return None, []
-    if set(classes) <= _SPLITS:
-        what = f"{printable(root)}: holds the splits {', '.join(classes)}"
-        raise InputError(f"{what}; give one of them: {printable(root / classes[0])}")
-    return np.searchsorted(classes, folders), classes
+    return _numbered(None if "" in folders else folders)
 
 
-def _walk(root: Path, follow_links: bool) -> tuple[list[str], Counter[str]]:
-    """Sorted names of the images under ``root``, and what was left out."""
-    names: list[str] = []
-    skipped: Counter[str] = Counter()
-    home = root.resolve()
-    for folder, folders, files in os.walk(root, followlinks=follow_links, onerror=_unreadable):
-        for name in list(folders):
-            if not follow_links and Path(folder, name).is_symlink():
-                skipped["linked folder (--follow-links reads it)"] += 1
-                folders.remove(name)
-        folders.sort()
-        for file in files:
-            path = Path(folder, file)
-            if path.suffix.lower() not in EXTENSIONS:
-                skipped[printable(path.suffix.lower()) or "no extension"] += 1
-            elif not follow_links and path.is_symlink() and home not in path.resolve().parents:
-                skipped["link out of the folder (--follow-links reads it)"] += 1
-            else:
-                names.append(path.relative_to(root).as_posix())
-    return sorted(names), skipped
+def _numbered(labels: list[str] | None) -> tuple[np.ndarray | None, list[str]]:
+    """Labels (N,) and sorted classes for the class of each image."""
+    classes = sorted(set(labels or ()))
+    return (np.searchsorted(classes, labels) if labels else None), classes
 
 
-def _unreadable(error: OSError) -> None:
-    what = f"{printable(error.filename)}: cannot be read ({error.strerror})"
-    raise InputError(f"{what}; mend or remove it") from error
-
-
-def _read_list(path: Path) -> list[str]:
-    with path.open("rb") as file:
-        if b"\0" in file.read(4096):
-            what = f"{printable(path)}: neither a folder nor a text file of paths"
-            raise InputError(f"{what}; unpack an archive first")
-    lines = path.read_text("utf-8", errors="replace").splitlines()
-    names = sorted({line.strip() for line in lines if line.strip()})
-    missing = [n for n in names if len(n) > 4000 or not os.path.isfile(path.parent / n)]
-    if missing:
-        what = f"{len(missing)} of its {len(names)} lines are not files"
-        first = f"the first is {printable(missing[0])[:80]!r}"
-        expected = "expected one image path a line, relative to the list's folder"
-        raise InputError(f"{printable(path)}: {what}, {first}; {expected}")
-    return names
+def _counts(skipped: Counter[str], most: int) -> str:
+    return ", ".join(f"{n} x {printable(kind)}" for kind, n in skipped.most_common(most))
 
 
 def _size(path: Path) -> int:
@@ -262,7 +243,8 @@ def _size(path: Path) -> int:
 
 def load_splits(root: str | Path, follow_links: bool = False) -> tuple[ImageSet, ImageSet]:
     """The train and val class folders under ``root``, with one common numbering of the classes."""
-    train, val = (_load_split(Path(root) / split, follow_links) for split in ("train", "val"))
+    folders = [find_split(Path(root), split) for split in ("train", "val")]
+    train, val = (_load_split(folder, follow_links) for folder in folders)
     unknown = sorted(set(val.classes) - set(train.classes))
     if unknown:
         what = f"val/ has the class {unknown[0]!r} that train/ has not ({len(unknown)} such)"
@@ -273,14 +255,11 @@ def load_splits(root: str | Path, follow_links: bool = False) -> tuple[ImageSet,
 
 
 def _load_split(folder: Path, follow_links: bool) -> ImageSet:
-    if not folder.is_dir():
-        what = f"{printable(folder.parent)}: has no {folder.name}/ folder"
-        raise InputError(f"{what}; expected train/ and val/, class folders in both")
     images = load(folder, follow_links)
     images.report_skipped()
     if images.labels is None:
         stray = next((name for name in images.names if "/" not in name), "")
         found = "lies in no class folder" if stray else "has no two classes"
-        expected = f"expected {folder}/<class>/<image>"
+        expected = f"expected {printable(folder)}/<class>/<image>"
         raise InputError(f"{printable(folder / stray)}: {found}; {expected}")
     return images

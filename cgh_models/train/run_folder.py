@@ -101,6 +101,8 @@ def describe_run(method: Method, images: ImageSet, config: TrainConfig) -> dict[
         "train": to_dict(config),
         "data": {"path": images.source, "count": len(images), "digest": images.digest},
     }
+    if images.hidden:
+        description["data"]["hidden"] = images.hidden
     started_from = getattr(method, "started_from", None)
     if started_from:
         description["init"] = started_from
