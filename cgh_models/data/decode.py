@@ -38,14 +38,29 @@ def read_image(path: Path, min_side: float = 0) -> Image.Image:
     quarter or an eighth of its size, which saves most of the work, if its shorter side is then at
     least ``min_side`` > 0 pixels long.
     """
+    with open_file(path) as file:
+        return decode(file, min_side)
+
+
+def open_file(path: Path) -> IO[bytes]:
+    """A regular file, opened; never waits for a pipe. Raises BadImage."""
     try:
         file = os.fdopen(os.open(path, _OPEN_FLAGS), "rb")
     except OSError as error:
         raise BadImage(f"cannot be opened: {error.strerror}") from error
-    with file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise BadImage("not a regular file")
-        return decode(file, min_side)
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise BadImage("not a regular file")
+    return file
+
+
+def decoded_bytes(file: IO[bytes]) -> int:
+    """How many bytes an image takes as 8-bit RGB, by its header; 0 if that cannot be read."""
+    try:
+        with Image.open(file, formats=_FORMATS) as image:
+            return image.width * image.height * 3
+    except Exception:  # as many kinds as in `decode`
+        return 0
 
 
 def decode(file: IO[bytes], min_side: float = 0) -> Image.Image:

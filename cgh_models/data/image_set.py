@@ -5,8 +5,10 @@ import os
 from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
@@ -15,7 +17,7 @@ from torch import Tensor
 
 from ..errors import BadImage, InputError, printable, say
 from .archives import Archive, open_archive
-from .decode import BadFile, decode, read_image, simplejpeg
+from .decode import BadFile, decode, decoded_bytes, open_file, simplejpeg
 from .file_names import ARCHIVES, EXTENSIONS, HIDDEN
 from .listing import find_split, refuse_compressed, refuse_splits, walk
 from .path_list import read_list
@@ -61,10 +63,12 @@ class ImageSet:
         """The image as 8-bit RGB; ``min_side`` as in `read_image`. Raises `BadImage`."""
         if self.pixels is not None:
             return Image.fromarray(self.pixels[index].numpy())
-        if self.archive:
-            with self.archive.open(index) as file:
-                return decode(file, min_side)
-        return read_image(self.path(index), min_side)
+        with self.open(index) as file:
+            return decode(file, min_side)
+
+    def open(self, index: int) -> AbstractContextManager[IO[bytes]]:
+        """The bytes of the image as an open file. Raises `BadImage`."""
+        return self.archive.open(index) if self.archive else open_file(self.path(index))
 
     def changed(self, index: int) -> int:
         """Its time of change in nanoseconds; 0 where that is not known, or the file is gone."""
@@ -81,14 +85,18 @@ class ImageSet:
     ) -> tuple[Image.Image, list[BadFile]]:
         """The image, or for a bad one another that depends on the index alone; and bad files."""
         bad_files = []
-        u = uniform(0, 0, np.array([index]), 8, _SUBSTITUTE_STREAM)[0]
-        for candidate in (index, *(u * len(self)).astype(int).tolist()):
+        for candidate in self._with_substitutes(index):
             try:
                 return self.image(candidate, min_side), bad_files
             except BadImage as reason:
                 bad_files.append(BadFile(candidate, str(reason)))
         what = f"{printable(self.path(index))}: {bad_files[0].reason}"
         raise InputError(f"{what}, and neither could its replacements be read")
+
+    def _with_substitutes(self, index: int) -> Iterator[int]:
+        yield index
+        u = uniform(0, 0, np.array([index]), 8, _SUBSTITUTE_STREAM)[0]
+        yield from (u * len(self)).astype(int).tolist()
 
     def record_bad_files(self, bad_files: list[BadFile]) -> list[BadFile]:
         """Counts bad files, at most 1 %, and names them in ``bad_file``; returns the new ones."""
@@ -124,36 +132,46 @@ class ImageSet:
                 self.bad[indices[name]] = reason
 
     def cache_pixels(self, gib: float) -> None:
-        """Keeps all decoded pixels if they fit in ``gib``; else streams them."""
+        """Keeps all decoded pixels if they fit in ``gib``; else streams them.
+
+        An image is decoded only if its header says that it fits beside those before it.
+        """
         budget = gib * 2**30
-        sizes = []
-        for index in np.linspace(0, len(self) - 1, min(64, len(self))).astype(int).tolist():
-            image, _ = self.load_or_substitute(index)
-            sizes.append(image.width * image.height * 3)
-        if np.mean(sizes) * len(self) > budget:
+        sample = np.linspace(0, len(self) - 1, min(64, len(self))).astype(int).tolist()
+        if np.mean([self._decoded_bytes(index) for index in sample]) * len(self) > budget:
             return
         pixels: list[Tensor] = []
-        for image, bad_files in self._decode_all():
+        stacked = None  # never two copies of the set at once: images as large as the first go here
+        for image, bad_files in self._decode_all(budget):
             self.record_bad_files(bad_files)
-            pixels.append(torch.from_numpy(np.array(image)))
-            budget -= pixels[-1].numel()
-            if budget < 0:
-                return
-        if len({p.shape for p in pixels}) > 1:
-            self.pixels = pixels
-            return
-        stacked = torch.empty(len(pixels), *pixels[0].shape, dtype=torch.uint8)
-        for index in reversed(range(len(pixels))):  # never two copies of the set at once
-            stacked[index] = pixels.pop()
-        self.pixels = stacked
+            decoded = torch.from_numpy(np.array(image))
+            if not pixels and decoded.numel() * len(self) <= budget:
+                stacked = torch.empty(len(self), *decoded.shape, dtype=torch.uint8)
+            if stacked is not None and decoded.shape == stacked.shape[1:]:
+                stacked[len(pixels)] = decoded
+                decoded = stacked[len(pixels)]
+            pixels.append(decoded)
+        if len(pixels) == len(self):
+            alike = stacked is not None and len({p.shape for p in pixels}) == 1
+            self.pixels = stacked if alike else pixels
 
-    def _decode_all(self) -> Iterator[tuple[Image.Image, list[BadFile]]]:
-        """All images in order, decoded by threads that are a few images ahead."""
+    def _decoded_bytes(self, index: int) -> int:
+        try:
+            with self.open(index) as file:
+                return decoded_bytes(file)
+        except BadImage:
+            return 0
+
+    def _decode_all(self, budget: float) -> Iterator[tuple[Image.Image, list[BadFile]]]:
+        """All images in order, or as many as fit, decoded by threads that are a few ahead."""
         threads = os.cpu_count() or 1
         pool = ThreadPoolExecutor(threads, DECODERS)
         ahead: deque[Future[tuple[Image.Image, list[BadFile]]]] = deque()
         try:
             for index in range(len(self)):
+                budget -= self._decoded_bytes(index)
+                if budget < 0:
+                    return
                 ahead.append(pool.submit(self.load_or_substitute, index))
                 if len(ahead) > 4 * threads:
                     yield ahead.popleft().result()
