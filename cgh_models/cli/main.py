@@ -98,7 +98,7 @@ def main() -> None:
 
 def _end_without_waiting(exit_code: int) -> None:
     """Ends the process if threads still decode images: Python would wait for slow reads."""
-    from ..data.image_set import DECODERS
+    from ..data.memory import DECODERS
 
     if any(thread.name.startswith(DECODERS) for thread in threading.enumerate()):
         sys.stderr.flush()

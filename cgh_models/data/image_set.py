@@ -2,16 +2,14 @@
 
 import hashlib
 import os
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -20,12 +18,12 @@ from .archives import Archive, open_archive
 from .decode import BadFile, decode, decoded_bytes, open_file, simplejpeg
 from .file_names import ARCHIVES, EXTENSIONS, HIDDEN
 from .listing import find_split, refuse_compressed, refuse_splits, walk
+from .memory import pixels_in_memory
 from .path_list import read_list
 from .views import uniform
 
 MAX_BAD = 0.01  # share of bad files at which a run stops
 _SUBSTITUTE_STREAM = 1001  # keeps these random numbers apart from those of views and order
-DECODERS = "image decoder"  # names of threads begin with it
 
 
 @dataclass
@@ -65,6 +63,14 @@ class ImageSet:
             return Image.fromarray(self.pixels[index].numpy())
         with self.open(index) as file:
             return decode(file, min_side)
+
+    def decoded_bytes(self, index: int) -> int:
+        """Bytes of its pixels, by its header; 0 if that cannot be read."""
+        try:
+            with self.open(index) as file:
+                return decoded_bytes(file)
+        except BadImage:
+            return 0
 
     def open(self, index: int) -> AbstractContextManager[IO[bytes]]:
         """The bytes of the image as an open file. Raises `BadImage`."""
@@ -106,13 +112,16 @@ class ImageSet:
                 self.bad[bad.index] = bad.reason
                 new.append(bad)
         if self.bad_file and new:
-            lines = [f"{printable(self.names[bad.index])}\t{bad.reason}\n" for bad in new]
+            lines = []
+            for bad in new:
+                size = "" if self.archive else f"\t{_size(self.path(bad.index))} bytes"
+                lines.append(f"{printable(self.names[bad.index])}\t{bad.reason}{size}\n")
             try:
                 with open(self.bad_file, "a", encoding="utf-8") as file:
                     file.writelines(lines)
             except OSError as error:
                 what = f"bad files cannot be named in it ({error.strerror})"
-                say(f"warning: {self.bad_file}: {what}; make room")
+                say(f"warning: {printable(self.bad_file)}: {what}; make room")
         if len(self.bad) > MAX_BAD * len(self):
             index, reason = next(iter(self.bad.items()))
             what = f"{len(self.bad)} of {len(self)} images cannot be read, more than 1 %"
@@ -121,64 +130,42 @@ class ImageSet:
         return new
 
     def log_bad_files_to(self, path: Path) -> None:
-        """Names bad files in ``path`` from now on, and counts those that it names already."""
+        """Names bad files in ``path`` from now on; those that it names already are read again."""
         self.bad_file = path
-        if not path.exists():
+        named = self._named_in(path) if self.pixels is None else {}
+        for index in named:
+            try:
+                self.image(index)
+            except BadImage as reason:
+                self.bad[index] = str(reason)
+        mended = len(named.keys() - self.bad.keys())
+        if mended:
+            say(f"{printable(path)}: {mended} of the images that it names can be read now")
+        self.record_bad_files([])  # are they too many?
+
+    def accept_mended(self, path: Path, digest: str) -> None:
+        """Takes the digest of a run if only images that ``path`` names have another size now."""
+        if self.digest == digest or self.archive:
             return
-        indices = {printable(name): index for index, name in enumerate(self.names)}
-        for line in path.read_text("utf-8").splitlines():
-            name, _, reason = line.partition("\t")
-            if name in indices:
-                self.bad[indices[name]] = reason
+        if digest == _digest(self.root, self.names, self._named_in(path)):
+            self.digest = digest
+
+    def _named_in(self, path: Path) -> dict[int, int]:
+        """The images, by index, that a list of bad files names, and their bytes at that time."""
+        index_of = {printable(name): index for index, name in enumerate(self.names)}
+        named = {}
+        lines = path.read_text("utf-8", "replace").split("\n") if path.exists() else []
+        for line in lines:
+            name, *rest = line.split("\t")
+            if name in index_of:
+                size = rest[-1].removesuffix(" bytes") if rest else ""
+                index = index_of[name]
+                named[index] = int(size) if size.isdecimal() else _size(self.path(index))
+        return named
 
     def cache_pixels(self, gib: float) -> None:
-        """Keeps all decoded pixels if they fit in ``gib``; else streams them.
-
-        An image is decoded only if its header says that it fits beside those before it.
-        """
-        budget = gib * 2**30
-        sample = np.linspace(0, len(self) - 1, min(64, len(self))).astype(int).tolist()
-        if np.mean([self._decoded_bytes(index) for index in sample]) * len(self) > budget:
-            return
-        pixels: list[Tensor] = []
-        stacked = None  # never two copies of the set at once: images as large as the first go here
-        for image, bad_files in self._decode_all(budget):
-            self.record_bad_files(bad_files)
-            decoded = torch.from_numpy(np.array(image))
-            if not pixels and decoded.numel() * len(self) <= budget:
-                stacked = torch.empty(len(self), *decoded.shape, dtype=torch.uint8)
-            if stacked is not None and decoded.shape == stacked.shape[1:]:
-                stacked[len(pixels)] = decoded
-                decoded = stacked[len(pixels)]
-            pixels.append(decoded)
-        if len(pixels) == len(self):
-            alike = stacked is not None and len({p.shape for p in pixels}) == 1
-            self.pixels = stacked if alike else pixels
-
-    def _decoded_bytes(self, index: int) -> int:
-        try:
-            with self.open(index) as file:
-                return decoded_bytes(file)
-        except BadImage:
-            return 0
-
-    def _decode_all(self, budget: float) -> Iterator[tuple[Image.Image, list[BadFile]]]:
-        """All images in order, or as many as fit, decoded by threads that are a few ahead."""
-        threads = os.cpu_count() or 1
-        pool = ThreadPoolExecutor(threads, DECODERS)
-        ahead: deque[Future[tuple[Image.Image, list[BadFile]]]] = deque()
-        try:
-            for index in range(len(self)):
-                budget -= self._decoded_bytes(index)
-                if budget < 0:
-                    return
-                ahead.append(pool.submit(self.load_or_substitute, index))
-                if len(ahead) > 4 * threads:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        """Keeps all decoded pixels if they fit in ``gib``; else streams them."""
+        self.pixels = pixels_in_memory(self, gib * 2**30)
 
     def report_skipped(self) -> None:
         """Says on stderr what was left out."""
@@ -229,8 +216,7 @@ def load(data: str | Path, follow_links: bool = False) -> ImageSet:
         digest = archive.digest
     else:
         labels, classes = _class_folders(names) if path.is_dir() else _numbered(of_rows)
-        lines = "".join(f"{name}\t{_size(root / name)}\n" for name in names)
-        digest = hashlib.sha256(lines.encode("utf-8", "replace")).hexdigest()
+        digest = _digest(root, names, {})
     if path.is_dir() or archive:
         refuse_splits(root, names)
     return ImageSet(source, root, names, labels, classes, digest, skipped, archive)
@@ -246,6 +232,15 @@ def _numbered(labels: list[str] | None) -> tuple[np.ndarray | None, list[str]]:
     """Labels (N,) and sorted classes for the class of each image."""
     classes = sorted(set(labels or ()))
     return (np.searchsorted(classes, labels) if labels else None), classes
+
+
+def _digest(root: Path, names: list[str], sizes: dict[int, int]) -> str:
+    """Hex sha256 of names and sizes; ``sizes`` are those of some of the files at another time."""
+    lines = []
+    for index, name in enumerate(names):
+        size = sizes[index] if index in sizes else _size(root / name)
+        lines.append(f"{name}\t{size}\n")
+    return hashlib.sha256("".join(lines).encode("utf-8", "replace")).hexdigest()
 
 
 def _counts(skipped: Counter[str], most: int) -> str:

@@ -21,7 +21,7 @@ from . import checkpoint
 from .metric_log import MetricLogger
 from .monitor import Monitor
 from .optim import create_optimizer
-from .run_folder import describe_run, lock_run_dir, write_or_check_config
+from .run_folder import lock_run_dir, write_or_check_config
 from .signals import StopSignals
 from .step import batch_too_large, half_fits, prepare, suppress_out_of_memory, train_step
 
@@ -57,7 +57,7 @@ def pretrain(
     export_hint = f"export it: `cgh export {run_dir} --out WEIGHTS`"
 
     with lock_run_dir(run_dir), signals:
-        write_or_check_config(run_dir, describe_run(method, images, config), resume)
+        write_or_check_config(run_dir, method, images, config, resume)
         done, file = checkpoint.resume_point(run_dir, say) if resume else (0, None)
         if done == total:
             say(f"{run_dir}: finished at step {done} of {total}; {export_hint}")

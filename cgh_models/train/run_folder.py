@@ -61,10 +61,16 @@ def lock_run_dir(run_dir: Path) -> Iterator[None]:
         yield
 
 
-def write_or_check_config(run_dir: Path, description: dict[str, Any], resume: bool) -> None:
+def write_or_check_config(
+    run_dir: Path, method: Method, images: ImageSet, config: TrainConfig, resume: bool
+) -> None:
     """Writes config.json for a new run; compares it, key by key, with that of a resumed one."""
+    run = checkpoint.read_run(run_dir) if resume else {}
     if resume:
-        safe, refused = explain_changes(checkpoint.read_run(run_dir), description)
+        images.accept_mended(run_dir / "bad_files.txt", run["data"]["digest"])
+    description = describe_run(method, images, config)
+    if resume:
+        safe, refused = explain_changes(run, description)
         if refused:
             raise InputError(
                 f"{run_dir}: a resumed run keeps its settings, but {'; '.join(refused)[:200]}; "
