@@ -176,6 +176,8 @@ def _images(
         tar.members.clear()  # a million of them take a gigabyte
         kind = _kind(info)
         inside = f"{location}/{info.name}"
+        if kind == ".tar" and info.sparse:
+            raise _damaged(location, last, f"{info.name} is a sparse tar in it")
         if kind == ".tar":
             child: Any = tar.extractfile(info)
             yield from _images(inside, child, start + info.offset_data, skipped)

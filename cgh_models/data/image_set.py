@@ -244,7 +244,10 @@ def _digest(root: Path, names: list[str], sizes: dict[int, int]) -> str:
 
 
 def _counts(skipped: Counter[str], most: int) -> str:
-    return ", ".join(f"{n} x {printable(kind)}" for kind, n in skipped.most_common(most))
+    kinds = skipped.most_common()
+    counts = [f"{count} x {printable(kind)}" for kind, count in kinds[:most]]
+    others = sum(count for _, count in kinds[most:])
+    return ", ".join([*counts, f"{others} x others"] if others else counts)
 
 
 def _size(path: Path) -> int:

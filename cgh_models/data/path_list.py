@@ -34,7 +34,7 @@ def read_list(path: Path) -> tuple[list[str], list[str] | None, Counter[str]]:
     are no file are comments. Raises InputError for paths that are not files.
     """
     home = path.parent
-    text = _text(path).replace("\r\n", "\n")
+    text = read_text(path)
     lines = [line for line in text.split("\n" if "\n" in text else "\r") if line.strip()]
     kept = [line for line in lines if line[0] != "#" or _find(line, home)]
     rows = _rows(kept, home)
@@ -71,8 +71,11 @@ def read_list(path: Path) -> tuple[list[str], list[str] | None, Counter[str]]:
     return [name for name, _ in images], labels if all(labels) else None, +skipped
 
 
-def _text(path: Path) -> str:
-    """The content of a text file in UTF-8, -16 or -32; other bytes as in names of files."""
+def read_text(path: Path) -> str:
+    """A list in UTF-8, -16 or -32 with plain ends of lines; other bytes are as in names of files.
+
+    Raises InputError if it is no text.
+    """
     with path.open("rb") as file:
         head = file.read(4096)
         codec = next((codec for bom, codec in _BOMS.items() if head.startswith(bom)), "")
@@ -82,9 +85,10 @@ def _text(path: Path) -> str:
             what = f"{printable(path)}: neither a folder nor a text file of paths"
             raise InputError(f"{what}; unpack an archive first")
         content = head + file.read()
+    text = os.fsdecode(content.removeprefix(codecs.BOM_UTF8))
     if codec:
-        return content.decode(codec, "replace")
-    return os.fsdecode(content.removeprefix(codecs.BOM_UTF8))
+        text = content.decode(codec, "replace")
+    return text.replace("\r\n", "\n")
 
 
 def _utf_16(head: bytes) -> str:

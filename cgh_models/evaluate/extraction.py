@@ -46,7 +46,11 @@ def extract(
     Raises:
         InputError: nothing to read there, a bad image, or a model that makes no embeddings.
     """
-    images = data if isinstance(data, ImageSet) else load(data)
+    if isinstance(data, ImageSet):
+        images = data
+    else:
+        images = load(data)
+        images.report_skipped()
     if indices is None:
         indices = np.arange(len(images))
     settings = EvalSettings(batch_size, workers, device, fast, cache_dir)
