@@ -94,7 +94,7 @@ def open_archive(data: str | Path) -> Archive | None:
         raise InputError(f"{what}; give a folder, a tar archive or hfds/NAME")
     if os.path.isfile(path):
         return _open_tars(path, [path]) if path.suffix.lower() == ".tar" else None
-    tars = _only_tars(path)
+    tars = _only_tars(path) if os.path.isdir(path) else []
     return _open_tars(path, tars) if tars else None
 
 
@@ -209,7 +209,7 @@ def _member(tar: Path, name: str, info: tarfile.TarInfo, start: int) -> Member:
 
 
 def _check_end(file: IO[bytes], offset: int, location: str, last: str) -> None:
-    """Raises InputError unless the archive ends, and nothing follows its end."""
+    """Raises InputError unless the archive ends, and no other one follows its end."""
     file.seek(offset)
     if file.read(_BLOCK) != bytes(_BLOCK):
         raise _damaged(location, last, "its end is missing")
@@ -217,8 +217,13 @@ def _check_end(file: IO[bytes], offset: int, location: str, last: str) -> None:
         block = file.read(2**20)
         if not block:
             return
-        if block.strip(b"\0"):
-            raise _damaged(location, last, "more follows after its end")
+        zeros = len(block) - len(block.lstrip(b"\0"))
+        if zeros < len(block):
+            header = block[zeros - zeros % _BLOCK :][:_BLOCK]
+            with contextlib.suppress(tarfile.HeaderError):  # something else does no harm
+                tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+                raise _damaged(location, last, "another archive follows its end")
+            return
 
 
 def _damaged(location: str, last: str, reason: str) -> InputError:

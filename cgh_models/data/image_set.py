@@ -188,16 +188,18 @@ def load(data: str | Path, follow_links: bool = False) -> ImageSet:
     of the Hub. Raises InputError if there are no images.
     """
     path = Path(data)
-    if path.is_file():
+    is_folder = os.path.isdir(path)
+    is_file = os.path.isfile(path)
+    if is_file:
         refuse_compressed(path)
     archive = open_archive(data)
-    if archive is None and not (path.is_dir() or path.is_file()):
+    if archive is None and not (is_folder or is_file):
         what = f"{printable(path)}: there is no such folder or list"
         raise InputError(f"{what}; give --data a folder of images")
     of_rows: list[str] | None = None  # labels of a table
     if archive:
         root, names, skipped = archive.root, archive.names, archive.skipped
-    elif path.is_dir():
+    elif is_folder:
         root = path
         names, skipped = walk(path, follow_links)
     else:
@@ -209,15 +211,15 @@ def load(data: str | Path, follow_links: bool = False) -> ImageSet:
         if ARCHIVES & set(skipped):
             expected += ", or tar archives and nothing else: unpack the archives"
         raise InputError(f"{printable(path)}: no images ({found} found); {expected}")
-    source = str(path.resolve() if path.exists() else data)
+    source = str(path.resolve() if is_folder or is_file else data)
     if archive:
         classes = archive.classes if len(archive.classes) > 1 else []
         labels = np.array(archive.labels) if classes else None
         digest = archive.digest
     else:
-        labels, classes = _class_folders(names) if path.is_dir() else _numbered(of_rows)
+        labels, classes = _class_folders(names) if is_folder else _numbered(of_rows)
         digest = _digest(root, names, {})
-    if path.is_dir() or archive:
+    if is_folder or archive:
         refuse_splits(root, names)
     return ImageSet(source, root, names, labels, classes, digest, skipped, archive)
 

@@ -87,8 +87,11 @@ def refuse_compressed(path: Path) -> None:
 
     A compressed tar has to be unpacked from its start for every image.
     """
-    with path.open("rb") as file:
-        head = file.read(8)
+    try:
+        with path.open("rb") as file:
+            head = file.read(8)
+    except OSError as error:
+        _unreadable(error)
     command = next((command for magic, command in _UNPACK.items() if head.startswith(magic)), "")
     if command:
         what = f"{printable(path)}: is compressed, and its images are not read from it"

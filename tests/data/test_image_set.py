@@ -268,6 +268,13 @@ def test_more_than_one_percent_of_bad_files_stops_the_run(spoiled, gib):
         use()
 
 
+@pytest.mark.parametrize("name", ["n" * 5000, "a\0b", "list.txt/photos"])
+def test_a_path_that_cannot_be_is_one_sentence(tmp_path, name):
+    (tmp_path / "list.txt").write_text("")
+    with pytest.raises(InputError, match="there is no such folder or list"):
+        load(tmp_path / name)
+
+
 def test_names_with_control_characters_are_escaped_in_messages(tmp_path):
     with pytest.raises(InputError) as caught:
         load(tmp_path / "a\x1b[31m\nb")
