@@ -125,7 +125,7 @@ class ImageSet:
         if len(self.bad) > MAX_BAD * len(self):
             index, reason = next(iter(self.bad.items()))
             what = f"{len(self.bad)} of {len(self)} images cannot be read, more than 1 %"
-            names = f"all are named in {self.bad_file}; " if self.bad_file else ""
+            names = f"all are named in {printable(self.bad_file)}; " if self.bad_file else ""
             raise InputError(f"{printable(self.path(index))}: {reason}; {what}; {names}remove them")
         return new
 
@@ -160,7 +160,8 @@ class ImageSet:
             if name in index_of:
                 size = rest[-1].removesuffix(" bytes") if rest else ""
                 index = index_of[name]
-                named[index] = int(size) if size.isdecimal() else _size(self.path(index))
+                known = size.removeprefix("-").isdecimal()
+                named[index] = int(size) if known else _size(self.path(index))
         return named
 
     def cache_pixels(self, gib: float) -> None:

@@ -68,7 +68,7 @@ def refuse_splits(root: Path, names: list[str]) -> None:
 
     They are if all are called so, or if one is for training and another is not.
     """
-    for shared in ("", common_folder(names)):
+    for shared in dict.fromkeys(("", common_folder(names))):
         folders = sorted({name[len(shared) :].partition("/")[0] for name in names})
         splits = {folder: split_of(folder) for folder in folders if split_of(folder)}
         trained_and_not = "train" in splits.values() and len(set(splits.values())) > 1

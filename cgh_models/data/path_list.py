@@ -12,8 +12,8 @@ from ..errors import InputError, printable
 from .file_names import common_folder, why_hidden
 
 _PATHS = {"path", "file", "filename", "filepath", "image", "imagepath", "imagefile", "imagename"}
-_PATHS |= {"img", "imgpath", "imgfile", "imgname", "name"}
-_LABELS = {"label", "labels", "class", "classname", "target", "category", "y"}
+_PATHS |= {"img", "imgpath", "imgfile", "imgname", "name", "paths", "files", "images", "relpath"}
+_LABELS = {"label", "labels", "class", "classname", "classid", "target", "category", "y"}
 _BOMS = {
     codecs.BOM_UTF8: "",
     codecs.BOM_UTF32_LE: "utf-32",  # before that of UTF-16, with which it begins
@@ -101,11 +101,11 @@ def _utf_16(head: bytes) -> str:
 
 def _find(written: str, home: Path) -> str:
     """The path of a file: as written, without spaces around it, from Windows, or in Latin-1."""
+    if os.path.isfile(os.path.join(home, written)):
+        return written
     bare = written.strip()
-    for name in (written, bare, bare.replace("\\", "/"), os.fsencode(bare).decode("latin-1")):
-        if name and os.path.isfile(os.path.join(home, name)):
-            return name
-    return ""
+    others = (bare, bare.replace("\\", "/"), os.fsencode(bare).decode("latin-1"))
+    return next((name for name in others if os.path.isfile(os.path.join(home, name))), "")
 
 
 def _rows(lines: list[str], home: Path) -> list[Row]:
