@@ -197,7 +197,7 @@ def _kind(info: tarfile.TarInfo) -> str:
     extension = posixpath.splitext(info.name)[1].lower()
     if extension == ".tar":
         return why_hidden(info.name, "") or extension  # macOS makes ._NAME.tar, which is none
-    return extension if extension in EXTENSIONS else extension or "no extension"
+    return extension or "no extension"
 
 
 def _member(tar: Path, name: str, info: tarfile.TarInfo, start: int) -> Member:
