@@ -27,11 +27,15 @@ def pixels_in_memory(images: "ImageSet", budget: float) -> Tensor | list[Tensor]
     sample = np.linspace(0, len(images) - 1, min(64, len(images))).astype(int).tolist()
     if np.mean([images.decoded_bytes(index) for index in sample]) * len(images) > budget:
         return None
+    used = 0
     pixels: list[Tensor] = []
     stacked = None  # never two copies of the set at once: images as large as the first go here
     for image, bad_files in _decode_all(images, budget):
         images.record_bad_files(bad_files)
         decoded = torch.from_numpy(np.array(image))
+        used += decoded.numel()
+        if used > budget:  # a substitute, or a header that was not right
+            return None
         if not pixels and decoded.numel() * len(images) <= budget:
             stacked = torch.empty(len(images), *decoded.shape, dtype=torch.uint8)
         if stacked is not None and decoded.shape == stacked.shape[1:]:
