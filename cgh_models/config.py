@@ -231,5 +231,8 @@ def explain_changes(before: dict[str, Any], after: dict[str, Any]) -> tuple[list
             refused.append(f"{key}: {old} -> {new} changes the model")
     if before["data"]["digest"] != after["data"]["digest"]:
         counts = f"{before['data']['count']} -> {after['data']['count']} images"
+        hidden = after["data"].get("hidden", 0) - before["data"].get("hidden", 0)
+        if hidden > 0:
+            counts += f" ({hidden} hidden or system entries are left out now)"
         refused.append(f"data: {counts}, and not the same files: changes the images")
     return allowed, refused

@@ -139,7 +139,7 @@ def _explain(error: Exception) -> int:
 
 def _end_without_waiting(exit_code: int) -> None:
     """Ends the process if threads still decode images: Python would wait for slow reads."""
-    from ..data.image_set import DECODERS
+    from ..data.memory import DECODERS
 
     if any(thread.name.startswith(DECODERS) for thread in threading.enumerate()):
         os._exit(exit_code)

@@ -1,7 +1,8 @@
 """From files to batches of views.
 
-`image_set` is the index of a folder, list or archive; `decode` reads one image; `views` draws and
-makes one view, `batched_views` those of a batch; `loader` and `eval_loader` give batches.
+`image_set` is the index of a folder (`listing`), list (`path_list`) or archive (`archives`);
+`decode` reads one image; `views` draws and makes one view, `batched_views` those of a batch;
+`loader` and `eval_loader` give batches.
 """
 
 from ..public_names import public_names

@@ -1,36 +1,57 @@
-"""Images in tar archives and in datasets of the Hub, read by timm's readers."""
+"""Images in tar archives, read by Python's tarfile, and in datasets of the Hub, by timm."""
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.util
 import os
+import posixpath
+import re
 import tarfile
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import IO, Any
 
-from timm.data.readers import create_reader, img_extensions
-from timm.data.readers.reader_image_in_tar import ReaderImageInTar
+from timm.data.readers import create_reader
+from timm.utils.misc import natural_key
 
 from ..errors import BadImage, InputError, printable
-from .formats import EXPECTED, EXTENSIONS
+from .file_names import common_folder, is_hidden, why_hidden
+from .formats import EXTENSIONS
 
 # timm's readers that go through a set in an order of their own.
 _UNORDERED = ("hfids/", "tfds/", "wds/")
+_BLOCK = 512  # bytes; an archive ends in one or two of zeros
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """Where an image lies in a tar, or in a tar within it; the names are those of `TarInfo`."""
+
+    tar: Path
+    name: str  # of the image in the set
+    label: str  # the folder it lies in, or the tar; "" for neither
+    size: int  # bytes
+    offset_data: int  # bytes from the start of the outer tar
+    sparse: Any  # the parts that are not zeros; None: all of it is stored
+    changed: int  # nanoseconds
 
 
 @dataclass
 class Archive:
-    """The index of an archive, and its reader."""
+    """The index of an archive."""
 
-    reader: Any  # timm's
     root: Path  # the folder that names are relative to, for messages
     names: list[str]  # of the images, sorted
     labels: list[int]  # class of each image
-    classes: list[str]  # in the reader's order
+    classes: list[str]  # sorted as timm's readers do
     digest: str  # sha256 of names and sizes, or of the dataset's own fingerprint
-    positions: list[int]  # of the images in the reader
+    places: list[Any]  # a Member for each image, or its position in the reader
+    reader: Any = None  # timm's, of a dataset of the Hub
+    skipped: Counter[str] = field(default_factory=Counter)  # as in `ImageSet`
 
     def take(self, indices: Iterable[int]) -> "Archive":
         """These images alone, in this order."""
@@ -39,76 +60,177 @@ class Archive:
             self,
             names=[self.names[index] for index in indices],
             labels=[self.labels[index] for index in indices],
-            positions=[self.positions[index] for index in indices],
+            places=[self.places[index] for index in indices],
         )
 
-    def open(self, index: int) -> IO[bytes]:
+    @contextlib.contextmanager
+    def open(self, index: int) -> Iterator[IO[bytes]]:
         """An image's bytes as an open file. Raises `BadImage`."""
-        try:
-            return self.reader[self.positions[index]][0]
-        except (tarfile.TarError, OSError, EOFError, AssertionError) as error:
-            raise BadImage(f"cannot be read from its archive: {printable(error)[:120]}") from error
+        place = self.places[index]
+        with contextlib.ExitStack() as stack:
+            try:
+                if self.reader:
+                    file = stack.enter_context(self.reader[place][0])
+                else:
+                    tar: Any = SimpleNamespace(fileobj=stack.enter_context(open(place.tar, "rb")))
+                    file = tarfile.ExFileObject(tar, place)
+            except (OSError, EOFError, AssertionError) as error:
+                reason = f"cannot be read from its archive: {printable(error)[:120]}"
+                raise BadImage(reason) from error
+            yield file
 
     def changed(self, index: int) -> int:
         """As `ImageSet.changed`; 0 for a dataset of the Hub, whose fingerprint says all of it."""
-        if not isinstance(self.reader, ReaderImageInTar):
-            return 0
-        return int(self.reader.samples[self.positions[index]][0].mtime * 1e9)
+        return 0 if self.reader else self.places[index].changed
 
 
 def open_archive(data: str | Path) -> Archive | None:
     """The archive, if ``data`` is a tar, a folder of nothing but those, or ``hfds/NAME``."""
     text = str(data)
     path = Path(data)
-    if text.startswith("hfds/") and not path.exists():
+    if text.startswith("hfds/") and not os.path.exists(path):
         return _open_hub_dataset(text)
-    if text.startswith(_UNORDERED) and not path.exists():
+    if text.startswith(_UNORDERED) and not os.path.exists(path):
         what = f"{printable(text)}: gives its images in an order that no run could resume"
         raise InputError(f"{what}; give a folder, a tar archive or hfds/NAME")
-    if _is_tar(path) or _holds_only_tars(path):
-        return _open_tar(path)
-    return None
+    if os.path.isfile(path):
+        return _open_tars(path, [path]) if path.suffix.lower() == ".tar" else None
+    tars = _only_tars(path) if os.path.isdir(path) else []
+    return _open_tars(path, tars) if tars else None
 
 
-def _is_tar(path: Path | os.DirEntry) -> bool:
-    return path.name.endswith(".tar") and path.is_file()
-
-
-def _holds_only_tars(path: Path) -> bool:
-    """Stops at the first entry that is no archive: a folder may hold millions of images."""
+def _only_tars(path: Path) -> list[Path]:
+    """The tars of a folder of nothing else; it may have millions of other entries."""
+    tars = []
     try:
         with os.scandir(path) as entries:
-            kinds = (_is_tar(entry) for entry in entries if not entry.name.startswith("."))
-            return next(kinds, False) and all(kinds)
+            for entry in entries:
+                if is_hidden(entry.name):
+                    continue
+                if not entry.name.lower().endswith(".tar") or not entry.is_file():
+                    return []
+                tars.append(Path(entry))
     except OSError:  # no folder, or one that cannot be read: whoever reads it as a folder says so
-        return False
+        return []
+    return sorted(tars)
 
 
-def _open_tar(path: Path) -> Archive:
-    timms = img_extensions.get_img_extensions()  # png, jpg and jpeg only
-    img_extensions.set_img_extensions([*timms, *sorted(EXTENSIONS - set(timms))])
+def _open_tars(root: Path, tars: list[Path]) -> Archive:
+    found: dict[str, Member] = {}  # by the path they are unpacked to: the last of a name counts
+    skipped: Counter[str] = Counter()
+    for tar in tars:
+        try:
+            with open(tar, "rb") as file:
+                for location, info, start in _images(str(tar), file, 0, skipped):
+                    member = _member(tar, location[len(str(root)) + 1 :], info, start)
+                    unpacked = posixpath.normpath(member.name.lstrip("/"))
+                    skipped["named again"] += unpacked in found
+                    found[unpacked] = member
+        except OSError as error:
+            what = f"{printable(tar)}: cannot be read ({printable(error)[:120]})"
+            raise InputError(f"{what}; mend it or pack it anew") from error
+    shared = common_folder([member.name for member in found.values()])
+    members = []
+    for member in sorted(found.values(), key=lambda member: member.name):
+        kind = why_hidden(member.name, shared)
+        if kind:
+            skipped[kind] += 1
+        else:
+            members.append(member)
+    # The order of classes is that of timm's reader, from the names alone.
+    classes = sorted(sorted({member.label for member in members}), key=natural_key)
+    numbers = {name: number for number, name in enumerate(classes)}
+    labels = [numbers[member.label] for member in members]
+    names = [member.name for member in members]
+    lines = sorted(f"{member.name}\t{member.size}\n" for member in members)
+    digest = hashlib.sha256("".join(lines).encode("utf-8", "replace")).hexdigest()
+    if "" in classes:
+        classes = []
+    return Archive(root, names, labels, classes, digest, members, skipped=+skipped)
+
+
+def _images(
+    location: str, file: IO[bytes], start: int, skipped: Counter[str]
+) -> Iterator[tuple[str, tarfile.TarInfo, int]]:
+    """The images of a tar and of those in it: where they are, and where their tar starts in bytes.
+
+    Raises InputError if the tar is not whole.
+    """
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    last = ""
     try:
-        # No cache of the index: timm would write a pickle beside it, and read one that is there.
-        reader = ReaderImageInTar(str(path), cache_tarfiles=False, cache_tarinfo=False)
-    except (tarfile.TarError, EOFError, OSError) as error:
-        what = f"{printable(path)}: no readable tar archive ({printable(error)[:120]})"
+        tar: Any = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 - closes no file of ours
+    except Exception as error:  # tarfile raises a dozen kinds for damaged headers
+        what = f"{printable(location)}: no readable tar archive ({printable(error)[:120]})"
         raise InputError(f"{what}; pack it anew") from error
-    except ValueError as error:  # timm unpacks a list of no images
-        raise InputError(f"{printable(path)}: no images in it; {EXPECTED}") from error
-    finally:
-        img_extensions.set_img_extensions(timms)
-    names = []
-    lines = []
-    for member, tar, child in reader.samples:
-        parts = (tar, child.name if child else None, member.name)
-        names.append("/".join(filter(None, parts)))
-        lines.append(f"{names[-1]}\t{member.size}\n")
-    labels = [int(label) for label in reader.targets]
-    classes = [str(name) for name in reader.class_name_to_idx or ()]
-    digest = hashlib.sha256("".join(sorted(lines)).encode("utf-8", "replace")).hexdigest()
-    positions = list(range(len(names)))
-    archive = Archive(reader, path, names, labels, classes, digest, positions)
-    return archive.take(sorted(positions, key=names.__getitem__))
+    while True:
+        try:
+            info = tar.next()
+        except Exception as error:
+            raise _damaged(location, last, str(error)) from error
+        if info is None:
+            break
+        if info.size < 0 or tar.offset > size:
+            raise _damaged(location, last, f"{info.name} is cut short")
+        last = info.name
+        tar.members.clear()  # a million of them take a gigabyte
+        kind = _kind(info)
+        inside = f"{location}/{info.name}"
+        if kind == ".tar" and info.sparse:
+            raise _damaged(location, last, f"{info.name} is a sparse tar in it")
+        if kind == ".tar":
+            child: Any = tar.extractfile(info)
+            yield from _images(inside, child, start + info.offset_data, skipped)
+        elif kind in EXTENSIONS:
+            yield inside, info, start
+        elif kind:
+            skipped[kind] += 1
+    _check_end(file, tar.offset, location, last)
+
+
+def _kind(info: tarfile.TarInfo) -> str:
+    """The extension of an image or a tar, what else a member is, or "" for a folder."""
+    if info.isdir():
+        return ""
+    if not info.isfile():
+        return "link or device in the archive"
+    extension = posixpath.splitext(info.name)[1].lower()
+    if extension == ".tar":
+        return why_hidden(info.name, "") or extension  # macOS makes ._NAME.tar, which is none
+    return extension or "no extension"
+
+
+def _member(tar: Path, name: str, info: tarfile.TarInfo, start: int) -> Member:
+    folders = [part for part in name.split("/")[:-1] if part not in ("", ".", "..")]
+    label = re.sub(r"\.tar$", "", folders[-1], flags=re.IGNORECASE) if folders else ""
+    nanoseconds = info.mtime * 1e9
+    changed = int(nanoseconds) if abs(nanoseconds) < 2**63 else 0  # not for nan
+    return Member(tar, name, label, info.size, start + info.offset_data, info.sparse, changed)
+
+
+def _check_end(file: IO[bytes], offset: int, location: str, last: str) -> None:
+    """Raises InputError unless the archive ends, and no other one follows its end."""
+    file.seek(offset)
+    if file.read(_BLOCK) != bytes(_BLOCK):
+        raise _damaged(location, last, "its end is missing")
+    while True:
+        block = file.read(2**20)
+        if not block:
+            return
+        zeros = len(block) - len(block.lstrip(b"\0"))
+        if zeros < len(block):
+            header = block[zeros - zeros % _BLOCK :][:_BLOCK]
+            with contextlib.suppress(tarfile.HeaderError):  # something else does no harm
+                tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+                raise _damaged(location, last, "another archive follows its end")
+            return
+
+
+def _damaged(location: str, last: str, reason: str) -> InputError:
+    after = f"the last whole member is {printable(last)[-100:]!r}" if last else "no member is whole"
+    what = f"{printable(location)}: not a whole tar archive, {printable(reason)[:120]}; {after}"
+    return InputError(f"{what}: copy it or pack it anew")
 
 
 def _open_hub_dataset(text: str) -> Archive:
@@ -133,4 +255,4 @@ def _open_hub_dataset(text: str) -> Archive:
     classes = [str(name) for name in reader.class_to_idx or ()]
     fingerprint = f"{reader.dataset._fingerprint}\t{len(names)}"
     digest = hashlib.sha256(fingerprint.encode()).hexdigest()
-    return Archive(reader, Path(text), names, labels, classes, digest, positions)
+    return Archive(Path(text), names, labels, classes, digest, positions, reader)

@@ -57,6 +57,15 @@ def open_file(path: Path) -> IO[bytes]:
     return file
 
 
+def decoded_bytes(file: IO[bytes]) -> int:
+    """How many bytes an image takes as 8-bit RGB, by its header; 0 if that cannot be read."""
+    try:
+        with Image.open(file, formats=FORMATS) as image:
+            return image.width * image.height * 3
+    except Exception:  # as many kinds as in `decode`
+        return 0
+
+
 def decode(file: IO[bytes], min_side: float = 0, pixel_range: str = "auto") -> Image.Image:
     """Reads an image as 8-bit RGB and applies its EXIF orientation, or raises BadImage.
 

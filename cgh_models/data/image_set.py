@@ -2,29 +2,30 @@
 
 import hashlib
 import os
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
 from ..config import check_pixel_range
 from ..errors import BadImage, InputError, printable, say
 from .archives import Archive, open_archive
-from .decode import BadFile, decide_range, decode, open_file, simplejpeg
-from .formats import EXPECTED, EXTENSIONS
+from .decode import BadFile, decide_range, decode, decoded_bytes, open_file, simplejpeg
+from .file_names import ARCHIVES, HIDDEN
+from .formats import EXPECTED
+from .listing import find_split, refuse_compressed, refuse_splits, walk
+from .memory import pixels_in_memory
+from .path_list import read_list
 from .views import uniform
 
 MAX_BAD = 0.01  # share of bad files at which a run stops
-_SPLITS = {"train", "val", "test"}
 _SUBSTITUTE_STREAM = 1001  # keeps these random numbers apart from those of views and order
-DECODERS = "image decoder"  # names of threads begin with it
 
 
 @dataclass
@@ -48,8 +49,15 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.names)
 
+    @property
+    def hidden(self) -> int:
+        """How many hidden or system files and folders were left out."""
+        return sum(count for kind, count in self.skipped.items() if kind.startswith(HIDDEN))
+
     def path(self, index: int) -> Path:
-        """The image's file."""
+        """The image's file, or for messages where it is in an archive."""
+        if self.archive:
+            return Path(f"{self.root}/{self.names[index]}")
         return self.root / self.names[index]
 
     def image(self, index: int, min_side: float = 0) -> Image.Image:
@@ -59,7 +67,15 @@ class ImageSet:
         with self.open(index) as file:
             return decode(file, min_side, self.pixel_range)
 
-    def open(self, index: int) -> IO[bytes]:
+    def decoded_bytes(self, index: int) -> int:
+        """Bytes of its pixels, by its header; 0 if that cannot be read."""
+        try:
+            with self.open(index) as file:
+                return decoded_bytes(file)
+        except BadImage:
+            return 0
+
+    def open(self, index: int) -> AbstractContextManager[IO[bytes]]:
         """The bytes of the image as an open file. Raises `BadImage`."""
         return self.archive.open(index) if self.archive else open_file(self.path(index))
 
@@ -67,22 +83,29 @@ class ImageSet:
         """Its time of change in nanoseconds; 0 where that is not known, or the file is gone."""
         if self.archive:
             return self.archive.changed(index)
-        path = self.path(index)
-        return path.stat().st_mtime_ns if path.exists() else 0
+        try:
+            changed = os.stat(self.path(index)).st_mtime_ns
+        except OSError:
+            return 0
+        return changed if abs(changed) < 2**63 else 0
 
     def load_or_substitute(
         self, index: int, min_side: float = 0
     ) -> tuple[Image.Image, list[BadFile]]:
         """The image, or for a bad one another that depends on the index alone; and bad files."""
         bad_files = []
-        u = uniform(0, 0, np.array([index]), 8, _SUBSTITUTE_STREAM)[0]
-        for candidate in (index, *(u * len(self)).astype(int).tolist()):
+        for candidate in self._with_substitutes(index):
             try:
                 return self.image(candidate, min_side), bad_files
             except BadImage as reason:
                 bad_files.append(BadFile(candidate, str(reason)))
         what = f"{printable(self.path(index))}: {bad_files[0].reason}"
         raise InputError(f"{what}, and neither could its replacements be read")
+
+    def _with_substitutes(self, index: int) -> Iterator[int]:
+        yield index
+        u = uniform(0, 0, np.array([index]), 8, _SUBSTITUTE_STREAM)[0]
+        yield from (u * len(self)).astype(int).tolist()
 
     def record_bad_files(self, bad_files: list[BadFile]) -> list[BadFile]:
         """Counts bad files, at most 1 %, and names them in ``bad_file``; returns the new ones."""
@@ -92,75 +115,66 @@ class ImageSet:
                 self.bad[bad.index] = bad.reason
                 new.append(bad)
         if self.bad_file and new:
-            lines = [f"{printable(self.names[bad.index])}\t{bad.reason}\n" for bad in new]
+            lines = []
+            for bad in new:
+                size = "" if self.archive else f"\t{_size(self.path(bad.index))} bytes"
+                lines.append(f"{printable(self.names[bad.index])}\t{bad.reason}{size}\n")
             try:
                 with open(self.bad_file, "a", encoding="utf-8") as file:
                     file.writelines(lines)
             except OSError as error:
                 what = f"bad files cannot be named in it ({error.strerror})"
-                say(f"warning: {self.bad_file}: {what}; make room")
+                say(f"warning: {printable(self.bad_file)}: {what}; make room")
         if len(self.bad) > MAX_BAD * len(self):
             index, reason = next(iter(self.bad.items()))
             what = f"{len(self.bad)} of {len(self)} images cannot be read, more than 1 %"
-            names = f"all are named in {self.bad_file}; " if self.bad_file else ""
+            names = f"all are named in {printable(self.bad_file)}; " if self.bad_file else ""
             raise InputError(f"{printable(self.path(index))}: {reason}; {what}; {names}remove them")
         return new
 
     def log_bad_files_to(self, path: Path) -> None:
-        """Names bad files in ``path`` from now on, and counts those that it names already."""
+        """Names bad files in ``path`` from now on; those that it names already are read again."""
         self.bad_file = path
-        if not path.exists():
+        named = self._named_in(path) if self.pixels is None else {}
+        for index in named:
+            try:
+                self.image(index)
+            except BadImage as reason:
+                self.bad[index] = str(reason)
+        mended = len(named.keys() - self.bad.keys())
+        if mended:
+            say(f"{printable(path)}: {mended} of the images that it names can be read now")
+        self.record_bad_files([])  # are they too many?
+
+    def accept_mended(self, path: Path, digest: str) -> None:
+        """Takes the digest of a run if only images that ``path`` names have another size now."""
+        if self.digest == digest or self.archive:
             return
-        indices = {printable(name): index for index, name in enumerate(self.names)}
-        for line in path.read_text("utf-8").splitlines():
-            name, _, reason = line.partition("\t")
-            if name in indices:
-                self.bad[indices[name]] = reason
+        if digest == _digest(self.root, self.names, self._named_in(path)):
+            self.digest = digest
+
+    def _named_in(self, path: Path) -> dict[int, int]:
+        """The images, by index, that a list of bad files names, and their bytes at that time."""
+        index_of = {printable(name): index for index, name in enumerate(self.names)}
+        named = {}
+        lines = path.read_text("utf-8", "replace").split("\n") if path.exists() else []
+        for line in lines:
+            name, *rest = line.split("\t")
+            if name in index_of:
+                size = rest[-1].removesuffix(" bytes") if rest else ""
+                index = index_of[name]
+                known = size.removeprefix("-").isdecimal()
+                named[index] = int(size) if known else _size(self.path(index))
+        return named
 
     def cache_pixels(self, gib: float) -> None:
         """Keeps all decoded pixels if they fit in ``gib``; else streams them."""
-        budget = gib * 2**30
-        sizes = []
-        for index in np.linspace(0, len(self) - 1, min(64, len(self))).astype(int).tolist():
-            image, _ = self.load_or_substitute(index)
-            sizes.append(image.width * image.height * 3)
-        if np.mean(sizes) * len(self) > budget:
-            return
-        pixels: list[Tensor] = []
-        for image, bad_files in self._decode_all():
-            self.record_bad_files(bad_files)
-            pixels.append(torch.from_numpy(np.array(image)))
-            budget -= pixels[-1].numel()
-            if budget < 0:
-                return
-        if len({p.shape for p in pixels}) > 1:
-            self.pixels = pixels
-            return
-        stacked = torch.empty(len(pixels), *pixels[0].shape, dtype=torch.uint8)
-        for index in reversed(range(len(pixels))):  # never two copies of the set at once
-            stacked[index] = pixels.pop()
-        self.pixels = stacked
-
-    def _decode_all(self) -> Iterator[tuple[Image.Image, list[BadFile]]]:
-        """All images in order, decoded by threads that are a few images ahead."""
-        threads = os.cpu_count() or 1
-        pool = ThreadPoolExecutor(threads, DECODERS)
-        ahead: deque[Future[tuple[Image.Image, list[BadFile]]]] = deque()
-        try:
-            for index in range(len(self)):
-                ahead.append(pool.submit(self.load_or_substitute, index))
-                if len(ahead) > 4 * threads:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        self.pixels = pixels_in_memory(self, gib * 2**30)
 
     def report_skipped(self) -> None:
         """Says on stderr what was left out."""
         if self.skipped:
-            counts = [f"{count} x {kind}" for kind, count in self.skipped.most_common(5)]
-            say(f"{self.root}: left out {', '.join(counts)}")
+            say(f"{printable(self.root)}: left out {_counts(self.skipped, 5)}")
 
     def report_decoder(self) -> None:
         """Says on stderr what to install to read JPEG files faster, if they are streamed."""
@@ -179,85 +193,69 @@ def load(data: str | Path, follow_links: bool = False, pixel_range: str = "auto"
     """
     check_pixel_range(pixel_range)
     path = Path(data)
-    source = str(path.resolve() if path.exists() else data)
+    is_folder = os.path.isdir(path)
+    is_file = os.path.isfile(path)
+    if is_file:
+        refuse_compressed(path)
     archive = open_archive(data)
+    if archive is None and not (is_folder or is_file):
+        what = f"{printable(path)}: there is no such folder or list"
+        raise InputError(f"{what}; give --data a folder of images")
+    of_rows: list[str] | None = None  # labels of a table
+    if archive:
+        root, names, skipped = archive.root, archive.names, archive.skipped
+    elif is_folder:
+        root = path
+        names, skipped = walk(path, follow_links)
+    else:
+        root = path.parent
+        names, of_rows, skipped = read_list(path)
+    if not names:
+        found = _counts(skipped, 3) or "nothing"
+        expected = EXPECTED
+        if ARCHIVES & set(skipped):
+            expected += ", or tar archives and nothing else: unpack the archives"
+        raise InputError(f"{printable(path)}: no images ({found} found); {expected}")
+    source = str(path.resolve() if is_folder or is_file else data)
     if archive:
         classes = archive.classes if len(archive.classes) > 1 else []
         labels = np.array(archive.labels) if classes else None
-        index = (archive.root, archive.names, labels, classes, archive.digest)
-        return decide_range(ImageSet(source, *index, archive=archive, pixel_range=pixel_range))
-    if path.is_dir():
-        root = path
-        names, skipped = _walk(path, follow_links)
-    elif path.is_file():
-        root = path.parent
-        names, skipped = _read_list(path), Counter()
+        digest = archive.digest
     else:
-        what = f"{printable(path)}: there is no such folder or list"
-        raise InputError(f"{what}; give --data a folder of images")
-    if not names:
-        found = ", ".join(f"{n} x {kind}" for kind, n in skipped.most_common(3)) or "nothing"
-        raise InputError(f"{printable(path)}: no images ({found} found); {EXPECTED}")
-    lines = "".join(f"{name}\t{_size(root / name)}\n" for name in names)
-    digest = hashlib.sha256(lines.encode("utf-8", "replace")).hexdigest()
-    labels, classes = (None, []) if path.is_file() else _class_folders(path, names)
-    index = (names, labels, classes, digest, skipped)
+        labels, classes = _class_folders(names) if is_folder else _numbered(of_rows)
+        digest = _digest(root, names, {})
+    if is_folder or archive:
+        refuse_splits(root, names)
+    index = (names, labels, classes, digest, skipped, archive)
     return decide_range(ImageSet(source, root, *index, pixel_range=pixel_range))
 
 
-def _class_folders(root: Path, names: list[str]) -> tuple[np.ndarray | None, list[str]]:
-    """Labels (N,) and classes, the folders in ``root``; none if an image lies in none of them."""
+def _class_folders(names: list[str]) -> tuple[np.ndarray | None, list[str]]:
+    """Labels (N,) and classes, the outermost folders; none if an image lies in none of them."""
     folders = [name.partition("/")[0] if "/" in name else "" for name in names]
-    classes = sorted(set(folders))
-    if "" in classes:
-        return None, []
-    if set(classes) <= _SPLITS:
-        what = f"{printable(root)}: holds the splits {', '.join(classes)}"
-        raise InputError(f"{what}; give one of them: {printable(root / classes[0])}")
-    return np.searchsorted(classes, folders), classes
+    return _numbered(None if "" in folders else folders)
 
 
-def _walk(root: Path, follow_links: bool) -> tuple[list[str], Counter[str]]:
-    """Sorted names of the images under ``root``, and what was left out."""
-    names: list[str] = []
-    skipped: Counter[str] = Counter()
-    home = root.resolve()
-    for folder, folders, files in os.walk(root, followlinks=follow_links, onerror=_unreadable):
-        for name in list(folders):
-            if not follow_links and Path(folder, name).is_symlink():
-                skipped["linked folder (--follow-links reads it)"] += 1
-                folders.remove(name)
-        folders.sort()
-        for file in files:
-            path = Path(folder, file)
-            if path.suffix.lower() not in EXTENSIONS:
-                skipped[printable(path.suffix.lower()) or "no extension"] += 1
-            elif not follow_links and path.is_symlink() and home not in path.resolve().parents:
-                skipped["link out of the folder (--follow-links reads it)"] += 1
-            else:
-                names.append(path.relative_to(root).as_posix())
-    return sorted(names), skipped
+def _numbered(labels: list[str] | None) -> tuple[np.ndarray | None, list[str]]:
+    """Labels (N,) and sorted classes for the class of each image."""
+    classes = sorted(set(labels or ()))
+    return (np.searchsorted(classes, labels) if labels else None), classes
 
 
-def _unreadable(error: OSError) -> None:
-    what = f"{printable(error.filename)}: cannot be read ({error.strerror})"
-    raise InputError(f"{what}; mend or remove it") from error
+def _digest(root: Path, names: list[str], sizes: dict[int, int]) -> str:
+    """Hex sha256 of names and sizes; ``sizes`` are those of some of the files at another time."""
+    lines = []
+    for index, name in enumerate(names):
+        size = sizes[index] if index in sizes else _size(root / name)
+        lines.append(f"{name}\t{size}\n")
+    return hashlib.sha256("".join(lines).encode("utf-8", "replace")).hexdigest()
 
 
-def _read_list(path: Path) -> list[str]:
-    with path.open("rb") as file:
-        if b"\0" in file.read(4096):
-            what = f"{printable(path)}: neither a folder nor a text file of paths"
-            raise InputError(f"{what}; unpack an archive first")
-    lines = path.read_text("utf-8", errors="replace").splitlines()
-    names = sorted({line.strip() for line in lines if line.strip()})
-    missing = [n for n in names if len(n) > 4000 or not os.path.isfile(path.parent / n)]
-    if missing:
-        what = f"{len(missing)} of its {len(names)} lines are not files"
-        first = f"the first is {printable(missing[0])[:80]!r}"
-        expected = "expected one image path a line, relative to the list's folder"
-        raise InputError(f"{printable(path)}: {what}, {first}; {expected}")
-    return names
+def _counts(skipped: Counter[str], most: int) -> str:
+    kinds = skipped.most_common()
+    counts = [f"{count} x {printable(kind)}" for kind, count in kinds[:most]]
+    others = sum(count for _, count in kinds[most:])
+    return ", ".join([*counts, f"{others} x others"] if others else counts)
 
 
 def _size(path: Path) -> int:
@@ -274,8 +272,9 @@ def load_splits(
 
     The range of deep pixels is that of train/ in both.
     """
-    train = _load_split(Path(root) / "train", follow_links, pixel_range)
-    val = _load_split(Path(root) / "val", follow_links, train.pixel_range)
+    train_root, val_root = [find_split(Path(root), split) for split in ("train", "val")]
+    train = _load_split(train_root, follow_links, pixel_range)
+    val = _load_split(val_root, follow_links, train.pixel_range)
     unknown = sorted(set(val.classes) - set(train.classes))
     if unknown:
         what = f"val/ has the class {unknown[0]!r} that train/ has not ({len(unknown)} such)"
@@ -286,14 +285,11 @@ def load_splits(
 
 
 def _load_split(folder: Path, follow_links: bool, pixel_range: str) -> ImageSet:
-    if not folder.is_dir():
-        what = f"{printable(folder.parent)}: has no {folder.name}/ folder"
-        raise InputError(f"{what}; expected train/ and val/, class folders in both")
     images = load(folder, follow_links, pixel_range)
     images.report_skipped()
     if images.labels is None:
         stray = next((name for name in images.names if "/" not in name), "")
         found = "lies in no class folder" if stray else "has no two classes"
-        expected = f"expected {folder}/<class>/<image>"
+        expected = f"expected {printable(folder)}/<class>/<image>"
         raise InputError(f"{printable(folder / stray)}: {found}; {expected}")
     return images

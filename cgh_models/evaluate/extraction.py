@@ -72,7 +72,9 @@ def open_images(data: Any, pixel_range: str = "auto") -> ImageSet:
         return read_as(data, pixel_range)
     if isinstance(data, (str, os.PathLike)):
         path = Path(data) if isinstance(data, os.PathLike) else data
-        return load(path, pixel_range=pixel_range)
+        images = load(path, pixel_range=pixel_range)
+        images.report_skipped()
+        return images
     paths = list(data) if isinstance(data, Iterable) else [data]
     for path in paths:
         if not isinstance(path, (str, os.PathLike)):

@@ -10,6 +10,7 @@ from torch import nn
 from ..data.image_set import MAX_BAD, ImageSet
 from ..errors import InputError, printable
 from . import neighbours
+from .classifier import check_classes
 from .extraction import extract_labelled
 from .linear import sgd
 from .protocols import EvalSettings, LinearConfig, Measurement
@@ -27,6 +28,7 @@ def knn(
     temperature: float = 0.07,
 ) -> Measurement:
     """Accuracy of kNN of the val embeddings over the train embeddings."""
+    check_classes(train)
     memory, labels = extract_labelled(model, train, settings)
     queries, query_labels = extract_labelled(model, val, settings)
     predicted = neighbours.knn(memory, labels, queries, k=k, temperature=temperature)

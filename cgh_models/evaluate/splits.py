@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from ..data.image_set import ImageSet
+from ..data.path_list import read_text
 from ..data.views import uniform
 from ..errors import InputError, printable
 from ..files import atomic
@@ -91,7 +92,7 @@ def _read(file: Path, images: ImageSet, percent: int, drawn: int) -> np.ndarray:
     if not file.is_file():
         what = f"{printable(file)}: not a file"
         raise InputError(f"{what}; give --splits-file a text file of image names, or a new name")
-    lines = [line for line in os.fsdecode(file.read_bytes()).splitlines() if line]
+    lines = [line for line in read_text(file).split("\n") if line]
     index_of = {name: index for index, name in enumerate(images.names)}
     unknown = [line for line in lines if line not in index_of]
     indices = np.array([index_of[line] for line in lines if line in index_of], int)

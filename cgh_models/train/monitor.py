@@ -10,6 +10,7 @@ from ..config import TrainConfig
 from ..data.image_set import ImageSet, load_splits
 from ..data.loader import order
 from ..errors import InputError
+from ..evaluate.classifier import check_classes
 from ..evaluate.collapse import spread
 from ..evaluate.extraction import embeddings
 from ..evaluate.neighbours import knn
@@ -53,6 +54,7 @@ class Monitor:
         self.spread = Sample(images, shuffled[:SPREAD])
         if config.eval_data and config.eval_every >= 0:
             train, val = load_splits(config.eval_data, config.follow_links, images.pixel_range)
+            check_classes(train)
             memory = Sample(train, order(0, 0, len(train))[:MEMORY])
             self.knn = ("knn", memory, Sample(val, order(0, 0, len(val))[:QUERIES]))
         elif images.labels is not None and len(images.classes) > 1 and len(images) >= 5:

@@ -82,9 +82,11 @@ def write_or_check_config(
     run_dir: Path, method: Method, images: ImageSet, config: TrainConfig, resume: bool
 ) -> None:
     """Writes config.json for a new run; compares it, key by key, with that of a resumed one."""
+    run = checkpoint.read_run(run_dir) if resume else {}
+    if resume:
+        images.accept_mended(run_dir / "bad_files.txt", run["data"]["digest"])
     description = describe_run(method, images, config)
     if resume:
-        run = checkpoint.read_run(run_dir)
         if dataclasses.is_dataclass(method.config):
             run["method_config"] = meant_before(type(method.config)) | run["method_config"]
         allowed, refused = explain_changes(run, description)
@@ -127,6 +129,8 @@ def describe_run(method: Method, images: ImageSet, config: TrainConfig) -> dict[
         "train": to_dict(config) | {"pixel_range": images.pixel_range},
         "data": {"path": images.source, "count": len(images), "digest": images.digest},
     }
+    if images.hidden:
+        description["data"]["hidden"] = images.hidden
     started_from = getattr(method, "started_from", None)
     if started_from:
         description["init"] = started_from

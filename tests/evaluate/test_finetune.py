@@ -1,5 +1,6 @@
 """Fine-tuning: the labelled share and its file, what is trained on what, and how."""
 
+import codecs
 import copy
 import dataclasses
 import hashlib
@@ -82,16 +83,19 @@ def test_the_names_are_written_and_read_again_in_place_of_the_seeds(splits, tmp_
     assert not file.read_text().endswith("\n")  # it was read, not written
 
 
-def test_a_name_that_is_not_unicode_survives_the_file(tmp_path):
+def test_a_name_that_is_not_unicode_or_has_separators_survives_the_file(tmp_path):
     make_images(tmp_path / "train", 40)
     make_images(tmp_path / "val", 4)
-    name = b"\xff\xc3.png"
+    name = b"\xff\xc3\x0b\xe2\x80\xa8.png"
     for path in sorted((tmp_path / "train").glob("*/*.png"))[::10]:
         path.rename(path.parent / name.decode("utf-8", "surrogateescape"))
     train, _ = load_splits(tmp_path)
     everything, digest = labelled(train, 100, 0, tmp_path / "names.txt")
     assert (tmp_path / "names.txt").read_bytes().count(name) == 4
     assert labelled(train, 100, 0, tmp_path / "names.txt")[1] == digest and len(everything) == 40
+    plain = (tmp_path / "names.txt").read_bytes()
+    (tmp_path / "names.txt").write_bytes(codecs.BOM_UTF8 + plain.replace(b"\n", b"\r\n"))
+    assert labelled(train, 100, 0, tmp_path / "names.txt")[1] == digest
 
 
 FILES = {

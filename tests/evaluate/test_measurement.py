@@ -1,7 +1,11 @@
 """kNN accuracy of a backbone, as a number and as a measurement."""
 
+import dataclasses
+
 import pytest
 import torch
+from conftest import make_images
+from small_runs import QUICK, build
 
 from cgh_models.backbone import create
 from cgh_models.data.image_set import load_splits
@@ -9,6 +13,7 @@ from cgh_models.errors import InputError
 from cgh_models.evaluate import knn_accuracy
 from cgh_models.evaluate.measurement import knn, remeasure
 from cgh_models.evaluate.protocols import EvalSettings
+from cgh_models.train.loop import pretrain
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +26,19 @@ def test_accuracy_uses_the_common_numbering_of_classes(image_root, model):
     train, val = load_splits(image_root)
     assert knn_accuracy(model, train, train, k=1) == 100
     assert 0 <= knn_accuracy(model, train, val, k=5, workers=0) <= 100
+
+
+def test_one_class_is_refused_as_by_a_linear_layer(tmp_path, model):
+    """A folder that was wrapped once too often: whatever the weights, kNN would be 100 %."""
+    for split in ("train", "val"):
+        make_images(tmp_path / split / "photos", 16)
+    train, val = load_splits(tmp_path)
+    one_class = "train: 1 classes; a classifier needs two class folders or more"
+    with pytest.raises(InputError, match=one_class):
+        knn_accuracy(model, train, val, workers=0)
+    config = dataclasses.replace(QUICK, eval_data=str(tmp_path))
+    with pytest.raises(InputError, match=one_class):
+        pretrain(build("ressl"), tmp_path / "train", config, tmp_path / "run")
 
 
 def test_a_measurement_says_what_its_value_depends_on(image_root, model):

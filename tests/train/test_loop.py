@@ -10,13 +10,13 @@ import sys
 import pytest
 import torch
 from conftest import make_images
-from small_runs import QUICK, build, final, lines, small
+from small_runs import QUICK, build, final, lines, small, stop_at
 
 from cgh_models import tensors
 from cgh_models.backbone import create
 from cgh_models.data.decode import BadFile
 from cgh_models.data.image_set import load
-from cgh_models.errors import DiskError, InputError
+from cgh_models.errors import DiskError, InputError, Interrupted
 from cgh_models.train import checkpoint
 from cgh_models.train.loop import pretrain
 from cgh_models.train.metric_log import MetricLogger
@@ -165,6 +165,46 @@ def test_files_that_are_not_a_runs_are_never_touched(image_root, tmp_path):
             pretrain(build(), image_root / "train", QUICK, folder)
         assert (folder / name).read_text() == "{}"
         assert [file.name for file in folder.iterdir() if file.name != LOCK] == [name]
+
+
+def test_an_image_that_was_mended_is_good_when_the_command_is_given_again(tmp_path, capsys):
+    make_images(tmp_path / "set", 64)
+    path = tmp_path / "set" / "class1" / "00013.png"
+    whole = path.read_bytes()
+    path.write_bytes(b"no image")
+    config = dataclasses.replace(QUICK, epochs=1)
+    with pytest.raises(InputError, match="1 of 64 images cannot be read, more than 1 %"):
+        pretrain(build(), tmp_path / "set", config, tmp_path / "run")
+    with pytest.raises(InputError, match="1 of 64 images cannot be read, more than 1 %"):
+        pretrain(build(), tmp_path / "set", config, tmp_path / "run")
+    path.write_bytes(whole)
+    pretrain(build(), tmp_path / "set", config, tmp_path / "run")
+    assert "bad_files.txt: 1 of the images that it names can be read now" in capsys.readouterr().err
+
+
+def test_a_run_is_resumed_when_its_bad_images_were_mended_and_no_other_changed(
+    tmp_path, monkeypatch
+):
+    make_images(tmp_path / "set", 120)
+    path = tmp_path / "set" / "class1" / "00077.png"
+    whole = path.read_bytes()
+    path.write_bytes(b"no image")
+    config = dataclasses.replace(QUICK, epochs=1)
+    for resume in (
+        False,
+        True,
+    ):  # mended at the second start; the third finds the list of the first
+        with monkeypatch.context() as patch:
+            stop_at(patch, 2)
+            with pytest.raises(Interrupted):
+                pretrain(build(), tmp_path / "set", config, tmp_path / "run", resume=resume)
+        path.write_bytes(whole)
+    images = load(tmp_path / "set")
+    pretrain(build(), images, config, tmp_path / "run", resume=True)
+    assert not images.bad and lines(tmp_path / "run")[-1]["step"] == 7
+    (tmp_path / "set" / "class1" / "00001.png").write_bytes(whole)
+    with pytest.raises(InputError, match="data: 120 -> 120 images, and not the same files"):
+        pretrain(build(), tmp_path / "set", config, tmp_path / "run", resume=True)
 
 
 @pytest.mark.parametrize("gib, workers", [(1, 0), (0, 2)])

@@ -134,6 +134,11 @@ def test_a_resumed_run_refuses_what_would_change_it_and_explains_what_does_not(
         )
     with pytest.raises(InputError, match="data: 64 -> 20 images, and not the same files"):
         pretrain(build(), image_root / "val", QUICK, tmp_path / "run", resume=True)
+    shutil.copytree(image_root / "val", tmp_path / "val")
+    shutil.copytree(image_root / "train", tmp_path / "val" / ".ipynb_checkpoints")
+    said = r"data: 64 -> 20 images \(1 hidden or system entries are left out now\), and not"
+    with pytest.raises(InputError, match=said):
+        pretrain(build(), tmp_path / "val", QUICK, tmp_path / "run", resume=True)
     pretrain(
         build(),
         image_root / "train",

@@ -1,0 +1,54 @@
+"""What names say: which files are hidden, which folders are splits."""
+
+import os
+import re
+
+ARCHIVES = frozenset({".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".rar"})
+HIDDEN = "hidden or system"  # how kinds of what is left out begin
+# Folders that macOS, Windows, Android, Linux and network storages make beside the user's own.
+_SYSTEM_FOLDERS = frozenset(
+    {
+        *("__macosx", "network trash folder", "temporary items", "thevolumesettingsfolder"),
+        *("system volume information", "$recycle.bin", "lost.dir", "lost+found"),
+        *("@eadir", "@tmp", "@sharebin", "#recycle", "#snapshot"),  # Synology
+        *("@recycle", "@__thumb", "@recently-snapshot"),  # QNAP
+    }
+)
+_SPLITS = {
+    "train": {"train", "training"},
+    "val": {"val", "valid", "validation", "eval", "evaluation", "dev"},
+    "test": {"test", "testing"},
+}
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is hidden, or a folder that systems make."""
+    if name in (".", ".."):
+        return False
+    return name.startswith(".") or name.casefold() in _SYSTEM_FOLDERS
+
+
+def common_folder(names: list[str]) -> str:
+    """The folder that all paths begin with, "" or with a slash at its end."""
+    ends = [min(names, default=""), max(names, default="")]
+    prefix = os.path.commonprefix(ends)  # noqa: RUF071 - letters that the two ends share all share
+    return prefix[: prefix.rfind("/") + 1]
+
+
+def why_hidden(name: str, shared: str) -> str:
+    """The kind of what is left out that a path belongs to; "" if nothing below ``shared`` hides it.
+
+    ``shared`` is what all paths begin with: the user may have named a folder that is hidden.
+    """
+    *folders, file = name[len(shared) :].split("/")
+    for folder in folders:
+        if is_hidden(folder):
+            return f"{HIDDEN}: in {folder}/"
+    return f"{HIDDEN} file" if is_hidden(file) else ""
+
+
+def split_of(name: str) -> str:
+    """train, val or test for the name of such a folder or tar, as Valid or train_set2; else ""."""
+    letters = re.sub("[^a-z]", "", name.casefold().removesuffix(".tar"))
+    word = re.sub("(set|data|images)$", "", letters)
+    return next((split for split, words in _SPLITS.items() if word in words), "")

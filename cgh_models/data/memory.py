@@ -1,0 +1,67 @@
+"""All pixels of a set in memory, if they fit."""
+
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .decode import BadFile
+    from .image_set import ImageSet
+
+DECODERS = "image decoder"  # names of threads begin with it
+
+
+def pixels_in_memory(images: "ImageSet", budget: float) -> Tensor | list[Tensor] | None:
+    """uint8 (N, H, W, 3) of equally large images, else a list of (H, W, 3); None: they don't fit.
+
+    ``budget`` is in bytes. An image is decoded only if its header says that it fits beside those
+    before it. Raises InputError for too many bad files.
+    """
+    sample = np.linspace(0, len(images) - 1, min(64, len(images))).astype(int).tolist()
+    if np.mean([images.decoded_bytes(index) for index in sample]) * len(images) > budget:
+        return None
+    used = 0
+    pixels: list[Tensor] = []
+    stacked = None  # never two copies of the set at once: images as large as the first go here
+    for image, bad_files in _decode_all(images, budget):
+        images.record_bad_files(bad_files)
+        decoded = torch.from_numpy(np.array(image))
+        used += decoded.numel()
+        if used > budget:  # a substitute, or a header that was not right
+            return None
+        if not pixels and decoded.numel() * len(images) <= budget:
+            stacked = torch.empty(len(images), *decoded.shape, dtype=torch.uint8)
+        if stacked is not None and decoded.shape == stacked.shape[1:]:
+            stacked[len(pixels)] = decoded
+            decoded = stacked[len(pixels)]
+        pixels.append(decoded)
+    if len(pixels) < len(images):
+        return None
+    alike = stacked is not None and len({image.shape for image in pixels}) == 1
+    return stacked if alike else pixels
+
+
+def _decode_all(images: "ImageSet", budget: float) -> Iterator[tuple[Image.Image, "list[BadFile]"]]:
+    """All images in order, or as many as fit, decoded by threads that are a few images ahead."""
+    threads = os.cpu_count() or 1
+    pool = ThreadPoolExecutor(threads, DECODERS)
+    ahead: deque[Future[tuple[Image.Image, list[BadFile]]]] = deque()
+    try:
+        for index in range(len(images)):
+            budget -= images.decoded_bytes(index)
+            if budget < 0:
+                return
+            ahead.append(pool.submit(images.load_or_substitute, index))
+            if len(ahead) > 4 * threads:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)

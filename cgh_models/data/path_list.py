@@ -1,0 +1,153 @@
+"""Text files that name images: a path a line, or tables of paths and labels."""
+
+import codecs
+import csv
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..errors import InputError, printable
+from .file_names import common_folder, why_hidden
+
+_PATHS = {"path", "file", "filename", "filepath", "image", "imagepath", "imagefile", "imagename"}
+_PATHS |= {"img", "imgpath", "imgfile", "imgname", "name", "paths", "files", "images", "relpath"}
+_LABELS = {"label", "labels", "class", "classname", "classid", "target", "category", "y"}
+_BOMS = {
+    codecs.BOM_UTF8: "",
+    codecs.BOM_UTF32_LE: "utf-32",  # before that of UTF-16, with which it begins
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+_PROBED = 20  # rows that decide how a list is read
+
+Row = tuple[str, str]  # path and label, "" where there is none
+
+
+def read_list(path: Path) -> tuple[list[str], list[str] | None, Counter[str]]:
+    """Sorted paths of the images, their labels if each has one, and what was left out.
+
+    A line is a path, relative to the list's folder, or a row of a table whose columns are separated
+    by commas, semicolons, tabs or a space; its first row may name them. Lines that begin with # and
+    are no file are comments. Raises InputError for paths that are not files.
+    """
+    home = path.parent
+    text = read_text(path)
+    lines = [line for line in text.split("\n" if "\n" in text else "\r") if line.strip()]
+    kept = [line for line in lines if line[0] != "#" or _find(line, home)]
+    rows = _rows(kept, home)
+    label_of: dict[str, str] = {}
+    name_of: dict[str, str] = {}  # of the first line for a file
+    missing = []
+    skipped = Counter({"comment": len(lines) - len(kept)})
+    for written, label in rows:
+        name = _find(written, home)
+        if not name:
+            missing.append(written)
+            continue
+        file = os.path.normpath(os.path.join(home, name))
+        if label_of.setdefault(file, label) != label:
+            labels = f"the labels {label_of[file]!r} and {label!r}"
+            raise InputError(f"{printable(path)}: {printable(name)} has {labels}; give it one")
+        skipped["named again"] += file in name_of
+        name_of.setdefault(file, name)
+    if missing:
+        what = f"{len(missing)} of its {len(rows)} lines are not files"
+        first = f"the first is {printable(missing[0])[:80]!r}"
+        expected = "expected one image path a line, relative to the list's folder"
+        raise InputError(f"{printable(path)}: {what}, {first}; {expected}")
+    shared = common_folder(list(name_of.values()))
+    images = []
+    for file, name in name_of.items():
+        kind = why_hidden(name, shared)
+        if kind:
+            skipped[kind] += 1
+        else:
+            images.append((name, label_of[file]))
+    images.sort()
+    labels = [label for _, label in images]
+    return [name for name, _ in images], labels if all(labels) else None, +skipped
+
+
+def read_text(path: Path) -> str:
+    """A list in UTF-8, -16 or -32 with plain ends of lines; other bytes are as in names of files.
+
+    Raises InputError if it is no text.
+    """
+    with path.open("rb") as file:
+        head = file.read(4096)
+        codec = next((codec for bom, codec in _BOMS.items() if head.startswith(bom)), "")
+        if b"\0" in head and not codec:
+            codec = _utf_16(head)
+        if b"\0" in head and not codec:
+            what = f"{printable(path)}: neither a folder nor a text file of paths"
+            raise InputError(f"{what}; unpack an archive first")
+        content = head + file.read()
+    text = os.fsdecode(content.removeprefix(codecs.BOM_UTF8))
+    if codec:
+        text = content.decode(codec, "replace")
+    return text.replace("\r\n", "\n")
+
+
+def _utf_16(head: bytes) -> str:
+    """UTF-16 without a mark is found by the zeros that are half of its letters."""
+    zeros = [head[start::2].count(0) for start in (0, 1)]
+    if min(zeros) or 4 * max(zeros) < len(head):
+        return ""
+    return "utf-16-le" if zeros[1] else "utf-16-be"
+
+
+def _find(written: str, home: Path) -> str:
+    """The path of a file: as written, without spaces around it, from Windows, or in Latin-1."""
+    if os.path.isfile(os.path.join(home, written)):
+        return written
+    bare = written.strip()
+    others = (bare, bare.replace("\\", "/"), os.fsencode(bare).decode("latin-1"))
+    return next((name for name in others if os.path.isfile(os.path.join(home, name))), "")
+
+
+def _rows(lines: list[str], home: Path) -> list[Row]:
+    """The reading of which most paths are files; one path a line wins where all are equal."""
+    best: list[Row] = []
+    fewest = _PROBED + 1
+    for rows in _readings(lines, home):
+        missing = sum(not _find(name, home) for name, _ in rows[:_PROBED])
+        if rows and missing < fewest:
+            best = rows
+            fewest = missing
+        if not fewest:
+            break
+    return best
+
+
+def _readings(lines: list[str], home: Path) -> Iterator[list[Row]]:
+    yield [(line, "") for line in lines]
+    for delimiter in ",;\t":
+        text = (line + "\n" for line in lines)  # a cell in quotes may hold the end of a line
+        try:
+            yield _columns(list(csv.reader(text, delimiter=delimiter, skipinitialspace=True)), home)
+        except csv.Error:
+            continue
+    yield _columns([line.rsplit(maxsplit=1) for line in lines], home)
+
+
+def _columns(table: list[list[str]], home: Path) -> list[Row]:
+    """Paths and labels of a table, by the names of its columns or by where files are named."""
+    first = table[0] if table else []
+    words = [re.sub(r"[\W_]", "", cell).casefold() for cell in first]
+    path = next((column for column, word in enumerate(words) if word in _PATHS), -1)
+    label = next((column for column, word in enumerate(words) if word in _LABELS), -1)
+    if path >= 0 and not any(_find(cell, home) for cell in first):
+        table = table[1:]
+    else:
+        path = next((column for column, cell in enumerate(first) if _find(cell, home)), 0)
+        label = -1
+    if label < 0 and len(first) == 2:
+        label = 1 - path
+    rows = []
+    for row in table:
+        named = row[label].strip() if 0 <= label < len(row) else ""
+        rows.append((row[path] if path < len(row) else "", named))
+    return rows
