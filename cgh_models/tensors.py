@@ -52,9 +52,9 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 def rounded(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """The tensor in another floating-point type, or as it is where that would lose 1 % or more.
 
-    float16 has no numbers above 65,504 and none between 0 and 6e-8. Of variances and scales, vectors
-    without negative elements, no element may lose as much; of weights and maps, all together. Of
-    biases and means nothing small counts.
+    float16 has no numbers above 65,504 and none between 0 and 6e-8. Variances and scales (vectors
+    without negative elements) are judged one by one, weights and maps as a whole; biases and means
+    may lose what is below 6e-8.
     """
     if not tensor.is_floating_point():
         return tensor
