@@ -183,7 +183,7 @@ def _load(path: Path) -> object:
     try:
         if begin.startswith(_ARCHIVE):
             _check_archive(path)
-        stand_ins = [(_LeftOut, name) for name in _METADATA]
+        stand_ins: list[Any] = [(_LeftOut, name) for name in _METADATA]
         with warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins):
             warnings.simplefilter("ignore")  # about old storages, for programmers
             return torch.load(path, map_location="cpu", weights_only=True)

@@ -11,7 +11,7 @@ from torch import nn
 from .. import backbone, files, small_resnets
 from ..config import TrainConfig, from_dict
 from ..errors import InputError, IntegrityError, NetworkError, printable, say
-from ..methods import build_method, preprocessing
+from ..methods import build_method, config_of_run, preprocessing
 from ..tensors import describe_mismatch, read_shapes
 from ..train import checkpoint
 from ..train.checkpoint import is_run
@@ -203,7 +203,8 @@ def new_method_of_run(run_dir: Path) -> tuple[Any, dict[str, Any]]:
     """A method as a run's config.json describes it, newly initialized, and that description."""
     run = checkpoint.read_run(run_dir)
     train = from_dict(TrainConfig, run["train"])
-    return build_method(run["method"], run["arch"], preprocessing(train), run["method_config"]), run
+    config = config_of_run(run["method"], run["method_config"])
+    return build_method(run["method"], run["arch"], preprocessing(train), config), run
 
 
 def start_from(method: Any, weights: str | os.PathLike[str]) -> str:

@@ -5,9 +5,10 @@ they share; `compatibility` tries which timm models a method can pretrain. `METH
 that ``--method`` takes to its class, and `build_method` makes one on a new backbone.
 """
 
+from dataclasses import fields
 from typing import Any
 
-from ..backbone import create
+from ..backbone import create, start_norms_at_one
 from ..config import TrainConfig, from_dict
 from ..errors import InputError, printable
 from .byol import BYOL
@@ -20,10 +21,18 @@ from .nnclr import NNCLR
 from .ressl import ReSSL
 
 __all__ = ["BYOL", "CGH", "LEWEL", "LEWELM", "METHODS", "MNCLGLF", "NNCLR", "Method", "MoCoV2"]
-__all__ += ["ReSSL", "build_method", "preprocessing"]
+__all__ += ["ReSSL", "build_method", "config_of_run", "preprocessing"]
 
 _CLASSES = (CGH, LEWEL, LEWELM, MNCLGLF, ReSSL, MoCoV2, BYOL, NNCLR)
 METHODS = {method.name: method for method in _CLASSES}
+# What runs did before there were these fields.
+_BEFORE = {
+    "zero_init_last": True,
+    "eval_interpolation": "bicubic",
+    "split_hypercolumn": False,
+    "exempt_head_norms": False,
+    "wide_crops": False,
+}
 
 
 def build_method(
@@ -45,17 +54,29 @@ def build_method(
     method = METHODS[name]
     if isinstance(config, dict):
         config = from_dict(method.Config, config, complete=False)
-    return method(create(arch, preprocessing, **model_args), config)
+    config = config or method.Config()
+    preprocessing = {"interpolation": config.eval_interpolation} | preprocessing
+    backbone = create(arch, preprocessing, **model_args)
+    if not config.zero_init_last:
+        start_norms_at_one(backbone)
+    return method(backbone, config)
+
+
+def config_of_run(name: str, values: dict[str, Any]) -> dict[str, Any]:
+    """A run's ``method_config``; fields that are younger than the run mean what it did."""
+    kinds = {field.name for field in fields(METHODS[name].Config)} if name in METHODS else set()
+    return {key: value for key, value in _BEFORE.items() if key in kinds} | values
 
 
 def preprocessing(train: TrainConfig) -> dict[str, Any]:
-    """timm's pretrained_cfg fields for images as a TrainConfig has them."""
+    """timm's pretrained_cfg fields for images as a TrainConfig has them; `build_method` adds how
+    they are resized.
+    """
     return {
         "input_size": (3, train.image_size, train.image_size),
         "mean": tuple(train.mean),
         "std": tuple(train.std),
         "crop_pct": train.crop_pct,
-        "interpolation": "bicubic",
         "crop_mode": "center",
         "test_input_size": None,
         "test_crop_pct": None,
