@@ -56,18 +56,9 @@ def export(
     weights_folder.check_tag(tag or method.name)
     step, file = checkpoint.newest(run_dir, say)
     checkpoint.load_method_state(file, method.eval())
-    exact = []
-    for key, tensor in method.state_dict().items():  # the method takes the files' values
-        cast = rounded(tensor, DTYPES[dtype])
-        if tensor.is_floating_point() and cast.dtype != DTYPES[dtype]:
-            exact.append(key)
-        tensor.copy_(cast)
+    kept = _round_values(method, dtype)
     made = _how_it_was_trained(method, run, step)
-    if exact:
-        names = ", ".join(exact[:3])
-        note = f"{len(exact)} tensors are float32, as {dtype} cannot hold their values: {names}."
-        say(note)
-        made["notes"].append(note)
+    made["notes"] += kept
     made["license"] = license or None
     made["data"].name = data_name or made["data"].name
     made["data"].license_note = data_license or _NO_TERMS
@@ -86,6 +77,22 @@ def record(folder: Path, name: str, metric: Metric) -> None:
     metric.command = _without_folders(metric.command)
     row.metrics[name] = metric
     write_description(folder, row)
+
+
+def _round_values(method: Any, dtype: str) -> list[str]:
+    """Gives a method the values that files will hold; says and returns what stays float32."""
+    exact = []
+    for key, tensor in method.state_dict().items():
+        cast = rounded(tensor, DTYPES[dtype])
+        if tensor.is_floating_point() and cast.dtype != DTYPES[dtype]:
+            exact.append(key)
+        tensor.copy_(cast)
+    if not exact:
+        return []
+    names = ", ".join(exact[:3])
+    note = f"{len(exact)} tensors are float32, as {dtype} cannot hold their values: {names}."
+    say(note)
+    return [note]
 
 
 def _write_tensors(folder: Path, method: Any, dtype: torch.dtype) -> None:
