@@ -114,7 +114,8 @@ def embed(
 
     Args:
         splits: parts in which the batch passes, each with batch-norm statistics of its own, as on
-            that many GPUs without synchronized norms. The running statistics take one step a batch.
+            that many GPUs without synchronized norms. The running statistics take one step a batch,
+            towards the mean of the parts.
     """
     if splits > 1:
         if len(images) < 2 * splits:
@@ -122,8 +123,8 @@ def embed(
                 f"batch_norm_splits={splits}: "
                 f"a batch of {len(images)} is too small; 2 images a part"
             )
-        with norm_momentum(backbone, lambda momentum: 1 - (1 - momentum) ** (1 / splits)):
-            parts = [embed(backbone, part, taps) for part in images.tensor_split(splits)]
+        pieces = images.tensor_split(splits)
+        parts = [embed(backbone, pieces[part], taps) for part in count_parts(backbone, splits)]
         embedding = torch.cat([embedding for embedding, _ in parts])
         return embedding, [torch.cat([maps[tap] for _, maps in parts]) for tap in range(taps)]
     if not taps:
@@ -146,6 +147,26 @@ def embed_with_pixels(backbone: TimmModel, images: Tensor) -> tuple[Tensor, Tens
     if final.shape[2:] != size:  # Swin: channels last
         final = final.permute(0, 3, 1, 2)
     return embedding, final.flatten(2).transpose(1, 2), size
+
+
+def count_parts(module: nn.Module, splits: int) -> Iterator[int]:
+    """Counts the parts of a batch, in each of which the module's batch norms take their share.
+
+    After all of them the running statistics took one step towards the mean over the parts.
+    """
+    for part in range(splits):
+        left = splits - 1 - part
+        with norm_momentum(
+            module, lambda momentum, left=left: momentum / (splits - left * momentum)
+        ):
+            yield part
+
+
+def start_norms_at_one(module: nn.Module) -> None:
+    """Sets weights of batch norms that timm starts at 0, the last of each residual, to 1."""
+    for norm in module.modules():
+        if isinstance(norm, _BatchNorm) and norm.weight is not None and not norm.weight.any():
+            init.ones_(norm.weight)
 
 
 @contextlib.contextmanager

@@ -10,10 +10,20 @@ from .errors import InputError, printable
 
 Config = TypeVar("Config")
 
+# What runs and weights did that are older than a field of this name, of TrainConfig or a method.
+BEFORE = {
+    "pixel_range": "16-bit",
+    "zero_init_last": True,
+    "eval_interpolation": "bicubic",
+    "split_hypercolumn": False,
+    "exempt_head_norms": False,
+    "wide_crops": False,
+}
 
-def setting(default: object, changes: str, **metadata: object) -> Any:
+
+def setting(default: object, changes: str) -> Any:
     """A field of TrainConfig; ``changes`` says what another value changes in a resumed run."""
-    return field(default=default, metadata={"changes": changes, **metadata})
+    return field(default=default, metadata={"changes": changes})
 
 
 def check_range(config: object, low: float, high: float, *names: str) -> None:
@@ -78,7 +88,7 @@ class TrainConfig:
     """Mean of each channel, for normalization."""
     std: tuple[float, float, float] = setting((0.229, 0.224, 0.225), "the images")
     """Standard deviation of each channel, for normalization."""
-    pixel_range: str = setting("auto", "the images", before="16-bit")
+    pixel_range: str = setting("auto", "the images")
     """Of pixels of more than 8 bits. LOW,HIGH: the values that become black and white; 12-bit: 0
     to 4095, others are refused; auto: 8 to 16 bits, by the largest value of some of the images."""
     crop_pct: float = setting(0.875, "the images")
@@ -181,10 +191,10 @@ def _optional(config_class: type) -> set[str]:
 def meant_before(config_class: type) -> dict[str, Any]:
     """JSON values that a file without these fields meant, as it is older than they are.
 
-    That is ``metadata={"before": VALUE}`` of a field, else its default.
+    That is a field's value in `BEFORE`, else its default.
     """
     fields = dataclasses.fields(config_class)
-    values = {f.name: f.metadata.get("before", f.default) for f in fields}
+    values = {f.name: BEFORE.get(f.name, f.default) for f in fields}
     values = {key: value for key, value in values.items() if value is not dataclasses.MISSING}
     return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
 

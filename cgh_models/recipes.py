@@ -31,6 +31,8 @@ _NARROW_PREDICTOR = _NARROW_HEADS | {"predictor_width": 1024}
 _FAST_TEACHER = _NARROW_HEADS | {"teacher_momentum": 0.99}
 _WITHOUT_BLUR = _FAST_TEACHER | {"blur": False}  # in BYOL's views, as in solo-learn
 
+_MOCO_DEMO = {"temperature": 0.1, "batch_norm_splits": 8, "blur": False, "wide_crops": True}
+
 # Each paper's own values. MNCLGLF has one config, CIFAR at 224 pixels with a ResNet-18; LEWEL's is
 # its 200 epochs with EMAN, 3.6 at 1024 images; NNCLR is trained as BYOL, which is this project's
 # choice; LEWEL_M's values are those of MoCo v2 in the code base LEWEL is built on.
@@ -46,8 +48,9 @@ _IMAGENET = Recipe(
     },
 )
 # Small images: ReSSL's small-data recipe (arXiv 2107.09282, authors' small-dataset code); for the
-# other methods the same trainer's values are this project's choice. MoCo v2's temperature: the
-# authors' CIFAR demo. Heads of BYOL, LEWEL, NNCLR, MNCLGLF: ours, nothing is published.
+# other methods the same trainer's values are this project's choice. MoCo v2 on CIFAR: the
+# authors' demo, 0.06 at 512 images; on tiny images its temperature. Heads of BYOL, LEWEL, NNCLR,
+# MNCLGLF: ours, nothing is published.
 _TINY = Recipe(
     arch="resnet18_small",
     train=_SMALL_IMAGES | _TINY_PIXELS | {"image_size": 64},
@@ -66,8 +69,10 @@ _CIFAR = Recipe(
     arch="resnet18_cifar",
     train=_SMALL_IMAGES | _CIFAR_PIXELS | {"image_size": 32},
     method=_SMALL_HEADS | {"queue_length": 4096, "teacher_momentum": 0.99},
-    train_of=_TINY.train_of,
-    method_of=_TINY.method_of | {"byol": _WITHOUT_BLUR, "lewel": _WITHOUT_BLUR},
+    train_of=_TINY.train_of
+    | {"moco_v2": {"base_lr": 0.03, "batch_size": 512, "warmup_epochs": 0.0}},
+    method_of=_TINY.method_of
+    | {"byol": _WITHOUT_BLUR, "lewel": _WITHOUT_BLUR, "moco_v2": _MOCO_DEMO},
 )
 RECIPES = {"imagenet": _IMAGENET, "cifar": _CIFAR, "tiny": _TINY}
 

@@ -63,6 +63,25 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
             raise OSError(int(code[1]) if code else errno.EIO, str(error)) from error
 
 
+def rounded(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor in another floating-point type, or as it is where that would lose 1 % or more.
+
+    float16 has no numbers above 65,504 and none between 0 and 6e-8. Variances and scales (vectors
+    without negative elements) are judged one by one, weights and maps as a whole; biases and means
+    may lose what is below 6e-8.
+    """
+    if not tensor.is_floating_point():
+        return tensor
+    cast = tensor.to(dtype)
+    lost = (cast.to(tensor.dtype) - tensor).abs()
+    most = 0.01 * tensor.abs()
+    if tensor.ndim > 1:
+        lost, most = lost.norm(), most.norm()
+    elif (tensor < 0).any():
+        most += 2**-24
+    return cast if (lost <= most).all() else tensor
+
+
 def read_tensors(path: Path, sha256: str | None = None, *, ours: bool = False) -> dict[str, Tensor]:
     """Reads all tensors of a safetensors file, each into memory of its own.
 

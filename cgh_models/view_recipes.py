@@ -38,15 +38,19 @@ SMALL = (
     replace(STRONG, size=128 / 224, scale=(0.114, 0.571)),
     replace(STRONG, size=96 / 224, scale=(0.086, 0.429)),
 )
-# Source: BYOL (arXiv 2006.07733) appendix B with the crops of LEWEL's code; without blur as
-# solo-learn has it on CIFAR.
+# Source: BYOL (arXiv 2006.07733) appendix B, with crops of 0.2 to 1 in LEWEL's code; without blur
+# as solo-learn has it on CIFAR.
 FIRST = View(jitter=(0.4, 0.4, 0.2, 0.1), jitter_p=0.8, grey_p=0.2, blur_p=1.0)
 SECOND = replace(FIRST, blur_p=0.1, solarize_p=0.2)
+WIDE = (0.08, 1.0)  # BYOL's crops, and those of MoCo's CIFAR demo
 RECIPES = {
     "weak_strong": (WEAK, STRONG),
     "multi_crop": (WEAK, STRONG, *SMALL),
     "two_strong": (STRONG, STRONG),
     "three_strong": (STRONG, STRONG, STRONG),
     "asymmetric": (FIRST, SECOND),
-    "asymmetric_sharp": (replace(FIRST, blur_p=0.0), replace(SECOND, blur_p=0.0)),
+    "byol": (replace(FIRST, scale=WIDE), replace(SECOND, scale=WIDE)),
+    "two_wide": (replace(STRONG, scale=WIDE), replace(STRONG, scale=WIDE)),
 }
+for _name in ("asymmetric", "byol", "two_strong", "two_wide"):
+    RECIPES[f"{_name}_sharp"] = tuple(replace(view, blur_p=0.0) for view in RECIPES[_name])

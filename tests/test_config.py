@@ -51,6 +51,15 @@ def test_the_small_recipes_are_ressls():
         assert method_config(METHODS[name], "tiny", cifar).queue_length == 16384
 
 
+def test_moco_on_cifar_is_its_authors_demo():
+    train = train_config("cifar", "moco_v2")
+    assert (train.lr, train.batch_size, train.warmup, train.epochs) == (0.06, 512, 0, 200)
+    config = method_config(METHODS["moco_v2"], "cifar", train)
+    values = (config.temperature, config.queue_length, config.teacher_momentum)
+    assert values == (0.1, 4096, 0.99) and config.batch_norm_splits == 8
+    assert not config.blur and config.wide_crops and not config.symmetric
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("name", METHODS)
 def test_a_recipe_gives_every_method_values_that_its_fields_take(name, recipe):
@@ -164,15 +173,15 @@ def test_a_field_that_an_older_file_has_not_is_what_the_file_meant():
     class Config:
         width: int
         sizes: tuple[int, int] = (1, 2)
-        new: bool = dataclasses.field(default=True, metadata={"before": False})
+        wide_crops: bool = True
 
     assert from_older(Config, {"width": 3}) == Config(3, (1, 2), False)
-    assert from_older(Config, {"width": 3, "new": True}) == from_dict(
+    assert from_older(Config, {"width": 3, "wide_crops": True}) == from_dict(
         Config, {"width": 3}, complete=False
     )
     with pytest.raises(InputError, match="Config: the keys width are missing"):
         from_older(Config, {})
-    with pytest.raises(InputError, match="there is no key 'gone', the keys are width, sizes, new"):
+    with pytest.raises(InputError, match="there is no key 'gone', the keys are width, sizes, wide_crops"):
         from_older(Config, {"width": 3, "gone": 1})
 
 

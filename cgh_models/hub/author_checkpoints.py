@@ -26,6 +26,24 @@ _ARCHIVE = b"PK\x03\x04"
 _MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _RESNET = re.compile(r"(conv1|bn1|layer\d+)\.")  # how names of a backbone's tensors begin
 _FIRST_BLOCK = "layer1.0."  # torchvision's name of a ResNet's first block
+# What of a ResNet holds tensors, in torchvision's order.
+_PARTS = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
+
+
+class _LeftOut(dict):
+    """Stands for an object beside the tensors, of which nothing is restored."""
+
+    def __init__(self, *args: object):
+        super().__init__()
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+# Objects that authors save beside the tensors: command lines, settings, numbers of NumPy.
+_METADATA = ["argparse.Namespace", "easydict.EasyDict", "numpy.dtype", "numpy.ndarray"]
+for _core in ("numpy.core.multiarray", "numpy._core.multiarray"):
+    _METADATA += [f"{_core}.scalar", f"{_core}._reconstruct"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +55,7 @@ class Release:
     terms: str  # where that is said, in one sentence
     places: tuple[str, ...]  # keys of the file's outer dict that can hold the tensors
     names: tuple[str, ...]  # of the backbone there, also after ``module.``; the first one counts
+    numbered: tuple[str, ...] = ()  # names of an nn.Sequential of the backbone's parts
 
 
 def _nested(*outer: str) -> tuple[str, ...]:
@@ -68,8 +87,8 @@ RELEASES = {
     ),
     "moco_v2": Release(
         paper="arXiv:2003.04297",
-        license="CC-BY-NC-4.0",
-        terms="The authors' code and weights are under CC-BY-NC-4.0: no commercial use.",
+        license="MIT",
+        terms="The authors' code is under MIT; of weights their release says nothing more.",
         places=("state_dict",),
         names=("encoder_q.",),
     ),
@@ -89,6 +108,7 @@ RELEASES = {
         terms="The authors' code is under MIT; of weights their release says nothing more.",
         places=("state_dict", "model", "net"),
         names=(*_nested("encoder_q.", "online_net.", "encoder.", "backbone.", "net."), ""),
+        numbered=("backbone.", "encoder.0."),
     ),
 }
 
@@ -151,7 +171,7 @@ def _open(path: Path) -> tuple[object, int, str]:
 
 
 def _load(path: Path) -> object:
-    """What torch.save wrote, if it is tensors, numbers and text."""
+    """What torch.save wrote, if it is tensors, numbers and text, and `_METADATA` beside them."""
     name = printable(path)
     with open(path, "rb") as file:
         begin = file.read(len(_MAGIC))
@@ -163,7 +183,8 @@ def _load(path: Path) -> object:
     try:
         if begin.startswith(_ARCHIVE):
             _check_archive(path)
-        with warnings.catch_warnings():
+        stand_ins: list[Any] = [(_LeftOut, name) for name in _METADATA]
+        with warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins):
             warnings.simplefilter("ignore")  # about old storages, for programmers
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -206,7 +227,29 @@ def _find(content: object, release: Release) -> tuple[dict[Any, Any], str] | Non
             prefix = wrapper + name
             if any(str(key).startswith(prefix + _FIRST_BLOCK) for key in state):
                 return state, prefix
+        for name, wrapper in product(release.numbered, ("module.", "")):
+            named = _with_names(state, wrapper + name)
+            if named:
+                return named, wrapper + name
     return None
+
+
+def _with_names(state: dict[Any, Any], prefix: str) -> dict[str, Any]:
+    """The tensors of a ResNet that was saved as an nn.Sequential, under torchvision's names.
+
+    Its parts are numbered, those without tensors (ReLU, pooling) too; empty if it is none.
+    """
+    parts: dict[int, dict[str, Any]] = {}
+    for key, value in state.items():
+        part = re.match(rf"{re.escape(prefix)}(\d{{1,2}})\.(.+)", str(key))
+        if part:
+            parts.setdefault(int(part[1]), {})[part[2]] = value
+    if len(parts) != len(_PARTS):
+        return {}
+    renamed = {}
+    for name, number in zip(_PARTS, sorted(parts), strict=True):
+        renamed |= {f"{prefix}{name}.{key}": value for key, value in parts[number].items()}
+    return renamed
 
 
 def _contents(content: object) -> str:

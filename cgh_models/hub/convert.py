@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import backbone
 from ..backbone import TimmModel
 from ..errors import InputError, IntegrityError, printable
-from ..methods import preprocessing
+from ..methods import METHODS, preprocessing
 from ..recipes import RECIPES, train_config
 from ..small_resnets import default_cfgs
 from ..tensors import describe_mismatch, write_tensors
@@ -69,6 +69,7 @@ def convert(
         raise InputError(f"--epochs {epochs}: expected how many there were, or leave it out")
     cfg = _preprocessing(recipe, images)
     original = read(Path(file), method)
+    cfg["interpolation"] = METHODS[method].Config().eval_interpolation
     model = _build(original, arch, cfg, printable(file))
     flags = {"arch": arch, "recipe": recipe, **images, "tag": tag, "license": license}
     flags |= {"epochs": epochs, "data_name": data_name, "data_license": data_license}

@@ -8,7 +8,7 @@ import torch
 
 from ..config import TrainConfig, from_dict, to_dict
 from ..errors import InputError, IntegrityError, printable, say, shell_command
-from ..tensors import write_tensors
+from ..tensors import rounded, write_tensors
 from ..train import checkpoint
 from ..train.checkpoint import is_run
 from ..train.log_file import read_log
@@ -40,7 +40,8 @@ def export(
 
     Args:
         out: a new or empty folder.
-        dtype: of the files; float16 halves them, rounded to the nearest.
+        dtype: of the files; float16 halves them, rounded to the nearest. A tensor with values that
+            float16 cannot hold stays float32, which is said and noted in the card.
         tag, license, data_name, data_license: as the flags of ``cgh export``.
 
     Raises:
@@ -56,11 +57,9 @@ def export(
     weights_folder.check_tag(tag or method.name)
     step, file = checkpoint.newest(run_dir, say)
     checkpoint.load_method_state(file, method.eval())
-    for tensor in method.state_dict().values():  # the method takes the values that files will hold
-        if tensor.is_floating_point():
-            tensor.copy_(tensor.to(DTYPES[dtype]))
+    kept = _round_values(method, dtype)
     made = _how_it_was_trained(method, run, step)
-    made["notes"] += _note_if_unfinished(run_dir, run, step)
+    made["notes"] += kept + _note_if_unfinished(run_dir, run, step)
     made["license"] = license or None
     made["data"].name = printable(data_name) or made["data"].name
     made["data"].license_note = data_license or _NO_TERMS
@@ -82,12 +81,27 @@ def record(folder: Path, name: str, metric: Metric) -> None:
     write_description(folder, row)
 
 
+def _round_values(method: Any, dtype: str) -> list[str]:
+    """Gives a method the values that files will hold; says and returns what stays float32."""
+    exact = []
+    for key, tensor in method.state_dict().items():
+        cast = rounded(tensor, DTYPES[dtype])
+        if tensor.is_floating_point() and cast.dtype != DTYPES[dtype]:
+            exact.append(key)
+        tensor.copy_(cast)
+    if not exact:
+        return []
+    names = ", ".join(exact[:3])
+    note = f"{len(exact)} tensors are float32, as {dtype} cannot hold their values: {names}."
+    say(note)
+    return [note]
+
+
 def _write_tensors(folder: Path, method: Any, dtype: torch.dtype) -> None:
     backbone, heads = weights_folder.split_state(method)
     (folder / HEADS).parent.mkdir()
     for file, state in ((BACKBONE, backbone), (HEADS, heads)):
-        cast = {k: v.to(dtype) if v.is_floating_point() else v for k, v in state.items()}
-        write_tensors(folder / file, cast)
+        write_tensors(folder / file, {key: rounded(value, dtype) for key, value in state.items()})
 
 
 def _check_method(folder: Path, method: Any) -> None:

@@ -7,7 +7,7 @@ that ``--method`` takes to its class, and `build_method` makes one on a new back
 
 from typing import Any
 
-from ..backbone import create
+from ..backbone import create, start_norms_at_one
 from ..config import TrainConfig, from_older
 from ..errors import InputError, printable
 from .byol import BYOL
@@ -45,17 +45,23 @@ def build_method(
     method = METHODS[name]
     if isinstance(config, dict):
         config = from_older(method.Config, config)
-    return method(create(arch, preprocessing, **model_args), config)
+    config = config or method.Config()
+    preprocessing = {"interpolation": config.eval_interpolation} | preprocessing
+    backbone = create(arch, preprocessing, **model_args)
+    if not config.zero_init_last:
+        start_norms_at_one(backbone)
+    return method(backbone, config)
 
 
 def preprocessing(train: TrainConfig) -> dict[str, Any]:
-    """timm's pretrained_cfg fields for images as a TrainConfig has them."""
+    """timm's pretrained_cfg fields for images as a TrainConfig has them; `build_method` adds how
+    they are resized.
+    """
     return {
         "input_size": (3, train.image_size, train.image_size),
         "mean": tuple(train.mean),
         "std": tuple(train.std),
         "crop_pct": train.crop_pct,
-        "interpolation": "bicubic",
         "crop_mode": "center",
         "test_input_size": None,
         "test_crop_pct": None,

@@ -4,6 +4,7 @@ The student predicts the teacher's projection of another view; there are no nega
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,13 +30,17 @@ class BYOL(nn.Module):
         hidden_width: int = 4096  # of both
         teacher_momentum: float = 0.99  # at the start; a cosine takes it to 1
         blur: bool = True  # in the views; solo-learn leaves it out on CIFAR
+        wide_crops: bool = True  # of 0.08 to 1 of the area, as the authors; False: of 0.2 to 1
+        zero_init_last: bool = True  # the last norm of each residual starts at 0, timm's way
+        eval_interpolation: Literal["bilinear", "bicubic"] = "bicubic"  # of evaluations
 
         __post_init__ = check_config
 
     def __init__(self, backbone: nn.Module, config: Config | None = None):
         super().__init__()
         self.config = c = config or self.Config()
-        self.view_recipe = "asymmetric" if c.blur else "asymmetric_sharp"
+        self.view_recipe = "byol" if c.wide_crops else "asymmetric"
+        self.view_recipe += "" if c.blur else "_sharp"
         self.student = Branch(backbone, c.hidden_width, c.projection_width, norm=True)
         self.teacher = make_teacher(self.student)
         self.student.predictor = mlp(

@@ -5,13 +5,15 @@ stacked (hypercolumn). Each context has its own projector and its own queue, ind
 teacher's relations in one context are the student's target in the other.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..backbone import check_views, embed, widths
+from ..backbone import check_views, count_parts, embed, widths
 from ..view_recipes import SMALL
 from .feature_queue import FeatureQueue
 from .heads import mlp
@@ -32,7 +34,7 @@ class Hypercolumn(nn.Module):
         self.conv = nn.Conv2d(sum(channels), width, 1, bias=False)
         self.norm = nn.BatchNorm2d(width)
 
-    def forward(self, maps: list[Tensor]) -> Tensor:
+    def forward(self, maps: Sequence[Tensor]) -> Tensor:
         size = maps[-1].shape[-2:]
         resized = [
             m if m.shape[-2:] == size else F.interpolate(m, size, mode="bilinear") for m in maps
@@ -47,6 +49,7 @@ class TwoContexts(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.taps = config.taps
+        self.split_hypercolumn = config.split_hypercolumn
         width, channels = widths(backbone, config.taps)
         self.projector = mlp(width, config.hidden_width, config.projection_width)
         self.hypercolumn = Hypercolumn(channels, width)
@@ -55,8 +58,15 @@ class TwoContexts(nn.Module):
     def forward(self, images: Tensor, splits: int) -> tuple[Tensor, Tensor]:
         embedding, maps = embed(self.backbone, images, self.taps, splits)
         projection = F.normalize(self.projector(embedding).float())
-        hyper = F.normalize(self.hyper_projector(self.hypercolumn(maps)).float())
+        hyper = F.normalize(self.hyper_projector(self._pooled(maps, splits)).float())
         return projection, hyper
+
+    def _pooled(self, maps: list[Tensor], splits: int) -> Tensor:
+        if splits == 1 or not self.split_hypercolumn:
+            return self.hypercolumn(maps)
+        pieces = list(zip(*(m.tensor_split(splits) for m in maps), strict=True))
+        parts = [self.hypercolumn(pieces[part]) for part in count_parts(self.hypercolumn, splits)]
+        return torch.cat(parts)
 
     def global_projection(self, images: Tensor, splits: int) -> Tensor:
         """The global projection alone."""
@@ -94,7 +104,12 @@ class CGH(nn.Module):
         warmup: float = 0.025  # share of the run that starts on InfoNCE: 5 epochs of 200
         warmup_temperature: float = 0.2  # of both InfoNCE losses
         batch_norm_splits: int = 1  # parts with their own batch statistics; 8 in the release
+        split_hypercolumn: bool = True  # its norm sees the same parts, as on that many GPUs
         multi_crop: bool = False  # four more, smaller views for the global student
+        zero_init_last: bool = (
+            False  # the last norm of each residual starts at 1, as the authors have it
+        )
+        eval_interpolation: Literal["bilinear", "bicubic"] = "bilinear"  # the authors' evaluation
 
         __post_init__ = check_config
 

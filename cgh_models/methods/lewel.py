@@ -107,7 +107,7 @@ class LEWEL(nn.Module):
 
     name = "lewel"
     paper = "arXiv:2203.14898"
-    exempt_names = ("bias", "bn", "downsample.1")  # the authors' rule: norms of heads are decayed
+    exempt_names = ("bias", "bn", "downsample.1")  # the authors' rule for what is not decayed
 
     @dataclass(frozen=True)
     class Config:
@@ -121,6 +121,11 @@ class LEWEL(nn.Module):
         teacher_momentum: float = 0.98  # at the start, 1 at the end; 0.996 in the 400-epoch run
         average_norms: bool = True  # EMAN: the teacher, in eval mode, follows the statistics too
         blur: bool = True  # in the views
+        exempt_head_norms: bool = True  # with paper_faithful; in the authors' code only with EMAN
+        zero_init_last: bool = (
+            False  # the last norm of each residual starts at 1, as the authors have it
+        )
+        eval_interpolation: Literal["bilinear", "bicubic"] = "bilinear"  # the authors' evaluation
 
         def __post_init__(self):
             check_config(self)
@@ -130,6 +135,8 @@ class LEWEL(nn.Module):
         super().__init__()
         self.config = c = config or self.Config()
         self.view_recipe = "asymmetric" if c.blur else "asymmetric_sharp"
+        if c.average_norms and c.exempt_head_norms:  # the first norm of each head
+            self.exempt_names = (*self.exempt_names, "projector.1", "predictor.1")
         sizes = (c.projection_width, c.hidden_width, c.projection_width)
         self.student = AlignedBranch(backbone, c)
         self.teacher = make_teacher(self.student)
@@ -197,6 +204,10 @@ class LEWELM(nn.Module):
         temperature: float = 0.2  # of both losses
         negatives: Literal["queue", "batch"] = "queue"
         """Of A_k: a queue that all k share, or the other A'_k of the batch."""
+        zero_init_last: bool = (
+            False  # the last norm of each residual starts at 1, as the authors have it
+        )
+        eval_interpolation: Literal["bilinear", "bicubic"] = "bilinear"  # the authors' evaluation
 
         def __post_init__(self):
             check_config(self)

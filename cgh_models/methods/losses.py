@@ -6,10 +6,13 @@ With unit vectors s (student), Q (queue) and a target distribution p over Q's ro
     d/ds                   = (sum_j softmax(s.Q / t)_j Q_j - c) / t,
 
 so one pass over chunks of the queue yields loss and gradient, which backward only has to scale.
-Similarities are at most 1, so exp((s.Q - 1) / t) cannot overflow; `MIN_TEMPERATURE` keeps it from
-vanishing in float32. Autocast leaves in-place and out= operators in the tensors' own precision.
+Rows of a queue that has nearly collapsed differ little from their mean, and two mixtures of them
+still less: what is summed up is p_j (Q_j - r), where r is the mean of every 16th row.
+Similarities are at most 1, so from `MIN_TEMPERATURE` on exp(s.Q / t) neither overflows nor vanishes
+in float32. Autocast leaves in-place and out= operators in the tensors' own precision.
 """
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -17,9 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-CHUNK = 2048  # queue rows a pass, at most
+CHUNK = 1024  # queue rows a pass, at most
 _SCORES = 2**20  # scores a pass, 4 MiB: many query rows make chunks shorter
-MIN_TEMPERATURE = 0.02  # exp(-2 / 0.023) is float32's smallest normal number
+MIN_TEMPERATURE = 0.02  # exp(1 / 0.02) is 5e21; float32 ends at 3e38
+_REFERENCE_STEP = 16  # every 16th row of a queue enters the reference
 
 
 def chunk_length(rows: int) -> int:
@@ -52,30 +56,41 @@ class _Relations:
     """Relations of N teacher rows and M N student rows to a queue, summed up chunk by chunk.
 
     ``queries`` (N + M N, P) are the teacher's rows, then the student's, over their temperatures;
-    ``sums`` (N + M N, 1) of their weights for all keys; ``mixtures`` (N + M N, P) of weight * key.
+    ``sums`` (N + M N, 1) of their weights for all keys; ``mixtures`` (N + M N, P) of
+    weight * (key - reference).
     """
 
-    def __init__(self, student: Tensor, teacher: Tensor, student_t: float, teacher_t: float):
+    def __init__(
+        self, student: Tensor, teacher: Tensor, queue: Tensor, student_t: float, teacher_t: float
+    ):
         self.student = student
         self.student_t = student_t
-        self.scale = student.new_full((len(teacher) + len(student), 1), 1 / student_t)
-        self.scale[: len(teacher)] = 1 / teacher_t
-        self.queries = torch.cat([teacher.detach(), student.detach()]).mul_(self.scale)
-        self.sums = torch.zeros_like(self.scale)
+        self.reference = queue[::_REFERENCE_STEP].mean(0)  # (P,)
+        self.queries = torch.cat([teacher.detach() / teacher_t, student.detach() / student_t])
+        self._sums: list[Tensor] = []
         self.mixtures = torch.zeros_like(self.queries)
 
     def weights(self, keys: Tensor, memory: Tensor) -> Tensor:
-        """exp((query.key - 1) / t) of every query with every key, which the sums take in."""
-        weights = torch.addmm(-self.scale, self.queries, keys.t(), out=memory).exp_()
-        self.sums.add_(weights.sum(1, keepdim=True))
+        """exp(query.key / t) of every query with every key, which the sums take in."""
+        weights = torch.mm(self.queries, keys.t(), out=memory).exp_()
+        self._sums.append(weights.sum(1, keepdim=True))
         return weights
 
+    @property
+    def sums(self) -> Tensor:
+        """(N + M N, 1); summed up at the end, as a large one would swallow many small ones."""
+        return torch.cat(self._sums, 1).sum(1, keepdim=True)
+
+    def mix(self, weights: Tensor, keys: Tensor, memory: Tensor) -> None:
+        """The mixtures take in keys by their weights; ``memory`` is as large as the keys."""
+        self.mixtures.addmm_(weights, torch.sub(keys, self.reference, out=memory))
+
     def cross_entropy(self, target: Tensor) -> Tensor:
-        """Mean H(p, softmax(s.Q / t)), where ``target`` (N, P) is the equation's c."""
+        """Mean H(p, softmax(s.Q / t)), where ``target`` (N, P) is the equation's c - reference."""
         n, t = len(target), self.student_t
         target = target.repeat(len(self.student) // n, 1)  # (M N, P)
-        agreement = (self.student.detach() * target).sum(1, keepdim=True)
-        loss = (self.sums[n:].log() + (1 - agreement) / t).mean()
+        agreement = (self.student.detach() * (target + self.reference)).sum(1, keepdim=True)
+        loss = ((self.sums[n:] * math.exp(-1 / t)).log() + (1 - agreement) / t).mean()
         gradient = self.mixtures[n:].div(self.sums[n:]).sub_(target).div_(t * len(target))
         return _KnownGradient.apply(loss, (gradient,), self.student)  # pyright: ignore
 
@@ -98,10 +113,12 @@ def relation_loss(
     Source: ReSSL (arXiv 2107.09282) eq. 4-6.
     """
     n = len(teacher)
-    relations = _Relations(student, teacher, student_temperature, teacher_temperature)
-    for keys, memory in _chunks(queue, len(relations.queries)):
+    relations = _Relations(student, teacher, queue, student_temperature, teacher_temperature)
+    rows = len(relations.queries)
+    differences = torch.empty_like(queue[: chunk_length(rows)])
+    for keys, memory in _chunks(queue, rows):
         weights = relations.weights(keys, memory)
-        relations.mixtures.addmm_(weights, keys)
+        relations.mix(weights, keys, differences[: len(keys)])
     return relations.cross_entropy(relations.mixtures[:n] / relations.sums[:n])
 
 
@@ -121,17 +138,20 @@ def crossed_relation_losses(
     Source: CGH (arXiv 2308.13392).
     """
     n = len(teachers[0])
-    first = _Relations(students[0], teachers[0], student_temperatures[0], teacher_temperatures[0])
-    second = _Relations(students[1], teachers[1], student_temperatures[1], teacher_temperatures[1])
+    first, second = map(
+        _Relations, students, teachers, queues, student_temperatures, teacher_temperatures
+    )
     length = chunk_length(max(len(first.queries), len(second.queries)))
+    differences = torch.empty_like(queues[0, :length])
     chunks1 = _chunks(queues[0], len(first.queries), length)
     chunks2 = _chunks(queues[1], len(second.queries), length)
     for (keys1, memory1), (keys2, memory2) in zip(chunks1, chunks2, strict=True):
         weights1 = first.weights(keys1, memory1)
         weights2 = second.weights(keys2, memory2)
         # A teacher's weights mix the rows of the other queue: those of the same images.
-        first.mixtures.addmm_(torch.cat([weights2[:n], weights1[n:]]), keys1)
-        second.mixtures.addmm_(torch.cat([weights1[:n], weights2[n:]]), keys2)
+        memory = differences[: len(keys1)]
+        first.mix(torch.cat([weights2[:n], weights1[n:]]), keys1, memory)
+        second.mix(torch.cat([weights1[:n], weights2[n:]]), keys2, memory)
     target1 = first.mixtures[:n] / second.sums[:n]
     target2 = second.mixtures[:n] / first.sums[:n]
     return first.cross_entropy(target1), second.cross_entropy(target2)
@@ -147,17 +167,20 @@ def info_nce(student: Tensor, positive: Tensor, queue: Tensor, temperature: floa
 
     Source: MoCo (arXiv 1911.05722) eq. 1.
     """
-    query, positive = student.detach(), positive.detach()
-    agreement = (query * positive).sum(1, keepdim=True)  # (N, 1)
-    sums = ((agreement - 1) / temperature).exp()  # the positive is one more key
-    mixtures = sums * positive
-    bound = query.new_full((), -1 / temperature)
+    query = student.detach() / temperature
+    agreement = (query * positive.detach()).sum(1, keepdim=True)  # (N, 1)
+    reference = queue[::_REFERENCE_STEP].mean(0)
+    positive = positive.detach() - reference
+    sums = [agreement.exp()]  # the positive is one more key
+    mixtures = sums[0] * positive
+    differences = torch.empty_like(queue[: chunk_length(len(query))])
     for keys, memory in _chunks(queue, len(query)):
-        weights = torch.addmm(bound, query, keys.t(), alpha=1 / temperature, out=memory).exp_()
-        sums.add_(weights.sum(1, keepdim=True))
-        mixtures.addmm_(weights, keys)
-    loss = (sums.log() + (1 - agreement) / temperature).mean()
-    gradient = mixtures.div_(sums).sub_(positive).div_(temperature * len(query))
+        weights = torch.mm(query, keys.t(), out=memory).exp_()
+        sums.append(weights.sum(1, keepdim=True))
+        mixtures.addmm_(weights, torch.sub(keys, reference, out=differences[: len(keys)]))
+    total = torch.cat(sums, 1).sum(1, keepdim=True)
+    loss = ((total * math.exp(-1 / temperature)).log() + 1 / temperature - agreement).mean()
+    gradient = mixtures.div_(total).sub_(positive).div_(temperature * len(query))
     return _KnownGradient.apply(loss, (gradient,), student)  # pyright: ignore
 
 

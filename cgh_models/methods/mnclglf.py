@@ -6,6 +6,7 @@ queue; and the student without gradient, on tiles of a view, whose embeddings ar
 
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -54,6 +55,8 @@ class MNCLGLF(nn.Module):
         temperature: float = 1.0  # of both losses
         nearest_weight: float = 6.0  # the paper's a
         local_gradient: bool = True  # the paper's figure; False: the release, L_local is constant
+        zero_init_last: bool = True  # the last norm of each residual starts at 0, as the authors'
+        eval_interpolation: Literal["bilinear", "bicubic"] = "bilinear"  # the authors' evaluation
 
         __post_init__ = check_config
 

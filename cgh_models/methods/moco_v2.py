@@ -4,6 +4,7 @@ The student's view of an image has to find the teacher's among a queue of other 
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +20,11 @@ class MoCoV2(nn.Module):
     """L = InfoNCE(s(x1), t(x2), queue); symmetric: the mean of both directions.
 
     Differs from the authors' code: batch-norm statistics are a whole batch's, not those of 8
-    shuffled parts, unless ``batch_norm_splits`` says so; small images are blurred too.
+    shuffled parts, unless ``batch_norm_splits`` says so (the recipe `cifar` does).
     """
 
     name = "moco_v2"
     paper = "arXiv:2003.04297"
-    view_recipe = "two_strong"
     exempt_names = ()  # the authors decay everything
 
     @dataclass(frozen=True)
@@ -38,12 +38,20 @@ class MoCoV2(nn.Module):
         temperature: float = 0.2  # 0.1 on small images
         symmetric: bool = False  # both directions, at twice the cost (the authors' CIFAR demo)
         batch_norm_splits: int = 1  # parts with their own batch statistics: the authors' 8 GPUs
+        blur: bool = True  # in the views; not in the authors' CIFAR demo
+        wide_crops: bool = False  # of 0.08 to 1 of the area: the authors' CIFAR demo
+        zero_init_last: bool = (
+            False  # the last norm of each residual starts at 1, as the authors have it
+        )
+        eval_interpolation: Literal["bilinear", "bicubic"] = "bilinear"  # the authors' evaluation
 
         __post_init__ = check_config
 
     def __init__(self, backbone: nn.Module, config: Config | None = None):
         super().__init__()
         self.config = c = config or self.Config()
+        self.view_recipe = "two_wide" if c.wide_crops else "two_strong"
+        self.view_recipe += "" if c.blur else "_sharp"
         self.student = Branch(backbone, c.hidden_width, c.projection_width)
         self.teacher = make_teacher(self.student)
         self.queue = FeatureQueue(c.queue_length, c.projection_width)

@@ -4,6 +4,7 @@ The positive of an image is not its other view but what a queue of past images h
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -33,6 +34,8 @@ class NNCLR(nn.Module):
         predictor_width: int = 4096  # hidden width of the predictor
         queue_length: int = 65536  # past projections, among which the nearest is looked for
         temperature: float = 0.2
+        zero_init_last: bool = True  # the last norm of each residual starts at 0, timm's way
+        eval_interpolation: Literal["bilinear", "bicubic"] = "bicubic"  # of evaluations
 
         __post_init__ = check_config
 

@@ -1,6 +1,7 @@
 """Views: torchvision's distributions and pixels in the exact mode, close ones in the fast mode."""
 
 import dataclasses
+from dataclasses import replace
 from unittest import mock
 
 import numpy as np
@@ -12,12 +13,14 @@ from torch import Tensor
 from torchvision import transforms as T
 from torchvision.transforms import functional as TF
 
+from cgh_models.backbone import create
 from cgh_models.config import TrainConfig
 from cgh_models.data import views
 from cgh_models.data.batched_views import _blur_weights, colour_matrices, crop, fast_views
 from cgh_models.data.image_set import load
 from cgh_models.data.loader import batches
 from cgh_models.data.views import COLUMNS, boxes, draw, exact_view, uniform
+from cgh_models.methods import METHODS
 from cgh_models.view_recipes import FIRST, RECIPES, SECOND, SMALL, STRONG, WEAK, View
 
 photographs = benchmark("views").photographs
@@ -313,6 +316,29 @@ def test_the_recipes_of_byol_and_lewel_blur_one_view_always_and_solarize_the_oth
         assert (view.sigma, view.flip, view.scale, view.size) == ((0.1, 2.0), 0.5, (0.2, 1.0), 1.0)
     assert [view.blur_p for view in RECIPES["asymmetric_sharp"]] == [0, 0]
     assert [view.solarize_p for view in RECIPES["asymmetric_sharp"]] == [0.0, 0.2]
+    for name in ("asymmetric", "asymmetric_sharp"):  # of BYOL's authors all is the same but crops
+        own = RECIPES[name.replace("asymmetric", "byol")]
+        wide = tuple(replace(view, scale=(0.08, 1.0)) for view in RECIPES[name])
+        assert own == wide
+
+
+@pytest.mark.parametrize(
+    "name, settings, recipe",
+    [
+        ("byol", {}, "byol"),
+        ("byol", {"blur": False}, "byol_sharp"),
+        ("byol", {"wide_crops": False}, "asymmetric"),
+        ("moco_v2", {}, "two_strong"),
+        ("moco_v2", {"blur": False, "wide_crops": True}, "two_wide_sharp"),
+    ],
+)
+def test_settings_of_a_method_choose_its_views(name, settings, recipe):
+    method = METHODS[name](create("resnet18_cifar_w16"), METHODS[name].Config(**settings))
+    assert method.view_recipe == recipe
+    blurs = {view.blur_p for view in RECIPES[recipe]}
+    assert (blurs == {0.0}) == recipe.endswith("_sharp")
+    wide = RECIPES[recipe][0].scale == (0.08, 1.0)
+    assert wide == (recipe.startswith("byol") or "wide" in recipe)
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,36 @@ def test_float16_halves_the_files_and_loads_as_float32(run, weights, tmp_path):
         )
 
 
+def test_what_float16_cannot_hold_stays_float32_and_is_said(run, tmp_path, monkeypatch, capsys):
+    lost = {"bn1.running_var": 5e6, "layer1.0.bn1.running_var": 2e-9, "layer2.0.bn1.weight": 1e-7}
+    real = checkpoint.load_method_state
+
+    def load(file, method):
+        real(file, method)
+        for key, value in lost.items():
+            method.state_dict()[f"student.backbone.{key}"][0] = value
+        weight = method.student.backbone.layer1[0].conv1.weight
+        weight.data[0, 0, 0, 0] = 1e-9  # among larger ones: nothing that counts is lost
+        method.queue.rows[0, 0] = 0
+
+    monkeypatch.setattr(checkpoint, "load_method_state", load)
+    export(run, tmp_path / "w", dtype="float16")
+    found = load_file(tmp_path / "w" / BACKBONE)
+    assert {k for k, v in found.items() if v.dtype == torch.float32} == lost.keys()
+    model = timm.create_model(f"local-dir:{tmp_path / 'w'}", pretrained=True).eval()
+    for key, value in lost.items():
+        assert model.state_dict()[key][0].item() == pytest.approx(value)
+    assert model(torch.randn(1, 3, 64, 64)).isfinite().all()
+    assert torch.equal(
+        load_method(tmp_path / "w").student.backbone.bn1.running_var, model.bn1.running_var
+    )
+    card = (tmp_path / "w" / "README.md").read_text()
+    for text in (capsys.readouterr().err, card):
+        assert (
+            "3 tensors are float32, as float16 cannot hold their values: student.backbone" in text
+        )
+
+
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "cgh"])
 def test_every_method_exports_with_its_heads_and_goes_on_from_there(image_root, tmp_path, name):
     trained = train_run(tmp_path / "run", image_root, name=name)

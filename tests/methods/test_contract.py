@@ -218,6 +218,35 @@ def test_a_config_without_some_fields_is_completed_with_their_defaults():
         build_method("ressl", "resnet18_cifar_w16", images, {"queue_size": 24})
 
 
+@each
+def test_residuals_start_and_evaluations_resize_as_the_authors_have_it(name):
+    torch.manual_seed(0)
+    method = build_method(name, "resnet18_cifar_w16", {"input_size": (3, 32, 32)}, None)
+    torch.manual_seed(0)
+    earlier = build_method(name, "resnet18_cifar_w16", {}, {})
+    old_ways = name in ("byol", "nnclr")  # theirs are timm's, too
+    start = 0.0 if old_ways or name == "mnclglf" else 1.0
+    for model in (method.student.backbone, getattr(method, "teacher", method.student).backbone):
+        assert {block.bn2.weight.unique().item() for block in model.layer3} == {start}
+    cfg = method.student.backbone.pretrained_cfg
+    assert cfg["interpolation"] == ("bicubic" if old_ways else "bilinear")
+    assert earlier.student.backbone.pretrained_cfg["interpolation"] == "bicubic"
+    assert not earlier.student.backbone.layer3[0].bn2.weight.any()
+    for key, value in method.student.backbone.state_dict().items():  # the same random numbers
+        if "bn2" not in key:
+            assert torch.equal(value, earlier.student.backbone.state_dict()[key]), key
+
+
+def test_families_without_such_norms_are_left_as_they_are():
+    torch.manual_seed(0)
+    plain = create("test_vit", {"input_size": (3, 64, 64)}).state_dict()
+    torch.manual_seed(0)
+    settings = {"projection_width": 8, "hidden_width": 16, "queue_length": 24}
+    method = build_method("ressl", "test_vit", {"input_size": (3, 64, 64)}, settings)
+    made = method.student.backbone.state_dict()
+    assert all(torch.equal(made[key], value) for key, value in plain.items())
+
+
 def test_a_method_that_does_not_exist_is_one_sentence_with_those_that_do():
     with pytest.raises(InputError, match="method 'cgg': there is no such method; .* cgh, lewel"):
         build_method("cgg", "resnet18_cifar_w16", {}, None)

@@ -144,6 +144,67 @@ def test_where_student_and_teacher_agree_the_error_stays_small_beside_the_terms_
         assert error <= 2e-6 / (temperature * 32**0.5)
 
 
+def gather(cosine, *shape, seed):
+    """Unit vectors whose mean cosine with each other is this one."""
+    amount = (cosine / (1 - cosine)) ** 0.5
+    return F.normalize(
+        amount * unit(1, shape[-1], seed=99, dtype=torch.float64)
+        + unit(*shape, seed=seed, dtype=torch.float64),
+        dim=-1,
+    )
+
+
+def dense(s, sh, t, th, queues):
+    """The losses with a batch x queue matrix: both relation losses of CGH, ReSSL's, InfoNCE."""
+    (q, qh), nce = queues, torch.cat([(s * t).sum(1, keepdim=True), s @ queues[0].T], 1) / 0.2
+
+    def relations(student, queue, student_t, teacher, target_queue, teacher_t):
+        target = (teacher @ target_queue.T / teacher_t).softmax(1)
+        return -(target * (student @ queue.T / student_t).log_softmax(1)).sum(1).mean()
+
+    crossed = relations(s, q, 0.1, th, qh, 0.08) + relations(sh, qh, 0.08, t, q, 0.04)
+    within = relations(s, q, 0.1, t, q, 0.04)
+    return crossed, within, F.cross_entropy(nce, torch.zeros(len(s), dtype=torch.int64))
+
+
+def streamed(s, sh, t, th, queues):
+    crossed = crossed_relation_losses((s, sh), (t, th), queues, (0.1, 0.08), (0.04, 0.08))
+    return sum(crossed), relation_loss(s, t, queues[0], 0.1, 0.04), info_nce(s, t, queues[0], 0.2)
+
+
+@pytest.mark.parametrize("cosine", [0, 0.9, 0.99, 0.999])
+@pytest.mark.parametrize("length, width", [(4096, 128), (65536, 32)])
+def test_in_a_queue_that_collapses_errors_are_at_most_twice_those_of_dense_float32(
+    cosine, length, width
+):
+    rows = [gather(cosine, 16, width, seed=i) for i in range(4)]
+    queues = torch.stack([gather(cosine, length, width, seed=i) for i in (5, 6)]).float()
+
+    def measured(losses, dtype):
+        """Each loss with its gradients, for projections of any length, the last layer's output."""
+        projections = [row.float().to(dtype).requires_grad_() for row in rows]
+        s, sh, t, th = map(F.normalize, projections)
+        values = losses(s, sh, t.detach(), th.detach(), queues.to(dtype))
+        for value in values:
+            gradients = torch.autograd.grad(
+                value, projections[:2], retain_graph=True, allow_unused=True
+            )
+            yield value, torch.cat([gradient for gradient in gradients if gradient is not None])
+
+    for mine, plain, exact in zip(
+        measured(streamed, torch.float32),
+        measured(dense, torch.float32),
+        measured(dense, torch.float64),
+        strict=True,
+    ):
+        (value, gradient), (dense_value, dense_gradient), (wanted, wanted_gradient) = (
+            mine, plain, exact
+        )  # fmt: skip
+        assert relative(gradient, wanted_gradient) <= 2 * relative(dense_gradient, wanted_gradient)
+        error = 2 * relative(dense_value, wanted)
+        assert relative(value, wanted) <= max(error, 2e-7)  # a unit of float32's last place
+
+
 def test_gradient_of_a_scaled_loss_is_scaled():
     s, q = unit(4, 8).requires_grad_(), unit(50, 8, seed=1)
     loss = info_nce(s, unit(4, 8, seed=2), q, 0.2)

@@ -77,13 +77,23 @@ def test_the_authors_rules_go_by_name():
     assert (
         "backbone.layer2.0.downsample.1.weight" not in cgh and "hypercolumn.norm.weight" not in cgh
     )
-    assert "backbone.layer2.0.downsample.1.weight" in lewel and "projector.1.weight" not in lewel
+    assert "backbone.layer2.0.downsample.1.weight" in lewel and "backbone.bn1.weight" in lewel
+    heads = {f"{name}.1.weight" for name in ("projector", "aligned_projector", "predictor")}
+    assert heads | {"aligned_predictor.1.weight"} <= lewel  # EMAN: the norms of the heads, too
     assert (
         undecayed("mnclglf", paper_faithful=True)
         == undecayed("moco_v2", paper_faithful=True)
         == set()
     )
     assert undecayed("byol", paper_faithful=True) == undecayed("byol")  # its authors go by type
+
+
+@pytest.mark.parametrize("setting", ["average_norms", "exempt_head_norms"])
+def test_without_eman_and_in_earlier_runs_the_norms_of_lewels_heads_are_decayed(setting):
+    method = build("lewel", **{setting: False})
+    groups = parameter_groups(method, dataclasses.replace(QUICK, paper_faithful=True))
+    kept = names(method, groups, weight_decay=0.0)
+    assert "backbone.bn1.weight" in kept and not [key for key in kept if "or.1.weight" in key]
 
 
 def test_the_predictor_of_mnclglf_keeps_its_rate_while_the_others_follow_the_schedule():
