@@ -12,6 +12,7 @@ from ..config import TrainConfig
 from ..errors import InputError, out_of_memory, say, shell_command
 from ..methods.feature_queue import FeatureQueue
 from ..methods.method import Losses
+from .optim import Lars
 
 
 def train_step(
@@ -45,8 +46,9 @@ def train_step(
     finite = torch.isfinite(norm + losses["loss"])
     if clip_norm:
         torch._foreach_mul_(gradients, (clip_norm / (norm + 1e-6)).clamp(max=1))
-    # Torch's fused kernels and our LARS do nothing where this is 1.
-    setattr(optimizer, "found_inf", (~finite).float())  # noqa: B010 - no declared attribute
+    if optimizer.defaults.get("fused") or isinstance(optimizer, Lars):
+        # Torch's fused kernels and our LARS do nothing where this is 1.
+        setattr(optimizer, "found_inf", (~finite).float())  # noqa: B010 - no declared attribute
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     method.after_step(progress, finite)
