@@ -1,14 +1,15 @@
 """Reads batches in worker processes, through torch's DataLoader, and ends these at once."""
 
 import contextlib
-import itertools
 import multiprocessing.queues
 import os
 import re
 import signal
 import threading
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
+from multiprocessing import connection
 from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,13 +51,20 @@ class Batch(NamedTuple):
     bad_files: list[BadFile]
 
 
-def collate(samples: list[Sample]) -> Batch:
+class _Part(NamedTuple):
+    """What a worker sends of a batch: little, for half a message of a killed one would block."""
+
+    left_out: list[int]  # places in the batch of samples without tensors
+    tensors: list[Tensor]
+    bad_files: list[BadFile]
+
+
+def _collate(samples: list[Sample]) -> _Part:
     """Few tensors a batch: each that a worker sends takes a file descriptor."""
-    used = [sample for sample in samples if sample.tensors]
-    indices = np.array([sample.index for sample in used])
-    views = zip(*[sample.tensors for sample in used], strict=True)
+    left_out = [place for place, sample in enumerate(samples) if not sample.tensors]
+    views = zip(*[sample.tensors for sample in samples if sample.tensors], strict=True)
     bad_files = [bad for sample in samples for bad in sample.bad_files]
-    return Batch(indices, [_stack(view) for view in views], bad_files)
+    return _Part(left_out, [_stack(view) for view in views], bad_files)
 
 
 def _stack(tensors: tuple[Tensor, ...]) -> Tensor:
@@ -92,11 +100,18 @@ def read_batches(
     ``path`` gives the file of an image, for messages. Raises InputError if a worker died, or the
     system lacks what processes need: file handles, semaphores, sockets.
     """
+    ahead: deque[list[Key]] = deque()  # what workers have been given and have not sent
+
+    def given() -> Iterator[list[Key]]:
+        for keys in batch_sampler:
+            ahead.append(keys)
+            yield keys
+
     loader = DataLoader(
         dataset,
-        batch_sampler=batch_sampler,  # pyright: ignore[reportArgumentType]
+        batch_sampler=given(),  # pyright: ignore[reportArgumentType]
         num_workers=min(num_workers, _processors()),  # how many there are changes no result
-        collate_fn=collate,
+        collate_fn=_collate,
         worker_init_fn=_start_worker,
         generator=torch.Generator(),  # a private one: the run's own random state does not move
         pin_memory=pin_memory,
@@ -113,19 +128,21 @@ def read_batches(
                 # Python's end, too, runs this: it would wait for workers that nobody closed.
                 stack.callback(Finalize(None, _kill, [iterator], exitpriority=0))
         try:
-            for received, batch in enumerate(iterator, start=1):  # noqa: B007 - used below
-                yield batch
+            for received, part in enumerate(iterator, start=1):  # noqa: B007 - used below
+                indices = np.array([index for _, index in ahead.popleft()])
+                yield Batch(np.delete(indices, part.left_out), *part[1:])
         except InputError as error:  # torch writes a worker's traceback before its message
             message = str(error).rpartition(f"{InputError.__module__}.InputError: ")[2]
             raise InputError(message.strip()) from None
         except Exception as error:  # RuntimeError, or what broken connections to a worker raise
+            if processes:  # one may be ending
+                connection.wait([process.sentinel for process in processes], timeout=1)
             dead = next((worker for worker, p in enumerate(processes) if p.exitcode), None)
             if dead is None and (isinstance(error, OSError) or _NO_HANDLES.search(str(error))):
                 raise _no_connection(error) from error
             if dead is None:
                 raise
-            ahead = (dead - received) % len(processes)  # torch deals batches out in turn
-            keys = list(itertools.islice(batch_sampler, received, received + ahead + 1))[-1]
+            keys = ahead[(dead - received) % len(processes)]  # torch deals batches out in turn
             what = _end_of_worker(processes[dead].exitcode, len(keys), path(keys[0][1]))
             raise InputError(what) from error
 

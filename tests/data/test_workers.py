@@ -12,15 +12,18 @@ import sys
 import tempfile
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import make_images
+from torch.utils.data import Dataset
 
 from cgh_models.config import TrainConfig
 from cgh_models.data.eval_loader import eval_batches
 from cgh_models.data.image_set import load
 from cgh_models.data.loader import batches, order
+from cgh_models.data.workers import Sample, read_batches
 from cgh_models.errors import InputError
 from cgh_models.view_recipes import RECIPES
 
@@ -207,6 +210,29 @@ def test_a_reader_that_was_killed_during_a_step_lets_the_step_end(images_that):
         train()
     assert steps == ["begun", "ended"]
     assert not multiprocessing.active_children()
+
+
+class Blank(Dataset):
+    def __getitem__(self, key):
+        return Sample(key[1], [torch.zeros(1)], [])
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_reader_that_is_killed_while_the_trainer_is_busy_is_seen(which):
+    """What it sends is shorter than the pipe: half a message would be waited for for ever."""
+    keys = [[(0, index) for index in range(20_000)]] * 6
+    made = read_batches(Blank(), keys, lambda index: Path(str(index)), 2)
+    assert next(made).indices.tolist() == list(range(20_000))
+    time.sleep(1)  # it has sent the next one, or is in the middle of that
+    multiprocessing.active_children()[which].kill()
+    before = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("it waits"))
+    signal.alarm(10)
+    try:
+        with pytest.raises(InputError, match=r"ended \(SIGKILL\) at a batch of 20000 images"):
+            list(made)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def few_files(number):
