@@ -31,7 +31,9 @@ def knn(
     check_classes(train)
     memory, labels = extract_labelled(model, train, settings)
     queries, query_labels = extract_labelled(model, val, settings)
-    predicted = neighbours.knn(memory, labels, queries, k=k, temperature=temperature)
+    predicted = neighbours.knn(
+        memory, labels, queries, k=k, temperature=temperature, device=settings.device
+    )
     value = 100 * float((predicted == query_labels).mean())
     protocol = "kNN top-1 of val/ against train/, votes weighted by exp(cosine / temperature)"
     parameters = {"k": k, "temperature": temperature, "memory": len(memory), **settings.recorded}

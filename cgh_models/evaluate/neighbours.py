@@ -1,17 +1,24 @@
 """kNN: the classes of embeddings by the votes of their nearest neighbours."""
 
+from collections.abc import Iterable, Iterator
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InputError
-from .devices import pick_precision
+from ..tensors import plain_defaults
+from .devices import pick_device, pick_precision
 
 _MAX_SCORES = 2**23  # similarities held at once: 32 MiB in float32
-_MIN_CHUNK = 64  # queries at a time, whatever they take: each chunk reads all keys
+_MAX_KEYS = 2**23  # numbers of the keys that are compared at once: 16 MiB in bfloat16
+_MAX_ROWS = 2**16  # keys that are compared at once where they lie
+_MAX_FOUND = 2**20  # neighbours that are remembered at once, 12 bytes each, twice
+_MIN_CHUNK = 64  # queries at a time, whatever they take
 
 
+@plain_defaults()
 def knn(
     memory: np.ndarray,
     labels: np.ndarray,
@@ -19,11 +26,15 @@ def knn(
     *,
     k: int = 20,
     temperature: float = 0.07,
+    device: str | torch.device = "cpu",
 ) -> np.ndarray:
     """Predicted classes (M,) of queries (M, D) from the memory (N, D) with labels (N,).
 
     Cosine similarity; each of the k nearest votes for its class with weight
     exp(cosine / temperature). Source: Wu et al., arXiv 1805.01978, section 3.4.
+
+    Beside the two arrays, which are not copied if they are float32, it takes some 64 MiB, on the
+    host and on the ``device`` that compares.
 
     Raises:
         InputError: k is not between 1 and N, or the temperature is not positive.
@@ -35,30 +46,86 @@ def knn(
     if not temperature > 0:
         raise InputError(f"temperature={temperature}: it has to be positive")
     keys = torch.from_numpy(memory).float()
-    norms = keys.norm(dim=1).clamp(min=1e-12)
-    search = None
-    if pick_precision("auto", keys.device) is torch.bfloat16:
-        search = _Bfloat16Search(keys, norms)
+    norms = torch.cat([part.norm(dim=1) for part in keys.split(4096)]).clamp_(min=1e-12)
+    device = pick_device(device)
+    search = _nearest
+    if device.type == "cpu" and pick_precision("auto", device) is torch.bfloat16:
+        search = _nearest_by_candidates
     targets = torch.from_numpy(labels.astype(np.int64))
     classes = int(targets.max()) + 1
     predicted = []
-    chunk_size = max(_MIN_CHUNK, _MAX_SCORES // count)
-    for chunk in F.normalize(torch.from_numpy(queries).float()).split(chunk_size):
-        cosine, nearest = search(chunk, k) if search else _nearest(keys, norms, chunk, k)  # (n, k)
+    block = max(_MIN_CHUNK, _MAX_FOUND // max(_candidates(k), classes))
+    for part in torch.from_numpy(queries).float().split(block):
+        cosine, nearest = (found.cpu() for found in search(keys, norms, part, k, device))  # (n, k)
         # Relative to the nearest one, which has weight 1, so that they cannot all underflow.
         weights = ((cosine - cosine[:, :1]) / temperature).exp()
-        votes = torch.zeros(len(chunk), classes)  # (n, classes)
+        votes = torch.zeros(len(part), classes)  # (n, classes)
         votes.scatter_add_(1, targets[nearest], weights)
         predicted.append(votes.argmax(1))
     return torch.cat(predicted).numpy()
 
 
-def _nearest(keys: Tensor, norms: Tensor, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Cosines and indices (n, k) of the k keys (N, D) nearest to unit queries (n, D), in order."""
-    return (queries @ keys.t()).div_(norms).topk(k)
+def _nearest(
+    keys: Tensor, norms: Tensor, queries: Tensor, k: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Cosines and indices (n, k) of the k keys (N, D) nearest to queries (n, D), in order."""
+
+    def parts() -> Iterator[tuple[Tensor, Tensor]]:
+        rows = _MAX_ROWS
+        if device.type != "cpu":  # they are copied
+            rows = max(1, _MAX_KEYS // (2 * keys.shape[1]))
+        for part, lengths in zip(keys.split(rows), norms.split(rows), strict=True):
+            yield part.to(device), lengths.to(device)
+
+    return _best(parts(), queries, k, torch.float32, device)
 
 
-class _Bfloat16Search:
+def _best(
+    parts: Iterable[tuple[Tensor, Tensor | None]],
+    queries: Tensor,
+    count: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> tuple[Tensor, Tensor]:
+    """Scores and indices (n, count) of the keys with the highest scores, in order.
+
+    ``parts`` are keys (rows, D) with the numbers (rows,) that scores are divided by, or None.
+    """
+    scores = torch.empty(len(queries), 0, dtype=dtype, device=device)
+    indices = torch.empty(len(queries), 0, dtype=torch.int64, device=device)
+    start = 0
+    for part, lengths in parts:
+        chunk = max(_MIN_CHUNK, _MAX_SCORES // len(part))
+        best = min(count, scores.shape[1] + len(part))
+        new_scores = torch.empty(len(queries), best, dtype=dtype, device=device)
+        new_indices = torch.empty(len(queries), best, dtype=torch.int64, device=device)
+        for first in range(0, len(queries), chunk):
+            rows = slice(first, first + chunk)
+            found = F.normalize(queries[rows].to(device)).to(dtype) @ part.t()
+            if lengths is not None:
+                found.div_(lengths)
+            top, places = found.topk(min(count, len(part)))
+            del found  # before the next are made
+            places += start
+            if start:
+                top = torch.cat([scores[rows], top], 1)
+                places = torch.cat([indices[rows], places], 1)
+                top, order = top.topk(best)
+                places = places.gather(1, order)
+            new_scores[rows] = top
+            new_indices[rows] = places
+        scores, indices = new_scores, new_indices
+        start += len(part)
+    return scores, indices
+
+
+def _candidates(k: int) -> int:
+    return k + max(k, 32)
+
+
+def _nearest_by_candidates(
+    keys: Tensor, norms: Tensor, queries: Tensor, k: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
     """`_nearest` by candidates that are found in bfloat16, and compared in float32.
 
     Rounding two unit vectors changes their product by at most the sum of the lengths of the two
@@ -66,46 +133,42 @@ class _Bfloat16Search:
     outside of the candidates could be nearer than the k-th of them, all keys are compared in
     float32. 1.7 to 2 times as fast on a CPU with bfloat16 instructions.
     """
+    candidates = _candidates(k)
+    if candidates >= len(keys):
+        return _nearest(keys, norms, queries, k, device)
+    errors: list[Tensor] = []
+    parts = _rounded(keys, norms, errors)
+    scores, indices = _best(parts, queries, candidates, torch.bfloat16, device)
+    cosine = torch.empty(len(queries), k)
+    nearest = torch.empty(len(queries), k, dtype=torch.int64)
+    rows = max(1, _MAX_SCORES // (2 * candidates * keys.shape[1]))
+    query_error = torch.empty(len(queries))
+    for part in torch.arange(len(queries)).split(rows):
+        unit = F.normalize(queries[part])
+        query_error[part] = _rounding_error(unit, unit.bfloat16())
+        products = torch.bmm(keys[indices[part]], unit[:, :, None])[..., 0]  # (rows, candidates)
+        cosine[part], best = products.div_(norms[indices[part]]).topk(k)
+        nearest[part] = indices[part].gather(1, best)
+    lowest = scores[:, -1].float()
+    # (n,) what a key outside of the candidates can reach
+    bound = lowest + lowest.abs() / 256 + torch.stack(errors).max() + query_error + 1e-4
+    unsure = (bound >= cosine[:, -1]).nonzero()[:, 0]
+    for part in unsure.split(4096):
+        cosine[part], nearest[part] = _nearest(keys, norms, queries[part], k, device)
+    return cosine, nearest
 
-    def __init__(self, keys: Tensor, norms: Tensor):
-        self.keys = keys
-        self.norms = norms
-        self.rounded = torch.empty_like(keys, dtype=torch.bfloat16)
-        self.max_error = torch.zeros(())
-        for start in range(0, len(keys), 256):  # as many rows as fit in the CPU's cache
-            rows = slice(start, start + 256)
-            unit = keys[rows] / norms[rows, None]
-            self.rounded[rows] = unit
-            error = _rounding_error(unit, self.rounded[rows]).max()
-            self.max_error = torch.maximum(self.max_error, error)
 
-    def __call__(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        candidates = k + max(k, 32)
-        if candidates >= len(self.keys):
-            return _nearest(self.keys, self.norms, queries, k)
-        rounded = queries.bfloat16()
-        scores, indices = (rounded @ self.rounded.t()).topk(candidates)  # (n, candidates)
-        cosine, best = self._cosine(queries, indices).topk(k)
-        indices = indices.gather(1, best)
-        lowest = scores[:, -1].float()
-        query_error = _rounding_error(queries, rounded)
-        # (n,) what a key outside of the candidates can reach
-        bound = lowest + lowest.abs() / 256 + self.max_error + query_error + 1e-4
-        unsure = (bound >= cosine[:, -1]).nonzero()[:, 0]
-        if len(unsure):
-            exact = _nearest(self.keys, self.norms, queries[unsure], k)
-            cosine[unsure], indices[unsure] = exact
-        return cosine, indices
-
-    def _cosine(self, queries: Tensor, indices: Tensor) -> Tensor:
-        """Cosines (n, candidates) in float32 of queries (n, D) and the keys of these indices."""
-        cosine = torch.empty(indices.shape)
-        rows = max(1, _MAX_SCORES // (2 * indices.shape[1] * queries.shape[1]))
-        for part in torch.arange(len(queries)).split(rows):
-            keys = self.keys[indices[part]]  # (rows, candidates, D)
-            products = torch.bmm(keys, queries[part, :, None])[..., 0]
-            cosine[part] = products.div_(self.norms[indices[part]])
-        return cosine
+def _rounded(keys: Tensor, norms: Tensor, errors: list[Tensor]) -> Iterator[tuple[Tensor, None]]:
+    """Unit keys in bfloat16, in parts; the largest rounding errors are added to ``errors``."""
+    rows = max(1, _MAX_KEYS // keys.shape[1])
+    for part, lengths in zip(keys.split(rows), norms.split(rows), strict=True):
+        rounded = torch.empty_like(part, dtype=torch.bfloat16)
+        for start in range(0, len(part), 256):  # as many rows as fit in the CPU's cache
+            few = slice(start, start + 256)
+            unit = part[few] / lengths[few, None]
+            rounded[few] = unit
+            errors.append(_rounding_error(unit, rounded[few]).max())
+        yield rounded, None
 
 
 def _rounding_error(vectors: Tensor, rounded: Tensor) -> Tensor:

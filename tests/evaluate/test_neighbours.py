@@ -8,6 +8,8 @@ from torch import Tensor
 from cgh_models.errors import InputError
 from cgh_models.evaluate import knn, neighbours
 
+CPU = torch.device("cpu")
+
 
 def naive_knn(memory, labels, queries, k, temperature):
     memory, queries = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (memory, queries))
@@ -31,9 +33,37 @@ def test_knn_is_the_formula_for_any_number_of_queries_and_in_chunks(
     labels = rng.integers(0, 7, 300)
     expected = naive_knn(memory, labels, queries, k, temperature)
     assert (knn(memory, labels, queries, k=k, temperature=temperature) == expected).all()
-    monkeypatch.setattr(neighbours, "_MAX_SCORES", 300 * 10)
-    monkeypatch.setattr(neighbours, "_MIN_CHUNK", 1)
-    assert (knn(memory, labels, queries, k=k, temperature=temperature) == expected).all()
+    for precision in (torch.float32, torch.bfloat16):
+        monkeypatch.setattr(neighbours, "pick_precision", lambda *_, p=precision: p)
+        for name, value in (("SCORES", 300 * 10), ("KEYS", 16 * 70), ("FOUND", 300), ("ROWS", 70)):
+            monkeypatch.setattr(neighbours, f"_MAX_{name}", value)
+        monkeypatch.setattr(neighbours, "_MIN_CHUNK", 1)
+        assert (knn(memory, labels, queries, k=k, temperature=temperature) == expected).all()
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("k", [1, 20, 200])
+def test_64_mib_beside_the_keys_are_enough(precision, k, counters, monkeypatch):
+    monkeypatch.setattr(neighbours, "pick_precision", lambda *_: precision)
+    torch.manual_seed(0)
+    keys = torch.randn(20_000, 1024)  # 78 MiB, and 39 in bfloat16
+    keys += torch.randn(1024)
+    labels = np.arange(20_000) % 1000
+    with counters.LiveBytes() as live:
+        knn(keys.numpy(), labels, keys[:900].numpy(), k=k)
+    assert live.peak < 2**26
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_finds_what_the_cpu_finds():
+    rng = np.random.default_rng(0)
+    memory, queries = (rng.normal(size=(n, 256)).astype(np.float32) for n in (70_000, 500))
+    labels = rng.integers(0, 9, 70_000)
+    before = torch.cuda.max_memory_allocated()
+    found = knn(memory, labels, queries, device="cuda")
+    assert (found == knn(memory, labels, queries)).mean() > 0.99
+    assert torch.cuda.max_memory_allocated() - before < 2**26 + 2**25  # cuBLAS has its own space
 
 
 @pytest.mark.parametrize("spread_, unsure", [(1.0, False), (1e-2, True), (1e-6, True)])
@@ -53,8 +83,8 @@ def test_the_search_in_bfloat16_finds_what_float32_finds(k, spread_, unsure, mon
         64 * 8 * k * 7,
     ):  # the comparison in float32 in one part, and in parts
         monkeypatch.setattr(neighbours, "_MAX_SCORES", scores)
-        search = neighbours._Bfloat16Search(3 * keys, torch.full((len(keys),), 3.0))
-        cosine, places = search(queries, k)
+        norms = torch.full((len(keys),), 3.0)
+        cosine, places = neighbours._nearest_by_candidates(3 * keys, norms, queries, k, CPU)
         torch.testing.assert_close(cosine, (queries @ keys.t()).topk(k).values, atol=2e-6, rtol=0)
         torch.testing.assert_close(
             (keys[places] * queries[:, None]).sum(2), cosine, atol=2e-6, rtol=0
