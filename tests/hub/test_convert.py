@@ -121,6 +121,7 @@ def test_an_authors_checkpoint_is_its_students_backbone_to_the_bit(method, tmp_p
     assert row.name == f"{arch}.{method}_converted"
     assert row.license == LICENSES[method] and row.notes
     cfg = read.pretrained_cfg  # timm leaves out what is null
+    assert cfg["interpolation"] == ("bicubic" if method == "byol" else "bilinear")
     assert cfg.get("license") == row.license and tuple(cfg["input_size"]) == (3, 64, 64)
     assert sorted(p.name for p in (tmp_path / "w").iterdir()) == [
         "README.md",

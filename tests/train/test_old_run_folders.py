@@ -8,11 +8,21 @@ from small_runs import lines
 
 from cgh_models.backbone import create
 from cgh_models.config import TrainConfig, from_dict
-from cgh_models.methods import METHODS
+from cgh_models.hub.registry import new_method_of_run
+from cgh_models.methods import METHODS, config_of_run
 from cgh_models.tensors import read_tensors
 from cgh_models.train import checkpoint, loop
 
 OLD = Path(__file__).parents[1] / "old_folders"
+
+
+def test_settings_younger_than_a_run_mean_what_it_did():
+    method, run = new_method_of_run(OLD / "run")
+    assert "split_hypercolumn" not in run["method_config"]
+    assert not method.config.split_hypercolumn and method.config.zero_init_last
+    assert method.student.backbone.pretrained_cfg["interpolation"] == "bicubic"
+    byol = config_of_run("byol", {"hidden_width": 16})
+    assert byol["wide_crops"] is False and "split_hypercolumn" not in byol
 
 
 def test_a_run_of_an_earlier_commit_is_resumed_to_its_end(tmp_path, monkeypatch, capsys):
