@@ -58,7 +58,7 @@ help pretrain
 --print-completion bash
 """
 ODD_WORDS = (
-    "", " ", "-", "--", "---", "0", "-1", "1", "2", "1e9", "0x10", "1_0", "nan", "inf", "-inf", "1,2",
+    "", " ", "-", "--", "---", "0", "-1", "1", "2", "1e9", "0x10", "1_0", "nan", "inf", "1,2",
     "ä", "\u202e", "\ud8ff", "a\nb", "\t", "%s", "{}", "*", "~", ".", "..", "/", "/dev/null",
     "/dev/zero", "/proc/self/mem", "missing", "missing/x", "images", "images/train", "images.tar",
     "list.txt", "run", "weights", "weights/model.safetensors", "empty", "authors.pth", "new",
@@ -67,7 +67,8 @@ ODD_WORDS = (
     "local-dir:weights", "hfds/nothing", "resnet18", "resnet18.nothing", "test_resnet",
     "float32", "bfloat16", "cpu", "cuda:7", "meta", "$(false)", "`false`", "'", '"', ";",
 )  # fmt: skip
-FLAGS = sorted({word for word in RIGHT.split() if word.startswith("--")}) + [
+FLAGS = [
+    *sorted({word for word in RIGHT.split() if word.startswith("--")}),
     "--mean", "--std", "--init", "--optimizer", "--precision", "--views", "--accumulate",
     "--base-lr", "--momentum", "--memory-gib", "--no-private", "--splits-file", "--crop-pct",
     "--tensorboard", "--compile", "--grad-checkpointing", "--eval-data", "--follow-links",

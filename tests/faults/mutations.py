@@ -80,7 +80,7 @@ def _damage_json(root: Any, generator: random.Random) -> None:
             elif isinstance(value, str):
                 value = damaged(value.encode(), generator).decode("utf-8", "replace")
             elif isinstance(value, list):
-                value = value * generator.choice((0, 2, 1000))
+                value = value * generator.choice((0, 2, 50))
             holder[key] = value
 
 

@@ -74,7 +74,7 @@ GREY_ON_WHITE = np.where(MASK > 0, rgb(GREY), WHITE)
 read("la.png", "grey and alpha", png(GREY_ALPHA, 8, odd_pngs.GREY_ALPHA), GREY_ON_WHITE)
 CLEAR = {"transparency": 85}
 read("clear_p.png", "a clear colour of a palette", saved(PALETTE, "PNG", **CLEAR),
-     rgb(np.where(GREY == np.unique(GREY)[1], 255, GREY)))  # fmt: skip
+     rgb(np.where(GREY == 85, 255, GREY)))  # fmt: skip
 read(
     "clear_l.png", "a clear grey", saved(GREY, "PNG", **CLEAR), rgb(np.where(GREY == 85, 255, GREY))
 )

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import torch._dynamo  # noqa: F401 - the optimizer would, in each child anew
+import torch._dynamo
 from children import fork
 from PIL import Image
 
@@ -18,6 +18,7 @@ from cgh_models.hub import registry  # noqa: F401 - the same
 from cgh_models.tensors import read_tensors
 from cgh_models.train import checkpoint, loop  # noqa: F401
 
+assert torch._dynamo  # else each child imports it, for its optimizer
 CLOCK = ("images_per_second", "waiting")
 STEPS = 12
 
