@@ -78,7 +78,7 @@ def traced(run: Path, *options: str) -> tuple[int, list[str]]:
 
 
 def calls_of_a_save() -> list[tuple[str, int, str]]:
-    """(name, which call of this name, line) of each call on the run folder or a file in it."""
+    """(name, which call of this name, file) of each call on the run folder or a file in it."""
     with tempfile.TemporaryDirectory() as folder:
         run = new_run(folder)
         code, lines = traced(run, "-e", "trace=%file,%desc")
@@ -90,7 +90,8 @@ def calls_of_a_save() -> list[tuple[str, int, str]]:
         if name:
             seen[name[1]] += 1
             if str(run) in line:
-                calls.append((name[1], seen[name[1]], line.replace(f"{run}/", "")[:100]))
+                path = line[line.index(str(run)) :].partition(">")[0].partition('"')[0]
+                calls.append((name[1], seen[name[1]], Path(path).name))
     return calls
 
 
@@ -112,7 +113,7 @@ def faults_by_strace(every: int) -> Iterator[tuple[str, Problem]]:
     """One fault at each call; with ``every`` > 1, at some of them."""
     calls = calls_of_a_save()
     number = 0
-    for name, count, line in calls:
+    for name, count, file in calls:
         for fault, option in FAULTS.items():
             number += 1
             if number % every:
@@ -123,7 +124,7 @@ def faults_by_strace(every: int) -> Iterator[tuple[str, Problem]]:
                 code, lines = traced(run, *inject)
                 hit = code == KILLED if fault == "kill" else any("INJECTED" in x for x in lines)
                 assert hit, (name, count, lines[-3:])
-                yield f"{fault} at {name} number {count}: {line}", outcome(run, code)
+                yield f"{fault} at {name} number {count}, on {file}", outcome(run, code)
 
 
 def short_writes() -> Iterator[tuple[str, Problem]]:
