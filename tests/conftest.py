@@ -31,6 +31,12 @@ PACKAGED = "resnet18_cifar_w16.cgh_cifar10"  # in the wheel; measured on CIFAR-1
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
+def pytest_collection_modifyitems(items) -> None:
+    """Files with slow tests come first, so that several processes end at about the same time."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 def make_images(root: Path, count: int, classes: int = 4, size: int = 32, seed: int = 0) -> Path:
     """``count`` PNG files in class folders: noise whose colour and stripes tell the class."""
     rng = np.random.default_rng(seed)

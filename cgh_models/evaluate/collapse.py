@@ -4,6 +4,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+# A feature_std below it: all images have nearly one embedding. On 128 photographs of CIFAR-10 a
+# random ResNet-18 has 0.2, a random ResNet-101 0.016; trained networks have 0.6.
+COLLAPSED = 0.01
+
 
 def spread(embeddings: np.ndarray) -> dict[str, float]:
     """Two signs of collapse for embeddings (N, D).

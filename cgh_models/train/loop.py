@@ -14,6 +14,7 @@ from ..config import TrainConfig
 from ..data.image_set import ImageSet, load
 from ..data.loader import batches
 from ..errors import InputError, Interrupted, printable, say
+from ..evaluate.collapse import COLLAPSED
 from ..evaluate.devices import pick_device, pick_precision
 from ..schedule import learning_rate
 from ..view_recipes import RECIPES
@@ -54,13 +55,12 @@ def pretrain(
     signals = StopSignals()
     monitor = Monitor(images, config, device, signals)
     total = len(images) // config.batch_size * config.epochs
-    export_hint = f"export it: `cgh export {run_dir} --out WEIGHTS`"
 
     with lock_run_dir(run_dir), signals:
         write_or_check_config(run_dir, describe_run(method, images, config), resume)
         done, file = checkpoint.resume_point(run_dir, say) if resume else (0, None)
         if done == total:
-            say(f"{run_dir}: finished at step {done} of {total}; {export_hint}")
+            say(f"{run_dir}: finished at step {done} of {total}; {_export_hint(run_dir)}")
             return
 
         # --- data
@@ -105,7 +105,20 @@ def pretrain(
     if done < total:
         stopped = f"{run_dir}: {signals.received} at step {done} of {total}, saved"
         raise Interrupted(f"{stopped}; go on with `cgh resume {run_dir}`")
-    say(f"{run_dir}: done after {total} steps; {export_hint}")
+    say(_ending(run_dir, total, log.measured.get("feature_std", 1.0)))
+
+
+def _ending(run_dir: Path, total: int, feature_std: float) -> str:
+    """The last line of a run that is done: what comes next, or that it is worth nothing."""
+    if feature_std < COLLAPSED:
+        found = f"all images have nearly one embedding (feature_std {feature_std:.1e})"
+        advice = "start anew with a lower --base-lr"
+        return f"{run_dir}: done after {total} steps, but it collapsed: {found}; {advice}"
+    return f"{run_dir}: done after {total} steps; {_export_hint(run_dir)}"
+
+
+def _export_hint(run_dir: Path) -> str:
+    return f"export it: `cgh export {run_dir} --out WEIGHTS`"
 
 
 def open_images(data: str | Path | ImageSet, config: TrainConfig) -> ImageSet:

@@ -60,6 +60,7 @@ class MetricLogger:
         self.total = self.steps_per_epoch * config.epochs
         self.log_every = config.log_every or (1 if device.type == "cpu" else 10)
         self.measures = config.eval_every >= 0
+        self.measured: dict[str, float] = {}  # the monitor's latest values
         epochs = config.eval_every or max(1, config.epochs / 10)
         self.measure_every = max(1, round(epochs * self.steps_per_epoch))
         self._steps: list[_Step] = []
@@ -124,6 +125,7 @@ class MetricLogger:
         rows[-1] |= values
         self._write(rows)
         if values:
+            self.measured = values
             numbers = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
             tqdm.write(f"step {step}: {numbers}", file=sys.stderr)
         self._restart_clock()

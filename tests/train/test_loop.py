@@ -53,6 +53,21 @@ def test_a_monitor_that_is_off_looks_at_nothing(image_root, tmp_path, monkeypatc
     )
 
 
+@pytest.mark.parametrize("scale", [1.0, 0.0])
+def test_a_run_that_collapsed_says_so_last(image_root, tmp_path, capsys, scale):
+    method = build()
+    final_norm = method.student.backbone.layer4[-1].bn2
+    shortcut = method.student.backbone.layer4[0].downsample[-1]
+    for norm in (final_norm, method.student.backbone.layer4[0].bn2, shortcut):
+        torch.nn.init.constant_(norm.weight, scale)
+        torch.nn.init.constant_(norm.bias, 0.5)
+    config = dataclasses.replace(QUICK, epochs=1, base_lr=0.0)
+    pretrain(method, image_root / "train", config, tmp_path / "run")
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert ("but it collapsed" in last) == (scale == 0), last
+    assert ("cgh export" in last) == (scale == 1), last
+
+
 def test_tensorboard_files_are_written_when_asked_for(image_root, tmp_path):
     pytest.importorskip("tensorboard", reason="the tensorboard extra is not installed")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
