@@ -5,3 +5,10 @@ SCRIPTS = step queue_loss views folder extract knn load
 bench:
 	cd benchmarks && for script in $(SCRIPTS); do \
 		echo; echo "## $$script.py"; python $$script.py || exit 1; done
+
+# What holds under faults, with large counts, in half an hour or so; docs/reliability.md is of these.
+# One of them: make faults FAULTS=kills
+FAULTS = kills file_calls full_disks stop_signals odd_images mutated_images mutated_files command_lines
+.PHONY: faults
+faults:
+	python -W ignore tests/faults/run.py $(FAULTS)

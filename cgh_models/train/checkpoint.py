@@ -25,6 +25,7 @@ KEEP = 2
 _INDEX = "checkpoints.json"
 _CHECKPOINT = r"checkpoint-\d{8,}\.safetensors"
 _TEMPORARY = rf"\.({_CHECKPOINT}|(checkpoints|config)\.json|metrics\.jsonl)\.[0-9a-f]+\.tmp"
+_TEMPORARY += r"|\.tmp[A-Za-z0-9]{6}"  # safetensors' own, before it has that name
 
 
 @dataclass(frozen=True)

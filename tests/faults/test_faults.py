@@ -1,0 +1,41 @@
+"""The scripts of this folder with small counts, and the table of docs/reliability.md."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import run
+
+REPO = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="forks, signals and /proc as Linux has them")
+@pytest.mark.parametrize("name", run.NAMES)
+def test_every_try_holds(name):
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", run.__file__, "--quick", name],
+        cwd=REPO,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "skipped" in done.stdout:
+        pytest.skip(done.stdout.strip())
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    held, tried = map(int, re.findall(r"\d+", done.stdout)[:2])
+    assert held == tried >= 20
+
+
+def test_the_table_of_counts_is_that_of_the_kept_results():
+    text = run.DOCUMENT.read_text("utf-8")
+    found = text.split("<!-- counts -->\n")[1].split("\n<!-- /counts -->")[0]
+    assert found == run.table() and len(found.splitlines()) == 2 + len(run.NAMES)
+
+
+def test_make_faults_runs_every_script():
+    scripts = re.search(r"^FAULTS = (.*)$", (REPO / "Makefile").read_text(), re.M)
+    assert scripts
+    assert scripts[1].split() == list(run.NAMES)
