@@ -55,7 +55,7 @@ METHOD_FILES = {
     f"methods.{name}" for name in ("byol", "cgh", "lewel", "mnclglf", "moco_v2", "nnclr", "ressl")
 }
 LONGEST_CHAIN = 7
-MOST_LINES = 11_500
+MOST_LINES = 11_900
 
 
 def room(name: str) -> str:

@@ -181,7 +181,9 @@ def test_a_field_that_an_older_file_has_not_is_what_the_file_meant():
     )
     with pytest.raises(InputError, match="Config: the keys width are missing"):
         from_older(Config, {})
-    with pytest.raises(InputError, match="there is no key 'gone', the keys are width, sizes, wide_crops"):
+    with pytest.raises(
+        InputError, match="there is no key 'gone', the keys are width, sizes, wide_crops"
+    ):
         from_older(Config, {"width": 3, "gone": 1})
 
 

@@ -179,10 +179,9 @@ def _png_without_texts(file: IO[bytes]) -> IO[bytes] | None:
 
     Pillow refuses long or damaged texts and profiles, of which nothing is used here.
     """
-    file.seek(0)
-    if file.read(len(_PNG)) != _PNG:
+    data = _content(file, MAX_BYTES)
+    if not data.startswith(_PNG):
         return None
-    data = _PNG + file.read(MAX_BYTES)
     chunks = [_PNG]
     start = len(_PNG)
     while start < len(data):
@@ -194,9 +193,17 @@ def _png_without_texts(file: IO[bytes]) -> IO[bytes] | None:
     return io.BytesIO(bare) if len(bare) < len(data) else None
 
 
+def _content(file: IO[bytes], most: int) -> bytes:
+    """The first bytes of a file; none if it cannot be read, as a member of a tar that was cut."""
+    try:
+        file.seek(0)
+        return file.read(most)
+    except Exception:  # an archive of the Hub's may raise anything
+        return b""
+
+
 def _unreadable(file: IO[bytes], error: Exception) -> BadImage:
-    file.seek(0)
-    start = file.read(12)
+    start = _content(file, 12)
     if isinstance(error, Image.UnidentifiedImageError):
         if start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
             what = "a TIFF whose number, bits or order of bands is not read"
