@@ -122,9 +122,6 @@ def read_batches(
             iterator = _start(loader)
             processes = getattr(iterator, "_workers", [])
             if processes:
-                # Else torch raises a worker's death in the middle of whatever the caller does.
-                signal_handling._remove_worker_pids(id(iterator))
-                iterator._worker_pids_set = False
                 # Python's end, too, runs this: it would wait for workers that nobody closed.
                 stack.callback(Finalize(None, _kill, [iterator], exitpriority=0))
         try:
@@ -135,16 +132,31 @@ def read_batches(
             message = str(error).rpartition(f"{InputError.__module__}.InputError: ")[2]
             raise InputError(message.strip()) from None
         except Exception as error:  # RuntimeError, or what broken connections to a worker raise
-            if processes:  # one may be ending
-                connection.wait([process.sentinel for process in processes], timeout=1)
-            dead = next((worker for worker, p in enumerate(processes) if p.exitcode), None)
-            if dead is None and (isinstance(error, OSError) or _NO_HANDLES.search(str(error))):
-                raise _no_connection(error) from error
-            if dead is None:
+            reason = _why_it_ended(error, processes, received, ahead, path)
+            if reason is None:
                 raise
-            keys = ahead[(dead - received) % len(processes)]  # torch deals batches out in turn
-            what = _end_of_worker(processes[dead].exitcode, len(keys), path(keys[0][1]))
-            raise InputError(what) from error
+            raise reason from error
+
+
+def _why_it_ended(
+    error: Exception,
+    processes: list[Any],
+    received: int,
+    ahead: deque[list[Key]],
+    path: Callable[[int], Path],
+) -> InputError | None:
+    """The error for people; None if the code that reads is wrong."""
+    if not processes:
+        return None
+    connection.wait([process.sentinel for process in processes], timeout=1)  # one may be ending
+    for worker, process in enumerate(processes):
+        if process.exitcode:
+            turn = (worker - received) % len(processes)  # torch deals batches out in turn
+            keys = ahead[min(turn, len(ahead) - 1)]
+            return InputError(_end_of_worker(process.exitcode, len(keys), path(keys[0][1])))
+    if isinstance(error, OSError) or _NO_HANDLES.search(str(error)):
+        return _no_connection(error)
+    return None
 
 
 def _start(loader: DataLoader) -> Any:
@@ -158,6 +170,9 @@ def _start(loader: DataLoader) -> Any:
     except OSError as error:
         _kill(iterator)
         raise _no_connection(error) from error
+    # Else torch raises a worker's death in the middle of whatever the caller does.
+    signal_handling._remove_worker_pids(id(iterator))
+    iterator._worker_pids_set = False
     return iterator
 
 

@@ -679,7 +679,7 @@ MISTAKES = [
     ("cgh.pth --method cgh --out o --arch {small} --image-size 9999", "at most 4096"),
     (
         "cgh.pth --method cgh --out o --arch {small} --mean nan 0 0",
-        "expected at most 4096, and numbers",
+        "each has to be a number",
     ),
     ("cgh.pth --method cgh --out o --arch {small} --std 0 1 1", "std=(0.0, 1.0, 1.0)"),
     ("cgh.pth --method cgh --out o --arch {small} --epochs -1", "--epochs -1"),
