@@ -74,10 +74,10 @@ class Archive:
                 else:
                     tar: Any = SimpleNamespace(fileobj=stack.enter_context(open(place.tar, "rb")))
                     file = tarfile.ExFileObject(tar, place)
-            except (OSError, EOFError, AssertionError) as error:
+                yield file
+            except (tarfile.TarError, OSError, EOFError, AssertionError) as error:
                 reason = f"cannot be read from its archive: {printable(error)[:120]}"
                 raise BadImage(reason) from error
-            yield file
 
     def changed(self, index: int) -> int:
         """As `ImageSet.changed`; 0 for a dataset of the Hub, whose fingerprint says all of it."""

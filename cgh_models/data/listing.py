@@ -114,7 +114,7 @@ def find_split(root: Path, split: str) -> Path:
     Raises InputError if there is none, or more than one but none that has the plain name.
     """
     try:
-        entries = sorted(root.iterdir())
+        entries = sorted(root.iterdir()) if os.path.isdir(root) else []
     except OSError as error:
         _unreadable(error)
     if (root / split).is_dir():

@@ -203,6 +203,8 @@ def test_splits_that_cannot_be_told_apart_are_one_sentence(tmp_path):
     make_images(tmp_path / "test", 4)
     with pytest.raises(InputError, match=r"has no val/ folder \(there are: test, train\)"):
         load_splits(tmp_path)
+    with pytest.raises(InputError, match="none: has no train/ folder; expected train/ and val/"):
+        load_splits(tmp_path / "none")
 
 
 # --- names
