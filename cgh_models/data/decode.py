@@ -60,10 +60,11 @@ def open_file(path: Path) -> IO[bytes]:
 def decoded_bytes(file: IO[bytes]) -> int:
     """How many bytes an image takes as 8-bit RGB, by its header; 0 if that cannot be read."""
     try:
-        with Image.open(file, formats=FORMATS) as image:
-            return image.width * image.height * 3
+        image = _open(file)
     except Exception:  # as many kinds as in `decode`
-        return 0
+        bare = _png_without_texts(file)
+        return decoded_bytes(bare) if bare else 0
+    return image.width * image.height * 3
 
 
 def decode(file: IO[bytes], min_side: float = 0, pixel_range: str = "auto") -> Image.Image:
