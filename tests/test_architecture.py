@@ -57,7 +57,7 @@ METHOD_FILES = {
     f"methods.{name}" for name in ("byol", "cgh", "lewel", "mnclglf", "moco_v2", "nnclr", "ressl")
 }
 LONGEST_CHAIN = 7
-MOST_LINES = 9_740
+MOST_LINES = 9_800
 
 
 def room(name: str) -> str:
