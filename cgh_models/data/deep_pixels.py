@@ -16,7 +16,7 @@ _BLOCK = 2**20  # values that are scaled at once
 _ADVICE = "give --pixel-range LOW,HIGH"
 # TIFF tags, and what they may say.
 _BITS, _PHOTOMETRIC, _BANDS, _EXTRA, _SAMPLE_FORMAT, _SUBSAMPLING = 258, 262, 277, 338, 339, 530
-_PLANES = 284
+_PLANES, _HEIGHT = 284, 257
 _WHITE_IS_ZERO = 0
 _UNSIGNED, _SIGNED = (1,), (2,)
 _COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}  # bands, by photometric interpretation
@@ -59,6 +59,8 @@ def check_bands(image: Any, file: IO[bytes]) -> None:
         raise PixelsRefused(f"{found}; save it as grey or RGB, or declare the alpha")
     if bands > 1 and max(_tag(image, _BITS, (8,))) > 8 and not _is_deep_colour(image):
         raise PixelsRefused("bands of 16 bits, one after the other; save it with interleaved bands")
+    if max((tile[1][3] for tile in image.tile), default=0) < _tag(image, _HEIGHT, 0):
+        raise PixelsRefused("rows are missing; save it anew")
     if image.mode == "YCbCr" and _tag(image, _SUBSAMPLING, (2, 2)) != (1, 1):
         raise PixelsRefused("colours of fewer pixels than the luma; save it as RGB")
     if image.format == "FITS" and image.mode[0] == "I":

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import struct
 import tarfile
 
 import numpy as np
@@ -173,6 +174,14 @@ def test_other_formats_have_to_declare_their_alpha_too():
             BadImage, match="4 bands, of which 3 are colours and none declared alpha"
         ):
             read(data)
+
+
+def test_a_tiff_whose_strips_end_too_soon_is_bad():
+    tall = bytearray(tiff(values(65535)))
+    place = tall.index(struct.pack("<HHII", 257, 4, 1, 9)) + 8
+    tall[place : place + 4] = struct.pack("<I", 20)
+    with pytest.raises(BadImage, match="rows are missing"):
+        read(bytes(tall))
 
 
 def test_declared_alpha_and_three_bands_are_read():
