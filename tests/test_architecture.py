@@ -55,7 +55,7 @@ METHOD_FILES = {
     f"methods.{name}" for name in ("byol", "cgh", "lewel", "mnclglf", "moco_v2", "nnclr", "ressl")
 }
 LONGEST_CHAIN = 7
-MOST_LINES = 9_700
+MOST_LINES = 9_900
 
 
 def room(name: str) -> str:

@@ -51,8 +51,7 @@ def pretrain(
         IntegrityError: no undamaged checkpoint to resume from.
         Interrupted: a signal came; the state is saved.
     """
-    check_arguments(method, data, config, run_dir)
-    run_dir = Path(run_dir)
+    run_dir = check_arguments(method, data, config, run_dir)
     device = pick_device(config.device)
     images = open_images(data, config)
     signals = StopSignals()
