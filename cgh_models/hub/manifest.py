@@ -116,9 +116,12 @@ def add(path: Path, new: Row) -> None:
 
 def _parse(content: dict[str, Any], path: Path) -> list[Row]:
     file = printable(path)
-    if content.get("schema") != 1 or content.keys() != {"schema", "weights"}:
-        shown = {"schema": content.get("schema"), "keys": list(content)}
-        raise InputError(f"{file}: {refused('', shown, 'schema 1, and the key weights')}")
+    if content.keys() != {"schema", "weights"} or content["schema"] != 1:
+        shown = printable(", ".join(content))[:80]
+        expected = "expected a weights manifest: schema 1, and the key weights"
+        raise InputError(
+            f"{file}: schema {content.get('schema')!r}, keys {shown}; {expected}"[:300]
+        )
     if not isinstance(content["weights"], list):
         raise InputError(f"{file}: {refused('weights', content['weights'], 'a list of rows')}")
     found = []

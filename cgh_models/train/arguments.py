@@ -1,6 +1,7 @@
 """What `pretrain` can take: everything else is refused before work begins."""
 
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,8 +13,8 @@ from ..errors import InputError, printable
 from ..methods.method import Method
 
 
-def check_arguments(method: Any, data: Any, config: Any, run_dir: Any) -> None:
-    """Raises InputError for what cannot be trained, or would be trained as something else."""
+def check_arguments(method: Any, data: Any, config: Any, run_dir: Any) -> Path:
+    """The run folder; InputError for what cannot be trained, or would be as something else."""
     kind = f"method: a {type(method).__name__}"
     if isinstance(method, (torch.jit.ScriptModule, nn.parallel.DataParallel)) or hasattr(
         method, "_orig_mod"
@@ -41,3 +42,4 @@ def check_arguments(method: Any, data: Any, config: Any, run_dir: Any) -> None:
             raise InputError(f"{kind}: {found}; give one in float32 with memory (.float())")
     if not any(parameter.requires_grad for parameter in backbone.parameters()):
         raise InputError(f"{kind}: all of its backbone is frozen; call requires_grad_(True) on it")
+    return Path(run_dir)

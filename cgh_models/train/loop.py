@@ -53,8 +53,7 @@ def pretrain(
         IntegrityError: no undamaged checkpoint to resume from.
         Interrupted: a signal came; the state is saved.
     """
-    check_arguments(method, data, config, run_dir)
-    run_dir = Path(run_dir)
+    run_dir = check_arguments(method, data, config, run_dir)
     device = pick_device(config.device)
     config = settle(config, device, run_dir, resume)
     images = open_images(data, config, run_dir if resume else None)

@@ -277,9 +277,12 @@ def test_a_bad_row_is_refused_with_row_and_key(tmp_path, way, value, message):
 @pytest.mark.parametrize(
     "content, message",
     [
-        ({"schema": 2, "weights": []}, '"schema": 2'),
-        ({"weights": []}, "expected schema 1"),
-        ({"schema": 1, "weights": [], "more": 1}, '"more"'),
+        (
+            {"schema": 2, "weights": []},
+            "m.json: schema 2, keys schema, weights; expected a weights manifest",
+        ),
+        ({"weights": []}, "m.json: schema None, keys weights; expected"),
+        ({"schema": 1, "weights": [], "more": 1}, "keys schema, weights, more; expected"),
         ({"schema": 1, "weights": {}}, "key 'weights'"),
         ({"schema": 1, "weights": ["row"]}, "row '0': \"row\", expected an object"),
         (

@@ -297,7 +297,7 @@ def test_a_hub_that_is_down_is_said(folder, monkeypatch, capsys):
         (
             ["--manifest", "w/config.json"],
             2,
-            "w/config.json: the manifest must contain ['schema'",
+            "w/config.json: schema None, keys architecture",
         ),
     ],
 )

@@ -1,0 +1,80 @@
+"""What `pretrain` cannot train is one sentence before anything is written."""
+
+import dataclasses
+
+import pytest
+import torch
+from small_runs import QUICK, build, lines
+
+from cgh_models.errors import InputError
+from cgh_models.train.loop import pretrain
+
+
+def frozen(method):
+    method.student.backbone.requires_grad_(False)
+    return method
+
+
+def half_backbone(method):
+    method.student.backbone.half()
+    return method
+
+
+def compiled_backbone(method):
+    method.student.backbone = torch.compile(method.student.backbone, backend="eager")
+    return method
+
+
+METHODS = [
+    (lambda method: method.half(), "is torch.float16 on cpu; give one in float32"),
+    (lambda method: method.double(), "is torch.float64 on cpu; give one in float32"),
+    (lambda method: method.to("meta"), "on meta; give one in float32 with memory"),
+    (half_backbone, "is torch.float16 on cpu"),
+    (frozen, "all of its backbone is frozen"),
+    (compiled_backbone, "its backbone is compiled or scripted; give timm's module itself"),
+    (lambda method: torch.compile(method), "its state would have other names; give the method"),
+    (torch.nn.DataParallel, "a DataParallel: its state would have other names"),
+    (torch.nn.Sequential, "a Sequential: expected an nn.Module with the members of"),
+    (lambda method: method.student.backbone, "a SmallResNet: expected an nn.Module with"),
+    (lambda method: "cgh", "a str: expected an nn.Module with the members of"),
+    (lambda method: type(method), "a type: expected an nn.Module with"),
+]
+
+
+@pytest.mark.parametrize("change, message", METHODS, ids=[m[:30] for _, m in METHODS])
+def test_a_method_that_would_be_trained_wrongly_is_refused(image_root, tmp_path, change, message):
+    with pytest.raises(InputError, match=f"^method: .*{message}"):
+        pretrain(change(build()), image_root / "train", QUICK, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "changed, message",
+    [
+        ({"config": {}}, "config: a dict: expected a TrainConfig"),
+        ({"config": None}, "config: a NoneType: expected a TrainConfig"),
+        ({"data": None}, "data: None: expected a path"),
+        ({"data": ["a.png"]}, "data: .'a.png'.: expected a path"),
+        ({"data": torch.zeros(2, 3, 32, 32)}, "data: tensor.*: expected a path"),
+        ({"run_dir": None}, "run_dir: None: expected a path"),
+    ],
+)
+def test_other_types_are_one_sentence(image_root, tmp_path, changed, message):
+    given = {"data": image_root / "train", "config": QUICK, "run_dir": tmp_path / "run"}
+    with pytest.raises(InputError, match=message):
+        pretrain(build(), **{**given, **changed})
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_callers_defaults_change_no_loss(image_root, tmp_path):
+    config = dataclasses.replace(QUICK, epochs=1)
+    pretrain(build(config=config), image_root / "train", config, tmp_path / "plain")
+    method = build(config=config)
+    try:
+        torch.set_default_dtype(torch.float64)
+        torch.set_default_device("meta")
+        pretrain(method, image_root / "train", config, tmp_path / "other")
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+    assert lines(tmp_path / "other") == lines(tmp_path / "plain")
