@@ -60,6 +60,8 @@ def damaged_json(value: Any, generator: random.Random) -> bytes:
 
 def _damage_json(root: Any, generator: random.Random) -> None:
     places = list(_places(root))
+    if not places:  # the whole of it was lost
+        return
     holder, key = generator.choice(places)
     match generator.randrange(6):
         case 0 | 1:
