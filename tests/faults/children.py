@@ -16,6 +16,7 @@ torch.set_num_threads(1)  # a child of a process with more would wait for thread
 Problem = str  # "" if the try held
 MOST_SECONDS = 1.0  # of CPU time, so that a busy machine changes no count
 MOST_BYTES = 2**30
+MOST_ASKED = 5 * 2**30  # bytes of address space: a size of 32 bits may be asked for, if not used
 HANGS = 60  # seconds without an answer
 
 
@@ -118,10 +119,10 @@ def _memory(field: str) -> int:
 
 
 def _limit_memory() -> None:
-    """At most 4 GiB more than now: the machine is not to suffer from what a try asks for."""
+    """At most `MOST_ASKED` more than now: the machine is not to suffer from what a try takes."""
     if Path("/proc/self/statm").exists():
         pages = int(Path("/proc/self/statm").read_text().split()[0])
-        most = pages * resource.getpagesize() + 4 * MOST_BYTES
+        most = pages * resource.getpagesize() + MOST_ASKED
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
@@ -130,6 +131,6 @@ def stated(error: BaseException, kinds: tuple[type[BaseException], ...]) -> Prob
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, MemoryError) or "allocate memory" in str(cause):
-            return f"asks for more than {4 * MOST_BYTES / 2**30:.0f} GiB: {cause!r:.200}"
+            return f"asks for more than {MOST_ASKED / 2**30:.0f} GiB: {cause!r:.200}"
         cause = cause.__cause__ or cause.__context__
     return "" if isinstance(error, kinds) else f"{error!r:.300}"

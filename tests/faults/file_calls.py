@@ -131,7 +131,7 @@ def short_writes() -> Iterator[tuple[str, Problem]]:
     """The tries of `_short_writes`, in a process that has the library."""
     with tempfile.TemporaryDirectory() as folder:
         library = Path(folder, "short_writes.so")
-        source = Path(__file__).with_suffix("").with_name("short_writes.c")
+        source = Path(__file__).with_name("short_writes.c")
         build = ["cc", "-shared", "-fPIC", "-O1", "-o", str(library), str(source), "-ldl"]
         subprocess.run(build, check=True)
         done = subprocess.run(

@@ -60,6 +60,8 @@ def damaged_json(value: Any, generator: random.Random) -> bytes:
 
 def _damage_json(root: Any, generator: random.Random) -> None:
     places = list(_places(root))
+    if not places:  # the whole of it was lost
+        return
     holder, key = generator.choice(places)
     match generator.randrange(6):
         case 0 | 1:
@@ -78,7 +80,9 @@ def _damage_json(root: Any, generator: random.Random) -> None:
             if isinstance(value, int | float):
                 value = generator.choice((-value, value * 2, value + 1, value * 10**6, str(value)))
             elif isinstance(value, str):
-                value = damaged(value.encode(), generator).decode("utf-8", "replace")
+                value = damaged(value.encode("utf-8", "replace"), generator).decode(
+                    "utf-8", "replace"
+                )
             elif isinstance(value, list):
                 value = value * generator.choice((0, 2, 50))
             holder[key] = value

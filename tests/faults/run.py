@@ -24,7 +24,6 @@ NAMES = ("kills", "file_calls", "full_disks", "stop_signals", "odd_images", "mut
          "mutated_files", "command_lines")  # fmt: skip
 MOST_KEPT = 100  # tries that did not hold
 sys.path[:0] = [str(HERE), str(REPO)]
-os.environ["PYTHONPATH"] = os.pathsep.join([str(REPO), os.environ.get("PYTHONPATH", "")])
 
 
 def commit() -> str:
@@ -90,6 +89,8 @@ def write_table() -> None:
 
 def main(words: list[str]) -> int:
     """Returns the exit code: 1 if a try did not hold."""
+    # What the scripts start imports this checkout, too.
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(REPO), os.environ.get("PYTHONPATH", "")])
     quick = "--quick" in words
     code = 0
     for name in [word for word in words if word != "--quick"] or NAMES:
