@@ -88,8 +88,8 @@ def main() -> None:
     if stderr.error:
         sys.stderr = None
     if code == Interrupted.exit_code:
-        _end_without_waiting(code)
-    if code:
+        _end_without_waiting(Interrupted.exit_code)
+    if code is not None:
         raise SystemExit(code)
 
 
@@ -102,8 +102,9 @@ def _fill_closed_files() -> None:
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # takes the lowest number
 
 
-def _run_to_exit_code(words: list[str], stdout: Output) -> int:
-    code = 0
+def _run_to_exit_code(words: list[str], stdout: Output) -> int | None:
+    """The code to exit with; None at the end of a command that did what it should."""
+    code: int | None = None
     try:
         _run(words)
     except (*ERRORS, OSError) as error:

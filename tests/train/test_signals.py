@@ -97,7 +97,8 @@ import sys, time
 from cgh_models.cli.main import main
 from cgh_models.data.image_set import ImageSet
 def image(*_):
-    print("reading", flush=True)
+    sys.stdout.write("reading\\n")
+    sys.stdout.flush()
     time.sleep(60)
 ImageSet.image = image
 sys.argv = ["cgh", *sys.argv[1:]]
