@@ -38,6 +38,7 @@ ROOMS = {
 DOORS = {
     "timm": {"backbone", "small_resnets", "train.optim", "data", "hub", "methods.compatibility"},
     "huggingface_hub": {"hub"},
+    "pooch": {"hub"},
     "requests": {"hub"},
     "matplotlib": {"hub"},
     "PIL": {"data"},

@@ -57,7 +57,8 @@ def from_hub(repo: str, revision: str, file: str, size: int, cache: Path) -> Pat
 
 def from_url(url: str, target: Path, size: int) -> Path:
     """Downloads a URL to ``target``, without credentials. Raises as `plain_errors`."""
-    from requests import Response, Session
+    from pooch import HTTPDownloader
+    from requests import Response
 
     def check_redirect(response: Response, **_: object) -> None:
         if response.is_redirect:
@@ -73,28 +74,46 @@ def from_url(url: str, target: Path, size: int) -> Path:
         leave=False,
         file=Output(sys.stderr),
     )
-    with plain_errors(source, target.parent, size), bar, Session() as session:
+    with plain_errors(source, target.parent, size), bar:
         _check_address(url)
-        # Else requests takes passwords from ~/.netrc, for the first host and for redirected ones.
-        session.auth = lambda request: request
-        session.rebuild_auth = lambda prepared_request, response: None
-        session.hooks["response"].append(check_redirect)
+        download = HTTPDownloader(
+            progressbar=_LimitedBar(bar, source, size),  # pyright: ignore[reportArgumentType]
+            chunk_size=_CHUNK,
+            timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
+            auth=lambda request: request,  # else requests takes a password from ~/.netrc
+            hooks={"response": check_redirect},
+        )
         target.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            tempfile.TemporaryDirectory(dir=target.parent, prefix=".") as scratch,
-            session.get(url, stream=True, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as response,
-        ):
-            response.raise_for_status()
+        # Not pooch.retrieve, which leaves a file that only its owner can read.
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".") as scratch:
             temporary = Path(scratch) / target.name
-            with open(temporary, "wb") as file:
-                for chunk in response.iter_content(_CHUNK):
-                    file.write(chunk)
-                    bar.update(len(chunk))
-                    if file.tell() > size:
-                        reason = f"more than {size} bytes came; report it"
-                        raise IntegrityError(f"{source}: {reason}")
+            download(url, str(temporary), None)
             os.replace(temporary, target)
     return target
+
+
+class _LimitedBar:
+    """A progress bar as pooch uses it, which ends a download of more bytes than are expected."""
+
+    def __init__(self, bar: tqdm, source: str, size: int):
+        self.bar = bar
+        self.source = source
+        self.size = size
+        self.total = size  # pooch puts in what the server promises
+        self.reset()
+
+    def update(self, count: int) -> None:
+        self.rest -= count
+        if self.rest < -_CHUNK:  # pooch counts whole chunks
+            raise IntegrityError(f"{self.source}: more than {self.size} bytes came; report it")
+        self.bar.update(count)
+
+    def reset(self) -> None:
+        self.rest = self.size
+        self.bar.reset()
+
+    def close(self) -> None:
+        self.bar.close()
 
 
 def _check_address(url: str) -> None:
