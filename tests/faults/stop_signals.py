@@ -98,6 +98,9 @@ def one_try(folder: Path, data: Path, whole: Path, name: str, phase: str, at: in
 
 def tries(count: int) -> Iterator[tuple[str, Problem]]:
     """Every signal in every phase; again, at later steps, as ``count`` allows."""
+    for name in SIGNALS:  # a run leaves those ignored that were, as by nohup or a shell's "&"
+        signal.signal(getattr(signal, name), signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with tempfile.TemporaryDirectory() as scratch:
         data = make_images(Path(scratch, "images"))
         whole, from_files = Path(scratch, "whole"), Path(scratch, "from_files")
