@@ -20,7 +20,7 @@ WHAT = "TERM, INT, USR1 and HUP at the start, in a step, a save, a measurement, 
 LAW = "saved within 10 s, exit code 75; the resumed run ends with the same tensors and log"
 SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
 PHASES = ("start", "step", "save", "measurement", "wait for data", "wait for workers")
-QUICK, MANY = 24, 96
+QUICK, MANY = 24, 72
 MOST = 10.0  # seconds from the signal to the end of the process
 
 
