@@ -59,7 +59,7 @@ help pretrain
 """
 ODD_WORDS = (
     "", " ", "-", "--", "---", "0", "-1", "1", "2", "1e9", "0x10", "1_0", "nan", "inf", "1,2",
-    "ä", "\u202e", "\ud8ff", "a\nb", "\t", "%s", "{}", "*", "~", ".", "..", "/", "/dev/null",
+    "ä", "\u202e", "\ud8ff", "a\nb", "\t", "%s", "{}", "~", ".", "..", "/", "/dev/null",
     "/dev/zero", "/proc/self/mem", "missing", "missing/x", "images", "images/train", "images.tar",
     "list.txt", "run", "weights", "weights/model.safetensors", "empty", "authors.pth", "new",
     "x" * 300, "x" * 5000, "None", "True", "null", "--help", "-h", "--version", "cgh", "bogus",

@@ -20,7 +20,7 @@ WHAT = "TERM, INT, USR1 and HUP at the start, in a step, a save, a measurement, 
 LAW = "saved within 10 s, exit code 75; the resumed run ends with the same tensors and log"
 SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
 PHASES = ("start", "step", "save", "measurement", "wait for data", "wait for workers")
-QUICK, MANY = 24, 96
+QUICK, MANY = 24, 72
 MOST = 10.0  # seconds from the signal to the end of the process
 
 
@@ -98,6 +98,9 @@ def one_try(folder: Path, data: Path, whole: Path, name: str, phase: str, at: in
 
 def tries(count: int) -> Iterator[tuple[str, Problem]]:
     """Every signal in every phase; again, at later steps, as ``count`` allows."""
+    for name in SIGNALS:  # a run leaves those ignored that were, as by nohup or a shell's "&"
+        signal.signal(getattr(signal, name), signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with tempfile.TemporaryDirectory() as scratch:
         data = make_images(Path(scratch, "images"))
         whole, from_files = Path(scratch, "whole"), Path(scratch, "from_files")
