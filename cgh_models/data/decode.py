@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import io
 import os
 import stat
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from ..errors import BadImage, InputError, printable, say
-from . import deep_pixels
+from . import deep_pixels, png
 from .formats import DENSE, FORMATS
 
 simplejpeg: Any = None
@@ -27,8 +26,6 @@ _ORIENTATION = 0x0112  # EXIF tag; 1: upright
 BACKGROUND = (255, 255, 255)  # behind transparent pixels
 _SAMPLE = 32  # images of a set that decide its range
 _NEVER_DEEP = (".jpg", ".jpeg", ".webp", ".gif", ".bmp")  # such names are not opened for that
-_PNG = b"\x89PNG\r\n\x1a\n"
-_PIXEL_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf"}  # of a PNG
 
 
 @dataclass(frozen=True)
@@ -62,7 +59,7 @@ def decoded_bytes(file: IO[bytes]) -> int:
     try:
         image = _open(file)
     except Exception:  # as many kinds as in `decode`
-        bare = _png_without_texts(file)
+        bare = png.with_fewer_chunks(file)
         return decoded_bytes(bare) if bare else 0
     return image.width * image.height * 3
 
@@ -85,13 +82,16 @@ def decode(file: IO[bytes], min_side: float = 0, pixel_range: str = "auto") -> I
             return decoded
         if divisor > 1:
             image.draft(None, (image.width // divisor, image.height // divisor))
-        return _to_rgb(image, file, pixel_range)
+        rgb = _to_rgb(image, file, pixel_range)
+        if image.format == "PNG" and png.is_cut_short(file, rgb):
+            raise BadImage("its pixels end before its last row; get it again")
+        return rgb
     except BadImage:
         raise
     except deep_pixels.PixelsRefused as reason:
         raise BadImage(str(reason)) from reason
     except Exception as error:  # Pillow's decoders raise a dozen kinds, struct.error among them
-        bare = _png_without_texts(file)
+        bare = png.with_fewer_chunks(file)
         if bare:
             return decode(bare, min_side, pixel_range)
         raise _unreadable(file, error) from error
@@ -151,7 +151,7 @@ def _largest_value(file: IO[bytes]) -> deep_pixels.Largest | None:
     except deep_pixels.PixelsRefused as reason:
         raise BadImage(str(reason)) from reason
     except Exception as error:
-        bare = _png_without_texts(file)
+        bare = png.with_fewer_chunks(file)
         if bare:
             return _largest_value(bare)
         raise _unreadable(file, error) from error
@@ -175,36 +175,8 @@ def _check_pixels(image: Image.Image, most: int) -> None:
         raise BadImage(f"{found}; 1 to {most} in all are decoded")
 
 
-def _png_without_texts(file: IO[bytes]) -> IO[bytes] | None:
-    """The chunks of a PNG that its pixels need; None if it has no others, or is no PNG.
-
-    Pillow refuses long or damaged texts and profiles, of which nothing is used here.
-    """
-    data = _content(file, MAX_BYTES)
-    if not data.startswith(_PNG):
-        return None
-    chunks = [_PNG]
-    start = len(_PNG)
-    while start < len(data):
-        end = start + 12 + int.from_bytes(data[start : start + 4], "big")
-        if data[start + 4 : start + 8] in _PIXEL_CHUNKS:
-            chunks.append(data[start:end])
-        start = end
-    bare = b"".join(chunks)
-    return io.BytesIO(bare) if len(bare) < len(data) else None
-
-
-def _content(file: IO[bytes], most: int) -> bytes:
-    """The first bytes of a file; none if it cannot be read, as a member of a tar that was cut."""
-    try:
-        file.seek(0)
-        return file.read(most)
-    except Exception:  # an archive of the Hub's may raise anything
-        return b""
-
-
 def _unreadable(file: IO[bytes], error: Exception) -> BadImage:
-    start = _content(file, 12)
+    start = png.first_bytes(file, 12)
     if isinstance(error, Image.UnidentifiedImageError):
         if start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
             what = "a TIFF whose number, bits or order of bands is not read"

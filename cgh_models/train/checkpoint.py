@@ -75,9 +75,14 @@ def save(run_dir: Path, step: int, method: nn.Module, optimizer: Optimizer) -> N
         tensors["random.cuda"] = torch.cuda.get_rng_state(device)
     path = run_dir / f"checkpoint-{step:08d}.safetensors"
     write_tensors(path, tensors)
-    entries = _write_index(run_dir, path)
+    try:
+        entries = _write_index(run_dir, path)
+        names = _names(run_dir)
+    except OSError as error:
+        reason = f"cannot be read back ({error.strerror}); check the disk"
+        raise DiskError(f"{printable(path)}: {reason}") from error
     if len(entries) == KEEP:
-        for name in _names(run_dir):
+        for name in names:
             if _step(name) < entries[-1].step:
                 with contextlib.suppress(OSError):  # the next save tries it again
                     (run_dir / name).unlink()
