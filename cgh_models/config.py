@@ -39,7 +39,7 @@ def check_pixel_range(pixel_range: str) -> None:
     """Raises InputError for a text that is neither auto nor LOW,HIGH nor N-bit."""
     if pixel_range in ("auto", "8-bit", "10-bit", "12-bit", "14-bit", "16-bit"):
         return
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, AttributeError):
         low, high = map(float, pixel_range.split(","))
         if -1e30 < low < high < 1e30:
             return

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from ..config import BEFORE
 from ..errors import InputError, NotReproduced, printable, say, shell_command
 from ..evaluate.protocols import FINETUNE, LINEAR, EvalSettings, FinetuneConfig, LinearConfig
 from ..evaluate.protocols import Measurement as Measured
@@ -82,6 +83,9 @@ class Measurement:
         asked = self.pixel_range
         if asked == "auto":
             asked = trained_pixel_range(self.weights)
+            if "," in asked:
+                rule = f"pixels of more than 8 bits are read as in the training, {asked}"
+                say(f"{printable(self.data)}: {rule}; --pixel-range says otherwise")
         train, val = load_splits(self.data, self.follow_links, asked)
         if not self.record:
             return create_model(self.weights, pretrained=not self.random), train, val
@@ -96,7 +100,7 @@ class Measurement:
 
     def report(self, metric: str, measured: Measured, images: "ImageSet", **counts: int) -> None:
         """Prints the number as JSON, then records it if that is asked for."""
-        if images.pixel_range != "auto":
+        if images.pixel_range not in ("auto", BEFORE["pixel_range"]):
             measured = measured.with_parameters(pixel_range=images.pixel_range)
         values = measured.to_json()
         line = {"metric": metric, "value": values["value"], **measured.parameters, **counts}
@@ -238,7 +242,7 @@ class Reproduce:
             others = ", ".join(name for name, metric in row.metrics.items() if metric) or "none"
             missing = f"no {self.metric} was published of it (there are: {others})"
             raise InputError(f"{self.weights}: {missing}")
-        pixel_range = published.parameters.get("pixel_range", "auto")
+        pixel_range = published.parameters.get("pixel_range", BEFORE["pixel_range"])
         train, val = load_splits(self.data, self.follow_links, pixel_range)
         model = create_model(self.weights)
         settings = EvalSettings(self.batch_size, self.workers, self.device, log=say)

@@ -114,11 +114,17 @@ def _positions(indices: Any, count: int) -> np.ndarray:
 def extract_labelled(
     model: nn.Module, images: ImageSet, settings: EvalSettings
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Embeddings (n, D) and classes (n,) of the readable images; bad ones are named on stderr."""
+    """Embeddings (n, D) and classes (n,) of the readable images; bad ones are named on stderr.
+
+    Raises InputError for embeddings that are not finite.
+    """
     assert images.labels is not None
     # In memory there are substitutes in place of images that are known to be bad.
     indices = np.setdiff1d(np.arange(len(images)), list(images.bad))
     rows, kept = embeddings(model, images, indices, settings, "skip")
+    if rows.size and not (np.isfinite(rows.min()) and np.isfinite(rows.max())):
+        what = "the embeddings are not finite"
+        raise InputError(f"{what}; give other weights, these diverged in training")
     return rows, images.labels[kept]
 
 
@@ -131,7 +137,7 @@ def embeddings(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Embeddings (n, D) float32 and indices (n,) of the images that are not skipped as bad.
 
-    With a ``cache_dir`` they are read from there or, if none is skipped, written there.
+    With a ``cache_dir`` they are read from there, or written there.
     """
     plain: Any = getattr(model, "_orig_mod", model)  # of what torch.compile returned
     _check_headless(plain)

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..backbone import TimmModel
 from ..errors import IntegrityError, printable
 from ..files import read_json
-from ..methods import build_method
+from ..methods import build_method, config_of_file
 from ..tensors import plain_defaults
 from . import fetch, manifest, timm_models, weights_folder
 from .memory_limit import MemoryLimit
@@ -70,9 +70,8 @@ def _check_networks(
         )
     if row.heads_file in tensors:
         cfg = row.preprocessing.to_timm()
-        method = build_method(
-            row.method, row.architecture, cfg, row.method_config, **row.model_args
-        )
+        config = config_of_file(row.method, row.method_config or {})
+        method = build_method(row.method, row.architecture, cfg, config, **row.model_args)
         weights_folder.load_state(method, tensors[BACKBONE], tensors[row.heads_file], shown)
     return _fingerprint_error(model, row), parameters
 

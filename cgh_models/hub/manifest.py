@@ -55,6 +55,8 @@ def find_folder(weights: str | os.PathLike[str]) -> Path | None:
     ``./NAME``. A Path is always a folder.
     """
     text = str(weights).removeprefix("local-dir:")
+    if not text:
+        raise InputError("weights '': empty; give a name of `cgh list` or timm, or a folder")
     folder = Path(text)
     if isinstance(weights, str) and text == weights:
         if weights.startswith("hf-hub:"):

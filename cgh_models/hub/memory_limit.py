@@ -15,7 +15,7 @@ _MOST_CALLS = 100_000  # the most that building a network of timm takes is a qua
 
 
 class MemoryLimit(TorchDispatchMode):
-    """Within it, tensors take at most 512 MiB and four times the size of the tensor files.
+    """Within it, tensors take at most 512 MiB, ``asked`` bytes and four times the tensor files.
 
     The size of a result is found on the meta device before it is computed. A description asks for
     sizes (of images, queues, layers) that need not be those of the tensors it comes with.
@@ -24,11 +24,11 @@ class MemoryLimit(TorchDispatchMode):
         IntegrityError: from the call that would exceed it.
     """
 
-    def __init__(self, what: object, tensor_files: Iterable[Path]):
+    def __init__(self, what: object, tensor_files: Iterable[Path], asked: int = 0):
         super().__init__()
         self.what = printable(what)
         self.files = sum(path.stat().st_size for path in tensor_files if path.is_file())
-        self.rest = _BYTES + 4 * self.files
+        self.rest = _BYTES + asked + 4 * self.files
         self.calls = 0
         self.counted: set[int] = set()
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from .. import backbone, small_resnets
-from ..config import TrainConfig, from_dict
+from ..config import BEFORE, TrainConfig, from_dict
 from ..errors import InputError, IntegrityError, NetworkError, printable, say
-from ..methods import build_method, preprocessing
+from ..methods import build_method, config_of_file, preprocessing
 from ..tensors import describe_mismatch, plain_defaults
 from ..train import checkpoint
 from ..train.checkpoint import is_run
@@ -27,6 +27,7 @@ from .row import BACKBONE, HEADS, Row
 # What timm's constructors and loaders raise for arguments or a config.json that cannot be.
 _TIMMS = (AssertionError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 _TIMMS += (ArithmeticError,)
+_BYTES_PER_CLASS = 2**17  # of a classifier, at most: 8,192 floats, which timm makes and fills
 
 
 def create_model(
@@ -144,7 +145,7 @@ def _from_folder(path: Path, pretrained: bool, kwargs: dict[str, Any]) -> nn.Mod
     if not weights_folder.is_weights(path):
         raise InputError(f"{name}: holds no weights (config.json, model.safetensors) and no run")
     file = path / BACKBONE
-    with MemoryLimit(path, [file]):
+    with MemoryLimit(path, [file], _BYTES_PER_CLASS * kwargs.get("num_classes", 0)):
         if (path / manifest.ROW_FILE).is_file():
             row = manifest.read_row(path)
             tensors = fetch.read(row, BACKBONE, path)  # checks the sha256, also for timm
@@ -211,9 +212,8 @@ def _load_method(weights: str | os.PathLike[str], cache_dir: CacheDir) -> Any:
     images = row.preprocessing.to_timm()
     tensor_files = [folder / file for file in row.files] if folder else []
     with MemoryLimit(weights, tensor_files) if folder else contextlib.nullcontext():
-        method = build_method(
-            row.method, row.architecture, images, row.method_config, **row.model_args
-        )
+        config = config_of_file(row.method, row.method_config or {})
+        method = build_method(row.method, row.architecture, images, config, **row.model_args)
     weights_folder.load_state(method, backbone_state, heads, weights)
     return method
 
@@ -232,7 +232,8 @@ def new_method_of_run(run_dir: Path) -> tuple[Any, dict[str, Any]]:
     images = preprocessing(from_dict(TrainConfig, run["train"]))
     try:
         with MemoryLimit(run_dir, run_dir.glob("checkpoint-*")):
-            return build_method(run["method"], run["arch"], images, run["method_config"]), run
+            config = config_of_file(run["method"], run["method_config"])
+            return build_method(run["method"], run["arch"], images, config), run
     except InputError as error:
         raise InputError(f"{printable(run_dir / 'config.json')}: {error}") from error
 
@@ -247,7 +248,7 @@ def trained_pixel_range(weights: str | os.PathLike[str]) -> str:
         settings = manifest.read_row(folder).train_config
     elif str(weights) in manifest.rows():
         settings = manifest.row(str(weights)).train_config
-    return (settings or {}).get("pixel_range", "auto")
+    return settings.get("pixel_range", BEFORE["pixel_range"]) if settings else "auto"
 
 
 def start_from(method: Any, weights: str | os.PathLike[str]) -> str:

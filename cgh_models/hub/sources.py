@@ -19,6 +19,7 @@ from ..errors import ERRORS, DiskError, IntegrityError, NetworkError, Output, pr
 
 T = TypeVar("T")
 _CHUNK = 2**20  # bytes
+_MOST_REDIRECTS = 10
 _BUSY = {408, 425, 429, 500, 502, 503, 504}  # HTTP codes that may pass
 
 
@@ -57,32 +58,26 @@ def from_hub(repo: str, revision: str, file: str, size: int, cache: Path) -> Pat
 
 def from_url(url: str, target: Path, size: int) -> Path:
     """Downloads a URL to ``target``, without credentials. Raises as `plain_errors`."""
+    import requests
     from pooch import HTTPDownloader
-    from requests import Response
 
-    def check_redirect(response: Response, **_: object) -> None:
-        if response.is_redirect:
-            _check_address(urljoin(response.url, response.headers["Location"]))
-
+    options: dict[str, Any] = {
+        "timeout": constants.HF_HUB_DOWNLOAD_TIMEOUT,
+        "auth": lambda request: request,  # else requests takes a password from ~/.netrc
+        "allow_redirects": False,  # and another one for the address of a redirect
+    }
     source = printable(url)[:120]
-    bar = tqdm(
-        desc=target.name,
-        total=size,
-        unit="B",
-        unit_scale=True,
-        disable=None,
-        leave=False,
-        file=Output(sys.stderr),
-    )
+    output = Output(sys.stderr)
+    bar = tqdm(total=size, unit="B", unit_scale=True, disable=None, leave=False, file=output)
     with plain_errors(source, target.parent, size), bar:
-        _check_address(url)
-        download = HTTPDownloader(
-            progressbar=_LimitedBar(bar, source, size),  # pyright: ignore[reportArgumentType]
-            chunk_size=_CHUNK,
-            timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
-            auth=lambda request: request,  # else requests takes a password from ~/.netrc
-            hooks={"response": check_redirect},
-        )
+        for _ in range(_MOST_REDIRECTS):
+            _check_address(url)
+            response = requests.head(url, **options)
+            if not response.is_redirect:
+                break
+            url = urljoin(url, response.headers["Location"])
+        progress: Any = _LimitedBar(bar, source, size)
+        download = HTTPDownloader(progressbar=progress, chunk_size=_CHUNK, **options)
         target.parent.mkdir(parents=True, exist_ok=True)
         # Not pooch.retrieve, which leaves a file that only its owner can read.
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".") as scratch:

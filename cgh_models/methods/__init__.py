@@ -8,7 +8,7 @@ that ``--method`` takes to its class, and `build_method` makes one on a new back
 from typing import Any
 
 from ..backbone import create, start_norms_at_one
-from ..config import TrainConfig, from_older
+from ..config import TrainConfig, from_dict, from_older
 from ..errors import InputError, printable
 from .byol import BYOL
 from .cgh import CGH
@@ -20,7 +20,7 @@ from .nnclr import NNCLR
 from .ressl import ReSSL
 
 __all__ = ["BYOL", "CGH", "LEWEL", "LEWELM", "METHODS", "MNCLGLF", "NNCLR", "Method", "MoCoV2"]
-__all__ += ["ReSSL", "build_method", "preprocessing"]
+__all__ += ["ReSSL", "build_method", "config_of_file", "preprocessing"]
 
 _CLASSES = (CGH, LEWEL, LEWELM, MNCLGLF, ReSSL, MoCoV2, BYOL, NNCLR)
 METHODS = {method.name: method for method in _CLASSES}
@@ -33,24 +33,32 @@ def build_method(
 
     Args:
         preprocessing, model_args: see `backbone.create`.
-        config: the method's Config, a dict of its fields, or None for its defaults. A field that
-            a dict lacks has the value that files older than it meant.
+        config: the method's Config, a dict of its fields, or None for its defaults.
 
     Raises:
         InputError: there is no such method or architecture, or a field does not exist.
     """
-    if name not in METHODS:
-        reason = f"there is no such method; the methods are {', '.join(METHODS)}"
-        raise InputError(f"method {printable(name)!r}: {reason}")
-    method = METHODS[name]
+    method = _class(name)
     if isinstance(config, dict):
-        config = from_older(method.Config, config)
+        config = from_dict(method.Config, config, complete=False)
     config = config or method.Config()
     preprocessing = {"interpolation": config.eval_interpolation} | preprocessing
     backbone = create(arch, preprocessing, **model_args)
     if not config.zero_init_last:
         start_norms_at_one(backbone)
     return method(backbone, config)
+
+
+def config_of_file(name: str, values: dict[str, Any]) -> Any:
+    """A method's Config as a file has it; fields younger than the file mean what it did."""
+    return from_older(_class(name).Config, values)
+
+
+def _class(name: str) -> Any:
+    if name not in METHODS:
+        reason = f"there is no such method; the methods are {', '.join(METHODS)}"
+        raise InputError(f"method {printable(name)!r}: {reason}")
+    return METHODS[name]
 
 
 def preprocessing(train: TrainConfig) -> dict[str, Any]:

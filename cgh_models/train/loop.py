@@ -1,7 +1,9 @@
 """The training loop: `pretrain(method, data, config, run_dir)`, visible from top to bottom.
 
-method = CGH(backbone.create("resnet18_cifar"), CGH.Config(queue_length=4096))
-pretrain(method, "photos/", TrainConfig(image_size=32, epochs=200), "runs/photos")
+config = TrainConfig(image_size=32, epochs=200)
+settings = CGH.Config(queue_length=4096)
+method = build_method("cgh", "resnet18_cifar", preprocessing(config), settings)
+pretrain(method, "photos/", config, "runs/photos")
 """
 
 import contextlib

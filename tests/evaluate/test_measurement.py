@@ -41,6 +41,13 @@ def test_one_class_is_refused_as_by_a_linear_layer(tmp_path, model):
         pretrain(build("ressl"), tmp_path / "train", config, tmp_path / "run")
 
 
+def test_embeddings_that_are_not_finite_give_no_number(image_root):
+    broken = create("resnet18_cifar_w16", {"input_size": (3, 32, 32)})
+    torch.nn.init.constant_(broken.layer4[-1].bn2.weight, float("nan"))
+    with pytest.raises(InputError, match="the embeddings are not finite; give other weights"):
+        knn_accuracy(broken, *load_splits(image_root), k=5, workers=0)
+
+
 def test_a_measurement_says_what_its_value_depends_on(image_root, model):
     found = knn(model, *load_splits(image_root), EvalSettings(workers=0, fast=True), k=5)
     accuracy = knn_accuracy(model, *load_splits(image_root), k=5, workers=0, fast=True)

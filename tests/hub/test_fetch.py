@@ -220,9 +220,17 @@ def test_a_mirror_gets_neither_token_nor_password(row, monkeypatch, tmp_path):
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     requests.get(f"{HUB.url}/api/whoami-v2", timeout=9)
     assert HUB.gets()[0][1]["authorization"].startswith("Basic ")  # the netrc file is in force
+    files = HUB.repos[REPO]["commits"][-1][1]
     on_a_mirror(row)
+    other = LoopbackHub()  # at another address, for which netrc has a password too
+    other.add(REPO, files)
+    elsewhere = other.url.replace("127.0.0.1", "localhost")
+    (tmp_path / "netrc").write_text("default login me password secret")
+    HUB.faults["redirect"] = f"{elsewhere}/{REPO}/resolve/main/{FILE}"
     create_model(NAME)
-    assert [headers.get("authorization") for _, headers in HUB.gets(FILE)] == [None]
+    asked = [*HUB.gets(FILE), *other.gets(FILE)]
+    assert {headers.get("authorization") for _, headers in asked} == {None} and other.gets(FILE)
+    other.close()
 
 
 def test_a_mirror_helps_when_the_hub_has_nothing_but_not_when_it_lies(row):

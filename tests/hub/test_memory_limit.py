@@ -81,6 +81,11 @@ def test_tensors_of_the_right_shapes_do_not_open_the_door(folder):
             create_model(folder, **arguments)
 
 
+def test_a_classifier_may_be_as_large_as_the_caller_wants_it(folder):
+    model = create_model(folder, num_classes=1_500_000)
+    assert model.get_classifier().weight.nbytes > 2**29
+
+
 @pytest.mark.parametrize("arch", ["resnet50", "vit_small_patch16_224"])
 def test_a_network_of_ordinary_size_is_far_from_the_limit(arch):
     with MemoryLimit("it", []) as limit, torch.inference_mode():

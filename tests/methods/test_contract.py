@@ -7,7 +7,7 @@ import torch
 
 from cgh_models.backbone import create
 from cgh_models.errors import InputError
-from cgh_models.methods import METHODS, build_method
+from cgh_models.methods import METHODS, build_method, config_of_file
 from cgh_models.methods.losses import MIN_TEMPERATURE
 from cgh_models.methods.method import Method
 from cgh_models.view_recipes import RECIPES
@@ -223,7 +223,8 @@ def test_residuals_start_and_evaluations_resize_as_the_authors_have_it(name):
     torch.manual_seed(0)
     method = build_method(name, "resnet18_cifar_w16", {"input_size": (3, 32, 32)}, None)
     torch.manual_seed(0)
-    earlier = build_method(name, "resnet18_cifar_w16", {}, {})
+    earlier = build_method(name, "resnet18_cifar_w16", {}, config_of_file(name, {}))
+    assert build_method(name, "resnet18_cifar_w16", {}, {}).config == METHODS[name].Config()
     old_ways = name in ("byol", "nnclr")  # theirs are timm's, too
     start = 0.0 if old_ways or name == "mnclglf" else 1.0
     for model in (method.student.backbone, getattr(method, "teacher", method.student).backbone):
