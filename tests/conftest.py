@@ -28,9 +28,10 @@ for _name in ("HF_TOKEN", "HF_HUB_OFFLINE", "HF_HUB_CACHE", "HF_ASSETS_CACHE"):
     os.environ.pop(_name, None)
 
 # Where the tests were started in the background INT may be ignored, and then by the runs in them.
-for _name in ("SIGINT", "SIGHUP"):
-    if hasattr(signal, _name) and signal.getsignal(getattr(signal, _name)) == signal.SIG_IGN:
-        signal.signal(getattr(signal, _name), signal.SIG_DFL)
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 2)))
 PACKAGED = "resnet18_cifar_w16.cgh_cifar10"  # in the wheel; measured on CIFAR-10
