@@ -155,6 +155,7 @@ def test_every_command_explains_its_flags(command, printed):
             "ORG/NAME",
             "INT",
             "FLOAT",
+            "RANGE",
         ]
     }
 
