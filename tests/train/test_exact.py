@@ -61,7 +61,7 @@ def train(method, optimizer, side, steps, total=12):
             torch.randn(4, 3, view.side(side), view.side(side), generator=generator)
             for view in RECIPES[method.view_recipe]
         ]
-        losses = train_step(method, optimizer, views, step / total, 0.1, "cpu", torch.float32)
+        losses = train_step(method, optimizer, views, step / total, 0.01, "cpu", torch.float32)
         assert losses["finite"]
 
 
