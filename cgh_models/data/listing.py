@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from ..errors import InputError, printable
 from .file_names import HIDDEN, common_folder, is_hidden, is_tar, split_of
-from .formats import EXTENSIONS
+from .formats import EXTENSIONS, FURTHER
 
 _TAR = "mkdir {1} && tar -xf {0} -C {1}"
 _UNPACK = {  # by how a file begins
@@ -46,6 +46,12 @@ def walk(root: Path, follow_links: bool) -> tuple[list[str], Counter[str]]:
             else:
                 names.append(path.relative_to(root).as_posix())
     return sorted(names), skipped
+
+
+def further_endings(names: list[str]) -> Counter[str]:
+    """How many images have an ending that earlier versions left out."""
+    endings = Counter(os.path.splitext(name)[1].lower() for name in names)
+    return Counter({ending: endings[ending] for ending in sorted(FURTHER & endings.keys())})
 
 
 def _why_not_entered(folder: Path, follow_links: bool) -> str:
