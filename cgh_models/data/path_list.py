@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 from ..errors import InputError, printable, say
 from .file_names import common_folder, why_hidden
@@ -57,10 +58,7 @@ def read_list(path: Path) -> tuple[list[str], list[str] | None, Counter[str]]:
         skipped["named again"] += file in name_of
         name_of.setdefault(file, name)
     if missing:
-        what = f"{len(missing)} of its {len(rows)} lines are not files"
-        first = f"the first is {printable(missing[0])[:80]!r}"
-        expected = "expected one image path a line, relative to the list's folder"
-        raise InputError(f"{printable(path)}: {what}, {first}; {expected}")
+        _refuse(path, missing, len(rows))
     shared = common_folder(list(name_of.values()))
     images = []
     for file, name in name_of.items():
@@ -78,6 +76,13 @@ def read_list(path: Path) -> tuple[list[str], list[str] | None, Counter[str]]:
         say(f"{printable(path)}: {reason}, so no labels are used; give each image one")
     is_labelled = all(labels) and not reason
     return [name for name, _ in images], labels if is_labelled else None, +skipped
+
+
+def _refuse(path: Path, missing: list[str], count: int) -> NoReturn:
+    what = f"{len(missing)} of its {count} lines are not files"
+    first = f"the first is {printable(missing[0])[:80]!r}"
+    expected = "expected one image path a line, relative to the list's folder"
+    raise InputError(f"{printable(path)}: {what}, {first}; {expected}")
 
 
 def read_text(path: Path) -> str:
