@@ -58,7 +58,7 @@ def _decode_all(images: "ImageSet", budget: float) -> Iterator[tuple[Image.Image
 
     def decode_if_it_fits(index: int) -> "tuple[Image.Image, list[BadFile]] | None":
         nonlocal budget
-        size = images.decoded_bytes(index)  # of a file far away it takes as long as the pixels
+        size = images.decoded_bytes(index)  # over a network this takes a while
         with lock:
             budget -= size
             fits = budget >= 0
