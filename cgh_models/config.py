@@ -221,8 +221,13 @@ def to_dict(config: object) -> dict[str, Any]:
     return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(config).items()}
 
 
-def explain_changes(before: dict[str, Any], after: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """What differs between two ``config.json``: changes a resumed run may have, then the others."""
+def explain_changes(
+    before: dict[str, Any], after: dict[str, Any], further: dict[str, int] | None = None
+) -> tuple[list[str], list[str]]:
+    """What differs between two ``config.json``: changes a resumed run may have, then the others.
+
+    ``further`` counts the images, by ending, that versions left out which read fewer formats.
+    """
     allowed = []
     refused = []
     for key, changes in CHANGES.items():
@@ -244,5 +249,9 @@ def explain_changes(before: dict[str, Any], after: dict[str, Any]) -> tuple[list
         hidden = after["data"].get("hidden", 0) - before["data"].get("hidden", 0)
         if hidden > 0:
             counts += f" ({hidden} hidden or system entries are left out now)"
+        if further:
+            kinds = [f"{count} x {ending}" for ending, count in further.items()]
+            others = ", ..." if len(kinds) > 3 else ""
+            counts += f" ({', '.join(kinds[:3])}{others} are read, as earlier versions did not)"
         refused.append(f"data: {counts}, and not the same files: changes the images")
     return allowed, refused

@@ -19,7 +19,7 @@ from timm.data.readers import create_reader
 from timm.utils.misc import natural_key
 
 from ..errors import BadImage, InputError, printable
-from .file_names import common_folder, is_hidden, why_hidden
+from .file_names import common_folder, is_hidden, is_tar, why_hidden
 from .formats import EXTENSIONS
 
 # timm's readers that go through a set in an order of their own.
@@ -94,7 +94,7 @@ def open_archive(data: str | Path) -> Archive | None:
         what = f"{printable(text)}: gives its images in an order that no run could resume"
         raise InputError(f"{what}; give a folder, a tar archive or hfds/NAME")
     if os.path.isfile(path):
-        return _open_tars(path, [path]) if path.suffix.lower() == ".tar" else None
+        return _open_tars(path, [path]) if is_tar(path.name) else None
     tars = _only_tars(path) if os.path.isdir(path) else []
     return _open_tars(path, tars) if tars else None
 
@@ -107,7 +107,7 @@ def _only_tars(path: Path) -> list[Path]:
             for entry in entries:
                 if is_hidden(entry.name):
                     continue
-                if not entry.name.lower().endswith(".tar") or not entry.is_file():
+                if not is_tar(entry.name) or not entry.is_file():
                     return []
                 tars.append(Path(entry))
     except OSError:  # no folder, or one that cannot be read: whoever reads it as a folder says so

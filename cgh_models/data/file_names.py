@@ -47,6 +47,11 @@ def why_hidden(name: str, shared: str) -> str:
     return f"{HIDDEN} file" if is_hidden(file) else ""
 
 
+def is_tar(name: str) -> bool:
+    """Whether a file of this name is read as a tar archive."""
+    return name.casefold().endswith(".tar")
+
+
 def split_of(name: str) -> str:
     """train, val or test for the name of such a folder or tar, as Valid or train_set2; else ""."""
     letters = re.sub("[^a-z]", "", name.casefold().removesuffix(".tar"))

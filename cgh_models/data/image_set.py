@@ -225,7 +225,7 @@ def load(data: str | Path, follow_links: bool = False, pixel_range: str = "auto"
         labels, classes = _class_folders(names) if is_folder else _numbered(of_rows)
         digest = _digest(root, names, {})
     if is_folder or archive:
-        refuse_splits(root, names)
+        refuse_splits(root, names, 2 if archive else 1)  # `tar cf train.tar train`
     index = (names, labels, classes, digest, skipped, archive)
     return decide_range(ImageSet(source, root, *index, pixel_range=pixel_range))
 

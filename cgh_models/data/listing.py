@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from ..errors import InputError, printable
-from .file_names import HIDDEN, common_folder, is_hidden, split_of
-from .formats import EXTENSIONS
+from .file_names import HIDDEN, common_folder, is_hidden, is_tar, split_of
+from .formats import EXTENSIONS, FURTHER
 
 _TAR = "mkdir {1} && tar -xf {0} -C {1}"
 _UNPACK = {  # by how a file begins
@@ -48,6 +48,12 @@ def walk(root: Path, follow_links: bool) -> tuple[list[str], Counter[str]]:
     return sorted(names), skipped
 
 
+def further_endings(names: list[str]) -> Counter[str]:
+    """How many images have an ending that earlier versions left out."""
+    endings = Counter(os.path.splitext(name)[1].lower() for name in names)
+    return Counter({ending: endings[ending] for ending in sorted(FURTHER & endings.keys())})
+
+
 def _why_not_entered(folder: Path, follow_links: bool) -> str:
     if is_hidden(folder.name):
         return f"{HIDDEN} folder {folder.name}/"
@@ -64,22 +70,24 @@ def _unreadable(error: OSError) -> NoReturn:
     raise InputError(f"{what}; mend or remove it") from error
 
 
-def refuse_splits(root: Path, names: list[str]) -> None:
+def refuse_splits(root: Path, names: list[str], fewest: int = 1) -> None:
     """Raises InputError if the folders in ``root``, or in the only one there, are splits.
 
-    They are if all are called so, or if one is for training and another is not.
+    They are if all are called so, and are ``fewest`` or more, or if one is for training and another
+    is not.
     """
     for shared in dict.fromkeys(("", common_folder(names))):
         folders = sorted({name[len(shared) :].partition("/")[0] for name in names})
         splits = {folder: split_of(folder) for folder in folders if split_of(folder)}
         trained_and_not = "train" in splits.values() and len(set(splits.values())) > 1
-        exact = [folder for folder in splits if folder.removesuffix(".tar").isalpha()]
-        if trained_and_not or exact == folders:
+        exact = [folder for folder in splits if folder.casefold().removesuffix(".tar").isalpha()]
+        if trained_and_not or (exact == folders and len(exact) >= fewest):
             place = root / shared
             what = f"{printable(place)}: holds the splits {printable(', '.join(splits))}"
-            give = f"give one of them: {printable(place / next(iter(splits)))}"
+            first = min(splits, key=lambda folder: splits[folder] != "train")
+            give = f"give one of them: {printable(place / first)}"
             if not os.path.isdir(place):
-                give = f"{_unpack(place)}/{next(iter(splits))}"
+                give = f"{_unpack(place)}/{first}"
             raise InputError(f"{what}; {give}")
 
 
@@ -132,4 +140,4 @@ def find_split(root: Path, split: str) -> Path:
 
 
 def _may_hold(entry: Path) -> bool:
-    return not is_hidden(entry.name) and (entry.is_dir() or entry.suffix == ".tar")
+    return not is_hidden(entry.name) and (entry.is_dir() or is_tar(entry.name))

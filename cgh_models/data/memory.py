@@ -4,6 +4,7 @@ import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Lock
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,7 +23,7 @@ def pixels_in_memory(images: "ImageSet", budget: float) -> Tensor | list[Tensor]
     """uint8 (N, H, W, 3) of equally large images, else a list of (H, W, 3); None: they don't fit.
 
     ``budget`` is in bytes. An image is decoded only if its header says that it fits beside those
-    before it. Raises InputError for too many bad files.
+    whose headers were read before. Raises InputError for too many bad files.
     """
     sample = np.linspace(0, len(images) - 1, min(64, len(images))).astype(int).tolist()
     if np.mean([images.decoded_bytes(index) for index in sample]) * len(images) > budget:
@@ -52,16 +53,25 @@ def _decode_all(images: "ImageSet", budget: float) -> Iterator[tuple[Image.Image
     """All images in order, or as many as fit, decoded by threads that are a few images ahead."""
     threads = os.cpu_count() or 1
     pool = ThreadPoolExecutor(threads, DECODERS)
-    ahead: deque[Future[tuple[Image.Image, list[BadFile]]]] = deque()
+    ahead: deque[Future[tuple[Image.Image, list[BadFile]] | None]] = deque()
+    lock = Lock()
+
+    def decode_if_it_fits(index: int) -> "tuple[Image.Image, list[BadFile]] | None":
+        nonlocal budget
+        size = images.decoded_bytes(index)  # over a network this takes a while
+        with lock:
+            budget -= size
+            fits = budget >= 0
+        return images.load_or_substitute(index) if fits else None
+
     try:
-        for index in range(len(images)):
-            budget -= images.decoded_bytes(index)
-            if budget < 0:
-                return
-            ahead.append(pool.submit(images.load_or_substitute, index))
-            if len(ahead) > 4 * threads:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
+        for index in range(len(images) + 4 * threads):
+            if index < len(images):
+                ahead.append(pool.submit(decode_if_it_fits, index))
+            if index >= 4 * threads:
+                decoded = ahead.popleft().result()
+                if decoded is None:
+                    return
+                yield decoded
     finally:
         pool.shutdown(wait=False, cancel_futures=True)

@@ -7,8 +7,9 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
-from ..errors import InputError, printable
+from ..errors import InputError, printable, say
 from .file_names import common_folder, why_hidden
 
 _PATHS = {"path", "file", "filename", "filepath", "image", "imagepath", "imagefile", "imagename"}
@@ -27,13 +28,15 @@ Row = tuple[str, str]  # path and label, "" where there is none
 
 
 def read_list(path: Path) -> tuple[list[str], list[str] | None, Counter[str]]:
-    """Sorted paths of the images, their labels if each has one, and what was left out.
+    """Sorted paths of the images, their labels if each has one alone, and what was left out.
 
     A line is a path, relative to the list's folder, or a row of a table whose columns are separated
     by commas, semicolons, tabs or a space; its first row may name them. Lines that begin with # and
-    are no file are comments. Raises InputError for paths that are not files.
+    are no file are comments. Says on stderr why labels are not used. Raises InputError for paths
+    that are not files.
     """
     home = path.parent
+    full_home = os.path.abspath(home)
     text = read_text(path)
     lines = [line for line in text.split("\n" if "\n" in text else "\r") if line.strip()]
     kept = [line for line in lines if line[0] != "#" or _find(line, home)]
@@ -41,23 +44,21 @@ def read_list(path: Path) -> tuple[list[str], list[str] | None, Counter[str]]:
     label_of: dict[str, str] = {}
     name_of: dict[str, str] = {}  # of the first line for a file
     missing = []
+    reason = ""  # why labels are not used
     skipped = Counter({"comment": len(lines) - len(kept)})
     for written, label in rows:
         name = _find(written, home)
         if not name:
             missing.append(written)
             continue
-        file = os.path.normpath(os.path.join(home, name))
-        if label_of.setdefault(file, label) != label:
-            labels = f"the labels {label_of[file]!r} and {label!r}"
-            raise InputError(f"{printable(path)}: {printable(name)} has {labels}; give it one")
+        file = os.path.normpath(os.path.join(full_home, name))
+        if label_of.setdefault(file, label) != label and not reason:
+            both = printable(f"{label_of[file]!r} and {label!r}")
+            reason = f"{printable(name)} has the labels {both}"
         skipped["named again"] += file in name_of
         name_of.setdefault(file, name)
     if missing:
-        what = f"{len(missing)} of its {len(rows)} lines are not files"
-        first = f"the first is {printable(missing[0])[:80]!r}"
-        expected = "expected one image path a line, relative to the list's folder"
-        raise InputError(f"{printable(path)}: {what}, {first}; {expected}")
+        _refuse(path, missing, len(rows))
     shared = common_folder(list(name_of.values()))
     images = []
     for file, name in name_of.items():
@@ -68,7 +69,20 @@ def read_list(path: Path) -> tuple[list[str], list[str] | None, Counter[str]]:
             images.append((name, label_of[file]))
     images.sort()
     labels = [label for _, label in images]
-    return [name for name, _ in images], labels if all(labels) else None, +skipped
+    bare = labels.count("")
+    if any(labels) and bare:
+        reason = reason or f"{bare} of its {len(images)} images have no label"
+    if reason:
+        say(f"{printable(path)}: {reason}, so no labels are used; give each image one")
+    is_labelled = all(labels) and not reason
+    return [name for name, _ in images], labels if is_labelled else None, +skipped
+
+
+def _refuse(path: Path, missing: list[str], count: int) -> NoReturn:
+    what = f"{len(missing)} of its {count} lines are not files"
+    first = f"the first is {printable(missing[0])[:80]!r}"
+    expected = "expected one image path a line, relative to the list's folder"
+    raise InputError(f"{printable(path)}: {what}, {first}; {expected}")
 
 
 def read_text(path: Path) -> str:
@@ -145,7 +159,9 @@ def _columns(table: list[list[str]], home: Path) -> list[Row]:
         path = next((column for column, cell in enumerate(first) if _find(cell, home)), 0)
         label = -1
     if label < 0 and len(first) == 2:
-        label = 1 - path
+        named = [row[1 - path] for row in table[:_PROBED] if len(row) == 2]
+        are_files = all(_find(cell, home) for cell in named if cell.strip())
+        label = -1 if are_files else 1 - path  # masks, say
     rows = []
     for row in table:
         named = row[label].strip() if 0 <= label < len(row) else ""

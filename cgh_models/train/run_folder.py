@@ -21,6 +21,7 @@ from .. import files
 from ..backbone import architecture
 from ..config import TrainConfig, explain_changes, meant_before, to_dict
 from ..data.image_set import ImageSet
+from ..data.listing import further_endings
 from ..errors import InputError, printable, say, shell_command
 from ..evaluate.devices import pick_device, pick_precision
 from ..methods.method import Method
@@ -89,7 +90,9 @@ def write_or_check_config(
     if resume:
         if dataclasses.is_dataclass(method.config):
             run["method_config"] = meant_before(type(method.config)) | run["method_config"]
-        allowed, refused = explain_changes(run, description)
+        is_list = not images.archive and Path(images.source).is_file()
+        further = {} if is_list else further_endings(images.names)
+        allowed, refused = explain_changes(run, description, further)
         if refused:
             new_run = shell_command("cgh", "pretrain", "--init", run_dir)
             raise InputError(

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -203,6 +204,23 @@ def test_no_image_is_decoded_beyond_the_budget(tmp_path, monkeypatch):
     monkeypatch.setattr(type(images), "image", image)
     images.cache_pixels(2.5 * 2000 * 2000 * 3 / 2**30)
     assert images.pixels is None and len(large & set(decoded)) <= 2
+
+
+def test_headers_are_read_side_by_side(tmp_path, monkeypatch):
+    """One after the other, they would make a folder of a network as slow as a single reader."""
+    images, threads = load(make_images(tmp_path, 80)), []
+    real = type(images).decoded_bytes
+
+    def decoded_bytes(self, index):
+        threads.append(threading.current_thread())
+        return real(self, index)
+
+    monkeypatch.setattr(type(images), "decoded_bytes", decoded_bytes)
+    images.cache_pixels(1)
+    assert threads.count(threading.main_thread()) == 64 and len(threads) == 64 + 80
+    assert [image.tolist() for image in images.pixels] == [
+        np.array(load(tmp_path).image(index)).tolist() for index in range(80)
+    ]
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="measured on Linux")

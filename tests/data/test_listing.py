@@ -142,15 +142,16 @@ def test_a_root_of_splits_is_refused_with_what_to_type(tmp_path, names, wrapped)
         make_images(tmp_path / "root" / wrapped / name, 4)
     splits = [name for name in sorted(names) if name != "extra"]
     place = tmp_path / "root" / wrapped
-    message = f"holds the splits {', '.join(splits)}; give one of them: {place / splits[0]}$"
+    first = next(name for name in splits if name.lower().startswith("train"))
+    message = f"holds the splits {', '.join(splits)}; give one of them: {place / first}$"
     with pytest.raises(InputError, match=message):
         load(tmp_path / "root")
-    assert len(load(place / splits[0])) == 4
-    shutil.rmtree(place / splits[0])
+    assert len(load(place / first)) == 4
+    shutil.rmtree(place / first)
     with tarfile.open(tmp_path / "whole.tar", "w") as tar:
         for name in names:
             tar.add(make_images(place / name, 4), f"./{name}")
-    command = rf"type `mkdir .*whole && tar -xf .*whole.tar -C .*whole` and give .*/{splits[0]}$"
+    command = rf"type `mkdir .*whole && tar -xf .*whole.tar -C .*whole` and give .*/{first}$"
     with pytest.raises(InputError, match=command):
         load(tmp_path / "whole.tar")
 
@@ -170,6 +171,17 @@ def test_tars_that_are_splits_are_refused(tmp_path):
         load(tmp_path)
     train, val = load_splits(tmp_path)
     assert len(train) == len(val) == 8 and val.root.name == "valid.tar"
+
+
+@pytest.mark.parametrize("names", [("train", "val"), ("TRAIN", "Valid")])
+def test_a_tar_of_one_split_is_that_split(tmp_path, names):
+    for name in names:
+        suffix = ".TAR" if name.isupper() else ".tar"
+        with tarfile.open(tmp_path / f"{name}{suffix}", "w") as tar:
+            tar.add(make_images(tmp_path / "images" / name, 8), name)  # tar cf train.tar train
+    shutil.rmtree(tmp_path / "images")
+    train, val = load_splits(tmp_path)
+    assert len(train) == len(val) == 8 and train.classes == val.classes and len(val.classes) == 4
 
 
 def test_classes_that_are_called_like_splits_are_classes(tmp_path):

@@ -73,8 +73,35 @@ def test_labels_of_a_table_are_classes(home, content):
     assert images.digest == read(home, "\n".join(NAMES[:3])).digest
 
 
-def test_labels_that_are_not_all_there_are_none(home):
+def test_labels_that_are_not_one_an_image_are_none_and_said(home, capfd):
     assert read(home, f"path,label\n{NAMES[0]},a\n{NAMES[1]},\n").labels is None
+    said = "list.txt: 1 of its 2 images have no label, so no labels are used; give each image one\n"
+    assert capfd.readouterr().err.endswith(said)
+    rows = f"{NAMES[0]},a\n./{NAMES[0]},b\n{NAMES[1]},a\n{NAMES[2]},b\n"
+    images = read(home, f"path,label\n{rows}")
+    assert images.names == NAMES[:3] and images.labels is None and not images.classes
+    said = "00000.png has the labels 'a' and 'b', so no labels are used; give each image one\n"
+    assert capfd.readouterr().err.endswith(said)
+    assert read(home, PLAIN).labels is None and not capfd.readouterr().err
+
+
+@pytest.mark.parametrize("header", ["", "image,mask\n"])
+def test_a_column_of_files_is_no_label(home, header, capfd):
+    images = read(home, header + f"{NAMES[0]},{NAMES[1]}\n{NAMES[2]},{NAMES[3]}\n")
+    assert images.names == [NAMES[0], NAMES[2]] and images.labels is None
+    assert not capfd.readouterr().err
+    images = read(home, header + f"{NAMES[0]},{NAMES[1]}\n{NAMES[2]},class0\n")
+    assert images.classes == ["class0", NAMES[1]]
+
+
+def test_a_list_is_the_same_however_its_path_is_written(home, monkeypatch):
+    once = [NAMES[0], str(home / NAMES[0]), str(home / NAMES[1])]
+    images = read(home, "\n".join(once))
+    for folder, given in ((home, "list.txt"), (home / "class0", "../list.txt"), ("/", None)):
+        monkeypatch.chdir(folder)
+        again = load(given or (home / "list.txt").relative_to("/"))
+        assert (again.names, again.digest) == (images.names, images.digest)
+        assert again.skipped == {"named again": 1}
 
 
 def test_absolute_and_relative_paths_and_those_named_again(home):
@@ -82,8 +109,6 @@ def test_absolute_and_relative_paths_and_those_named_again(home):
     images = read(home, "\n".join(twice))
     assert images.names == sorted([NAMES[0], str(home / NAMES[1])])
     assert images.skipped == {"named again": 2}
-    with pytest.raises(InputError, match=r"00000.png has the labels 'a' and 'b'; give it one"):
-        read(home, f"path,label\n{NAMES[0]},a\n./{NAMES[0]},b\n")
 
 
 @pytest.mark.parametrize("table", [False, True])

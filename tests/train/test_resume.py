@@ -139,6 +139,14 @@ def test_a_resumed_run_refuses_what_would_change_it_and_explains_what_does_not(
     said = r"data: 64 -> 20 images \(1 hidden or system entries are left out now\), and not"
     with pytest.raises(InputError, match=said):
         pretrain(build(), tmp_path / "val", QUICK, tmp_path / "run", resume=True)
+    shutil.copytree(image_root / "train", tmp_path / "more")
+    for name in ("a.gif", "b.GIF", "c.psd"):
+        shutil.copy(image_root / "train" / "class0" / "00000.png", tmp_path / "more" / name)
+    said = (
+        r"data: 64 -> 67 images \(2 x .gif, 1 x .psd are read, as earlier versions did not\), and"
+    )
+    with pytest.raises(InputError, match=said):
+        pretrain(build(), tmp_path / "more", QUICK, tmp_path / "run", resume=True)
     pretrain(
         build(),
         image_root / "train",
