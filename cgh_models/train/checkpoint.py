@@ -45,6 +45,7 @@ class RunImages:
     path: str
     count: int
     digest: str
+    hidden: int = 0
 
 
 @dataclass(frozen=True)
