@@ -231,6 +231,17 @@ def test_an_export_of_a_run_that_goes_on_says_so(image_root, tmp_path, monkeypat
     assert note in (tmp_path / "w" / "README.md").read_text()
 
 
+def test_an_export_of_a_run_that_collapsed_says_so(run, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "run")
+    with open(tmp_path / "run" / "metrics.jsonl", "a") as log:
+        log.write('{"step": 4, "feature_std": 0.002}\n{"step": 5, "feature_std": 0.5}\n')
+    export(tmp_path / "run", tmp_path / "w")
+    found = "all images have nearly one embedding (feature_std 2.0e-03)"
+    assert f"{tmp_path}/run: collapsed: {found}; start anew" in capsys.readouterr().err
+    assert manifest.read_row(tmp_path / "w").notes == [f"Its training collapsed: {found}."]
+    assert f"collapsed: {found}." in (tmp_path / "w" / "README.md").read_text()
+
+
 def test_a_run_whose_images_lie_beside_a_hidden_file_goes_on_and_is_exported(
     image_root, tmp_path, monkeypatch
 ):
