@@ -8,10 +8,11 @@ import torch
 
 from ..config import TrainConfig, from_dict, to_dict
 from ..errors import InputError, IntegrityError, printable, say, shell_command
+from ..evaluate.collapse import COLLAPSED
 from ..tensors import rounded, write_tensors
 from ..train import checkpoint
 from ..train.checkpoint import is_run
-from ..train.log_file import read_log
+from ..train.log_file import last_feature_std, read_log
 from . import manifest, weights_folder
 from .card import CURVE, write_description
 from .registry import load_method, new_method_of_run
@@ -60,13 +61,15 @@ def export(
     kept = _round_values(method, dtype)
     made = _how_it_was_trained(method, run, step)
     made["notes"] += kept + _note_if_unfinished(run_dir, run, step)
+    rows = read_log(run_dir / "metrics.jsonl")
+    made["notes"] += _note_if_collapsed(run_dir, last_feature_std(rows, step))
     made["license"] = license or None
     made["data"].name = printable(data_name) or made["data"].name
     made["data"].license_note = data_license or _NO_TERMS
     backbone = method.student.backbone
     with weights_folder.new_folder(Path(out)) as draft:
         _write_tensors(draft, method, DTYPES[dtype])
-        save_curve(read_log(run_dir / "metrics.jsonl"), draft / CURVE)
+        save_curve(rows, draft / CURVE)
         weights_folder.describe(draft, backbone, tag or method.name, **made)
         weights_folder.check_backbone(draft, backbone)
         _check_method(draft, method)
@@ -141,6 +144,14 @@ def _note_if_unfinished(run_dir: Path, run: dict[str, Any], step: int) -> list[s
     resume = shell_command("cgh", "resume", run_dir)
     say(f"{run_dir}: is at {at}, exported before its end; {resume} goes on with it")
     return [f"Exported at {at}, before the end of its training."]
+
+
+def _note_if_collapsed(run_dir: Path, feature_std: float) -> list[str]:
+    if feature_std < COLLAPSED:
+        found = f"all images have nearly one embedding (feature_std {feature_std:.1e})"
+        say(f"{run_dir}: collapsed: {found}; start anew with a lower --base-lr")
+        return [f"Its training collapsed: {found}."]
+    return []
 
 
 def _without_folders(command: str) -> str:

@@ -229,6 +229,7 @@ def load_run(run_dir: str | os.PathLike[str]) -> Any:
 def new_method_of_run(run_dir: Path) -> tuple[Any, dict[str, Any]]:
     """A method as a run's config.json describes it, newly initialized, and that description."""
     run = checkpoint.read_run(run_dir)
+    checkpoint.newest_first(run_dir)  # else there is no size to limit the memory by
     images = preprocessing(from_dict(TrainConfig, run["train"]))
     try:
         with MemoryLimit(run_dir, run_dir.glob("checkpoint-*")):

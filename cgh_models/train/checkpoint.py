@@ -45,6 +45,7 @@ class RunImages:
     path: str
     count: int
     digest: str
+    hidden: int = 0
 
 
 @dataclass(frozen=True)
@@ -116,27 +117,49 @@ def newest(run_dir: Path, say: Callable[[str], None]) -> tuple[int, Path]:
     """(step, file) of the newest undamaged checkpoint; says which ones are passed over.
 
     A file that the index does not name, because that was lost or is older, counts if it can be
-    read. Raises InputError if there is no checkpoint yet, IntegrityError if all are damaged.
+    read.
+
+    Raises:
+        InputError: there is no checkpoint yet.
+        IntegrityError: all are damaged.
+        DiskError: the system cannot read one; that it is damaged is not known then.
     """
-    name = printable(run_dir)
     index = {entry.file: entry for entry in read_index(run_dir)}
-    files = sorted({*index, *_names(run_dir)}, key=_step, reverse=True)
+    for file in newest_first(run_dir):
+        path = run_dir / file
+        try:
+            problem = _problem(path, index.get(file))
+        except OSError as error:
+            reason = f"cannot be read ({error.strerror}); check disk and permissions"
+            raise DiskError(f"{printable(path)}: {reason}") from error
+        if problem:
+            say(f"{printable(path)}: {problem}; trying an older checkpoint")
+            continue
+        if file not in index:
+            say(f"{printable(path)}: not in {_INDEX}, which is lost or older; read and taken")
+        return _step(file), path
+    reason = "every checkpoint is damaged; start anew in another folder"
+    raise IntegrityError(f"{printable(run_dir)}: {reason}")
+
+
+def newest_first(run_dir: Path) -> list[str]:
+    """The checkpoints that are there or in the index. Raises InputError if there is none yet."""
+    files = {entry.file for entry in read_index(run_dir)} | set(_names(run_dir))
     if not files:
         start = shell_command("cgh", "pretrain", "--out", run_dir)
-        raise InputError(f"{name}: holds no checkpoint; start it with {start}")
-    for file in files:
-        path = run_dir / file
-        problem = "not a readable checkpoint"
-        with contextlib.suppress(OSError, InputError, IntegrityError, DiskError):
-            if file in index:
-                problem = "damaged (sha256 differs from what was written)"
-                if sha256(path) == index[file].sha256:
-                    return _step(file), path
-            elif "random.cpu" in read_tensors(path, ours=True):
-                say(f"{printable(path)}: not in {_INDEX}, which is lost or older; read and taken")
-                return _step(file), path
-        say(f"{printable(path)}: {problem}; trying an older checkpoint")
-    raise IntegrityError(f"{name}: every checkpoint is damaged; start anew in another folder")
+        raise InputError(f"{printable(run_dir)}: holds no checkpoint; start it with {start}")
+    return sorted(files, key=_step, reverse=True)
+
+
+def _problem(path: Path, entry: CheckpointEntry | None) -> str:
+    """Why a checkpoint cannot be taken; "" if it can. Raises OSError or DiskError if not read."""
+    with contextlib.suppress(FileNotFoundError, IsADirectoryError, InputError, IntegrityError):
+        if entry:
+            same = sha256(path) == entry.sha256
+            return "" if same else "damaged (sha256 differs from what was written)"
+        if "random.cpu" in read_tensors(path, ours=True):
+            return ""
+    return "not a readable checkpoint"
 
 
 def is_run(run_dir: Path) -> bool:

@@ -21,6 +21,12 @@ def read_log(path: Path) -> list[dict[str, float]]:
     return rows
 
 
+def last_feature_std(rows: list[dict[str, float]], step: int) -> float:
+    """The last that was measured until ``step``; 1 if none was."""
+    found = [row["feature_std"] for row in rows if "feature_std" in row and row["step"] <= step]
+    return found[-1] if found else 1.0
+
+
 def lines(path: Path, most: int = 2**62) -> Iterator[tuple[bytes, dict[str, float] | None]]:
     """The lines in the last ``most`` bytes of a metrics.jsonl, whatever it holds, with their rows.
 

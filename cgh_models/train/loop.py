@@ -24,6 +24,7 @@ from ..tensors import plain_defaults
 from ..view_recipes import RECIPES
 from . import checkpoint
 from .arguments import check_arguments
+from .log_file import last_feature_std, read_log
 from .metric_log import MetricLogger
 from .monitor import Monitor
 from .optim import create_optimizer
@@ -68,7 +69,8 @@ def pretrain(
         done, file = checkpoint.resume_point(run_dir, say) if resume else (0, None)
         log = MetricLogger(run_dir, images, config, device, monitor, done, resume)
         if done == total and not log.missed(done):
-            say(f"{run_dir}: finished at step {done} of {total}; {_export_hint(run_dir)}")
+            feature_std = last_feature_std(read_log(log.path), done)
+            say(_ending(run_dir, f"finished at step {done} of {total}", feature_std))
             return
 
         # --- data
@@ -111,20 +113,16 @@ def pretrain(
     if done < total or log.missed(done):
         stopped = f"{run_dir}: {signals.received} at step {done} of {total}, saved"
         raise Interrupted(f"{stopped}; go on with {shell_command('cgh', 'resume', run_dir)}")
-    say(_ending(run_dir, total, log.measured.get("feature_std", 1.0)))
+    say(_ending(run_dir, f"done after {total} steps", log.measured.get("feature_std", 1.0)))
 
 
-def _ending(run_dir: Path, total: int, feature_std: float) -> str:
+def _ending(run_dir: Path, done: str, feature_std: float) -> str:
     """The last line of a run that is done: what comes next, or that it is worth nothing."""
     if feature_std < COLLAPSED:
         found = f"all images have nearly one embedding (feature_std {feature_std:.1e})"
-        advice = "start anew with a lower --base-lr"
-        return f"{run_dir}: done after {total} steps, but it collapsed: {found}; {advice}"
-    return f"{run_dir}: done after {total} steps; {_export_hint(run_dir)}"
-
-
-def _export_hint(run_dir: Path) -> str:
-    return f"export it: {shell_command('cgh', 'export', run_dir, '--out', 'WEIGHTS')}"
+        return f"{run_dir}: {done}, but it collapsed: {found}; start anew with a lower --base-lr"
+    export = shell_command("cgh", "export", run_dir, "--out", "WEIGHTS")
+    return f"{run_dir}: {done}; export it: {export}"
 
 
 def open_images(

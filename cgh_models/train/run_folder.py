@@ -27,15 +27,18 @@ from ..evaluate.devices import pick_device, pick_precision
 from ..methods.method import Method
 from ..version import __version__
 from . import checkpoint
+from .log_file import lines
 
 LOCK = ".cgh-lock"
 
 
 @contextlib.contextmanager
 def lock_run_dir(run_dir: Path) -> Iterator[None]:
-    """Makes the run folder, if it is new, and holds its lock."""
+    """Makes the run folder, if it is new, and holds its lock; nothing is put into another's."""
     try:
-        if not (run_dir / "config.json").exists():
+        if (run_dir / "config.json").exists():
+            checkpoint.read_run(run_dir)
+        else:
             files.make_folder(run_dir, LOCK)
         file = open(run_dir / LOCK, "a+", encoding="utf-8")  # noqa: SIM115 - held for the whole run
     except OSError as error:
@@ -106,10 +109,19 @@ def write_or_check_config(
         raise InputError(f"{run_dir}: holds a run; {resume_hint}, or give another --out")
     else:
         if (run_dir / "config.json").exists():
-            checkpoint.read_run(run_dir)  # killed before its first checkpoint: it starts over
-            (run_dir / "metrics.jsonl").unlink(missing_ok=True)
+            _start_over(run_dir)
         files.write_json(run_dir / "config.json", description)
     checkpoint.remove_temporary_files(run_dir)
+
+
+def _start_over(run_dir: Path) -> None:
+    """Removes the log of a run that was killed before its first checkpoint, that of step 0."""
+    log = run_dir / "metrics.jsonl"
+    last = max((row["step"] for _, row in lines(log) if row), default=0)
+    if last > 0:
+        reason = f"its log goes to step {last}, but its checkpoints are lost"
+        raise InputError(f"{printable(run_dir)}: {reason}; put them back, or give another --out")
+    log.unlink(missing_ok=True)
 
 
 def describe_run(method: Method, images: ImageSet, config: TrainConfig) -> dict[str, Any]:

@@ -83,7 +83,7 @@ def write_table() -> None:
     """Puts the table into docs/reliability.md."""
     text = DOCUMENT.read_text("utf-8")
     before, _, rest = text.partition("<!-- counts -->\n")
-    _, _, after = rest.partition("\n<!-- /counts -->")
+    _, _, after = rest.partition("<!-- /counts -->")
     DOCUMENT.write_text(f"{before}<!-- counts -->\n{table()}\n<!-- /counts -->{after}", "utf-8")
 
 

@@ -35,6 +35,17 @@ def test_the_table_of_counts_is_that_of_the_kept_results():
     assert found == run.table() and len(found.splitlines()) == 2 + len(run.NAMES)
 
 
+@pytest.mark.parametrize("before", ["", "| rows |\n"])
+def test_a_new_table_leaves_the_text_around_it(tmp_path, monkeypatch, before):
+    text = run.DOCUMENT.read_text("utf-8")
+    for part in ("\nOne script: ", "\n## How\n", "\n## What this does not show\n"):
+        assert part in text.partition("<!-- /counts -->")[2]
+    monkeypatch.setattr(run, "DOCUMENT", tmp_path / "reliability.md")
+    run.DOCUMENT.write_text(text.replace(run.table() + "\n", before), "utf-8")
+    run.write_table()
+    assert run.DOCUMENT.read_text("utf-8") == text
+
+
 def test_make_faults_runs_every_script():
     scripts = re.search(r"^FAULTS = (.*)$", (REPO / "Makefile").read_text(), re.M)
     assert scripts

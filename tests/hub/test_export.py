@@ -18,6 +18,7 @@ from small_runs import QUICK, small, stop_at, train_run
 
 from cgh_models import backbone, files, tensors
 from cgh_models.cli.main import main
+from cgh_models.cli.pretrain import Resume
 from cgh_models.errors import InputError, IntegrityError, Interrupted, NetworkError
 from cgh_models.hub import manifest
 from cgh_models.hub.export import export, record
@@ -228,6 +229,34 @@ def test_an_export_of_a_run_that_goes_on_says_so(image_root, tmp_path, monkeypat
     note = "Exported at step 2 of 4, before the end of its training."
     assert manifest.read_row(tmp_path / "w").notes == [note]
     assert note in (tmp_path / "w" / "README.md").read_text()
+
+
+def test_an_export_of_a_run_that_collapsed_says_so(run, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "run")
+    with open(tmp_path / "run" / "metrics.jsonl", "a") as log:
+        log.write('{"step": 4, "feature_std": 0.002}\n{"step": 5, "feature_std": 0.5}\n')
+    export(tmp_path / "run", tmp_path / "w")
+    found = "all images have nearly one embedding (feature_std 2.0e-03)"
+    assert f"{tmp_path}/run: collapsed: {found}; start anew" in capsys.readouterr().err
+    assert manifest.read_row(tmp_path / "w").notes == [f"Its training collapsed: {found}."]
+    assert f"collapsed: {found}." in (tmp_path / "w" / "README.md").read_text()
+
+
+def test_a_run_whose_images_lie_beside_a_hidden_file_goes_on_and_is_exported(
+    image_root, tmp_path, monkeypatch
+):
+    shutil.copytree(image_root / "train", tmp_path / "train")
+    (tmp_path / "train" / ".DS_Store").write_bytes(b"x")
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        stop_at(patch, 2)
+        with pytest.raises(Interrupted):
+            train_run(run, tmp_path)
+    assert json.loads((run / "config.json").read_text())["data"]["hidden"] == 1
+    Resume(str(run), {}).run()
+    assert load_run(run).name == "cgh"
+    export(run, tmp_path / "w")
+    assert create_model(tmp_path / "w").num_features == load_run(run).student.backbone.num_features
 
 
 def test_names_that_are_no_text_are_escaped_in_what_is_published(

@@ -152,6 +152,20 @@ def test_a_damaged_checkpoint_that_was_passed_over_is_never_taken_for_a_whole_on
     assert checkpoint.newest(run, print)[0] == 4
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc/self/mem, whose start is an EIO")
+@pytest.mark.parametrize("indexed", [True, False])
+def test_a_checkpoint_that_the_system_does_not_read_keeps_its_name(run, indexed):
+    path = run / "checkpoint-00000003.safetensors"
+    whole = path.rename(run / "whole")
+    path.symlink_to("/proc/self/mem")
+    if not indexed:
+        (run / "checkpoints.json").unlink()
+    with pytest.raises(DiskError, match=f"^{path}: cannot be read .Input/output error.; check"):
+        resume(run, 2)
+    whole.rename(path)
+    resume(run, 3)
+
+
 def test_a_run_is_a_folder_with_an_index_or_with_a_description_and_a_checkpoint(run):
     assert checkpoint.is_run(run)
     (run / "checkpoints.json").unlink()

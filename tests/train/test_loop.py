@@ -61,9 +61,12 @@ def test_a_run_that_collapsed_says_so_last(image_root, tmp_path, capsys, scale):
         torch.nn.init.constant_(norm.bias, 0.5)
     config = dataclasses.replace(QUICK, epochs=1, base_lr=0.0)
     pretrain(method, image_root / "train", config, tmp_path / "run")
-    last = capsys.readouterr().err.splitlines()[-1]
-    assert ("but it collapsed" in last) == (scale == 0), last
-    assert ("cgh export" in last) == (scale == 1), last
+    ending = capsys.readouterr().err
+    pretrain(method, image_root / "train", config, tmp_path / "run", resume=True)
+    for said in (ending, capsys.readouterr().err):
+        last = said.splitlines()[-1]
+        assert ("but it collapsed" in last) == (scale == 0), last
+        assert ("cgh export" in last) == (scale == 1), last
 
 
 def test_tensorboard_files_are_written_when_asked_for(image_root, tmp_path):
@@ -164,7 +167,24 @@ def test_files_that_are_not_a_runs_are_never_touched(image_root, tmp_path):
         with pytest.raises(InputError, match="not an empty folder|the keys .* are missing"):
             pretrain(build(), image_root / "train", QUICK, folder)
         assert (folder / name).read_text() == "{}"
-        assert [file.name for file in folder.iterdir() if file.name != LOCK] == [name]
+        assert [file.name for file in folder.iterdir()] == [name]
+
+
+def test_the_log_of_a_run_whose_checkpoints_are_lost_is_not_removed(image_root, tmp_path):
+    run = tmp_path / "run"
+    config = dataclasses.replace(QUICK, epochs=1)
+    pretrain(build(), image_root / "train", config, run)
+    for path in run.glob("checkpoint*"):
+        path.unlink()
+    log = (run / "metrics.jsonl").read_bytes()
+    with pytest.raises(
+        InputError, match=f"^{run}: its log goes to step 4, but its checkpoints are"
+    ):
+        pretrain(build(), image_root / "train", config, run)
+    assert (run / "metrics.jsonl").read_bytes() == log
+    (run / "metrics.jsonl").write_bytes(log.splitlines(True)[0])  # killed before a checkpoint
+    pretrain(build(), image_root / "train", config, run)
+    assert [row["step"] for row in lines(run)] == [0, 1, 2, 3, 4]
 
 
 def test_an_image_that_was_mended_is_good_when_the_command_is_given_again(tmp_path, capsys):

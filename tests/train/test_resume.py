@@ -368,14 +368,23 @@ def test_a_key_that_is_gone_unknown_or_wrong_is_named_in_one_sentence(
     stopped_run, tmp_path, change, said
 ):
     run = tmp_path / "run"
-    run.mkdir()
-    shutil.copy(stopped_run / "config.json", run)
+    shutil.copytree(stopped_run, run)
     edit(run, lambda config: (change(config), config.update(cgh_models="9.9")))
     with pytest.raises(InputError, match=f"^{run}/config.json: .*{said}") as caught:
         resume(run)
     assert len(str(caught.value)) < 400 + len(str(run)) and "\n" not in str(caught.value)
     if "CGH.Config" not in said:
         assert f"cgh pretrain of {__version__}, not 9.9: use that" in str(caught.value)
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_is_to_be_started(stopped_run, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.copy(stopped_run / "config.json", run)
+    # A queue of half a GiB: more than is allowed without tensor files.
+    edit(run, lambda config: config["method_config"].update(queue_length=2**24))
+    with pytest.raises(InputError, match="holds no checkpoint; start it with `cgh pretrain --out"):
+        resume(run)
 
 
 def test_precision_is_stored_as_what_auto_was_and_kept_where_auto_is_another(
