@@ -19,7 +19,7 @@ from cgh_models.errors import ERRORS, BadImage
 from cgh_models.hub import integrity, manifest, registry
 from cgh_models.tensors import read_shapes, read_tensors
 from cgh_models.train import checkpoint
-from cgh_models.train.metric_log import read_log
+from cgh_models.train.log_file import read_log
 
 WHAT = "damaged tars, manifests, weights folders, safetensors files and run folders"
 LAW = "used, or an error of errors.py; at most 1 s of CPU time and 1 GiB each"
