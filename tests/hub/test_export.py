@@ -474,3 +474,12 @@ def test_an_export_that_reads_back_differently_is_an_error(run, tmp_path, monkey
 
 def test_the_backbone_is_timms_own_class(run):
     assert type(load_run(run).student.backbone) is type(backbone.create("test_resnet"))
+
+
+def test_feature_maps_that_a_network_has_not_are_one_sentence(weights):
+    """timm's message for them is an IndexError."""
+    for name in (str(weights), "test_resnet"):
+        with pytest.raises(
+            InputError, match="timm cannot build it with .*out_indices.*change those"
+        ):
+            create_model(name, name != "test_resnet", features_only=True, out_indices=(1, 7))
