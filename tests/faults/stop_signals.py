@@ -111,6 +111,8 @@ def tries(count: int) -> Iterator[tuple[str, Problem]]:
             place = 1 if phase == "start" else 1 + at
             if phase.startswith("wait"):  # 24 images are read before the first step, then 8 a step
                 place = 24 + 8 * at + 3
+            if phase == "wait for workers":  # each of two reads half of them
+                place = 12 + 4 * at + 1
             with tempfile.TemporaryDirectory(dir=scratch) as folder:
                 expected = from_files if phase.startswith("wait") else whole
                 problem = one_try(Path(folder), data, expected, name, phase, place)
