@@ -148,8 +148,10 @@ def _why_it_ended(
     """The error for people; None if the code that reads is wrong."""
     if not processes:
         return None
-    connection.wait([process.sentinel for process in processes], timeout=1)  # one may be ending
+    ending = connection.wait([process.sentinel for process in processes], timeout=1)
     for worker, process in enumerate(processes):
+        if process.sentinel in ending:  # its files are closed, its exit code may be still to come
+            process.join(timeout=1)
         if process.exitcode:
             turn = (worker - received) % len(processes)  # torch deals batches out in turn
             keys = ahead[min(turn, len(ahead) - 1)]
