@@ -4,9 +4,10 @@ import contextlib
 import dataclasses
 import os
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -14,6 +15,8 @@ from PIL import Image, ImageOps
 from ..errors import BadImage, InputError, printable, say
 from . import deep_pixels, png
 from .formats import DENSE, FORMATS
+
+T = TypeVar("T")
 
 simplejpeg: Any = None
 with contextlib.suppress(ImportError):  # the extra "jpeg": the same pixels, sooner
@@ -57,11 +60,10 @@ def open_file(path: Path) -> IO[bytes]:
 def decoded_bytes(file: IO[bytes]) -> int:
     """How many bytes an image takes as 8-bit RGB, by its header; 0 if that cannot be read."""
     try:
-        image = _open(file)
-    except Exception:  # as many kinds as in `decode`
-        bare = png.with_fewer_chunks(file)
-        return decoded_bytes(bare) if bare else 0
-    return image.width * image.height * 3
+        width, height = _with_bad_images(lambda file: _open(file).size, file)
+    except BadImage:
+        return 0
+    return width * height * 3
 
 
 def decode(file: IO[bytes], min_side: float = 0, pixel_range: str = "auto") -> Image.Image:
@@ -72,20 +74,16 @@ def decode(file: IO[bytes], min_side: float = 0, pixel_range: str = "auto") -> I
     half, a quarter or an eighth of its size, which saves most of the work, if its shorter side is
     then at least ``min_side`` > 0 pixels long.
     """
+    return _with_bad_images(lambda file: _decode(file, min_side, pixel_range), file)
+
+
+def _with_bad_images(read: Callable[[IO[bytes]], T], file: IO[bytes]) -> T:
+    """What ``read`` makes of a file, or of a PNG without the chunks that it fails on.
+
+    Whatever it raises is a BadImage then.
+    """
     try:
-        image = _open(file)
-        divisor = 1
-        if min_side and image.format == "JPEG":  # no other format can be decoded smaller
-            divisor = next((n for n in (8, 4, 2) if min(image.size) >= n * min_side), 1)
-        decoded = _decode_plain_jpeg(file, image, divisor)
-        if decoded:
-            return decoded
-        if divisor > 1:
-            image.draft(None, (image.width // divisor, image.height // divisor))
-        rgb = _to_rgb(image, file, pixel_range)
-        if image.format == "PNG" and png.is_cut_short(file, rgb):
-            raise BadImage("its pixels end before its last row; get it again")
-        return rgb
+        return read(file)
     except BadImage:
         raise
     except deep_pixels.PixelsRefused as reason:
@@ -93,8 +91,24 @@ def decode(file: IO[bytes], min_side: float = 0, pixel_range: str = "auto") -> I
     except Exception as error:  # Pillow's decoders raise a dozen kinds, struct.error among them
         bare = png.with_fewer_chunks(file)
         if bare:
-            return decode(bare, min_side, pixel_range)
+            return _with_bad_images(read, bare)
         raise _unreadable(file, error) from error
+
+
+def _decode(file: IO[bytes], min_side: float, pixel_range: str) -> Image.Image:
+    image = _open(file)
+    divisor = 1
+    if min_side and image.format == "JPEG":  # no other format can be decoded smaller
+        divisor = next((n for n in (8, 4, 2) if min(image.size) >= n * min_side), 1)
+    decoded = _decode_plain_jpeg(file, image, divisor)
+    if decoded:
+        return decoded
+    if divisor > 1:
+        image.draft(None, (image.width // divisor, image.height // divisor))
+    rgb = _to_rgb(image, file, pixel_range)
+    if image.format == "PNG" and png.is_cut_short(file, rgb):
+        raise BadImage("its pixels end before its last row; get it again")
+    return rgb
 
 
 def decide_range(images: Any) -> Any:
@@ -114,7 +128,7 @@ def decide_range(images: Any) -> Any:
     for place in places.tolist():
         try:
             with images.open(candidates[place]) as file:
-                found += filter(None, [_largest_value(file)])
+                found += filter(None, [_with_bad_images(_largest_value, file)])
         except BadImage as reason:
             reasons.append(str(reason))
         if found and found[-1].value >= 2 ** deep_pixels.DEPTHS[-2]:
@@ -142,19 +156,9 @@ def read_as(images: Any, asked: str) -> Any:
 
 
 def _largest_value(file: IO[bytes]) -> deep_pixels.Largest | None:
-    """What an image shows of the range of its set; None if it has 8 bits. Raises BadImage."""
-    try:
-        image = _open(file)
-        return deep_pixels.largest(image, file) if deep_pixels.is_deep(image) else None
-    except BadImage:
-        raise
-    except deep_pixels.PixelsRefused as reason:
-        raise BadImage(str(reason)) from reason
-    except Exception as error:
-        bare = png.with_fewer_chunks(file)
-        if bare:
-            return _largest_value(bare)
-        raise _unreadable(file, error) from error
+    """What an image shows of the range of its set; None if it has 8 bits."""
+    image = _open(file)
+    return deep_pixels.largest(image, file) if deep_pixels.is_deep(image) else None
 
 
 def _open(file: IO[bytes]) -> Image.Image:

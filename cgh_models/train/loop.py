@@ -59,7 +59,7 @@ def pretrain(
     run_dir = check_arguments(method, data, config, run_dir)
     device = pick_device(config.device)
     config = settle(config, device, run_dir, resume)
-    images = open_images(data, config, run_dir if resume else None)
+    images = open_images(data, config)
     signals = StopSignals()
     monitor = Monitor(images, config, device, signals)
     total = len(images) // config.batch_size * config.epochs
@@ -125,17 +125,12 @@ def _ending(run_dir: Path, done: str, feature_std: float) -> str:
     return f"{run_dir}: {done}; export it: {export}"
 
 
-def open_images(
-    data: str | Path | ImageSet, config: TrainConfig, resumed: Path | None = None
-) -> ImageSet:
+def open_images(data: str | Path | ImageSet, config: TrainConfig) -> ImageSet:
     """The index of the training images, checked against the config. Raises InputError."""
-    pixel_range = config.pixel_range
-    if resumed and pixel_range == "auto":
-        pixel_range = checkpoint.read_run(resumed)["train"]["pixel_range"]
     if isinstance(data, ImageSet):
-        images = read_as(data, pixel_range)
+        images = read_as(data, config.pixel_range)
     else:
-        images = load(data, config.follow_links, pixel_range)
+        images = load(data, config.follow_links, config.pixel_range)
         images.report_skipped()
     if config.batch_size > len(images):
         raise InputError(

@@ -68,18 +68,22 @@ def lock_run_dir(run_dir: Path) -> Iterator[None]:
 
 
 def settle(config: TrainConfig, device: torch.device, run_dir: Path, resume: bool) -> TrainConfig:
-    """The config with a full path for ``eval_data``, and with what "auto" ``precision`` is.
+    """The config with a full path for ``eval_data``, and with what "auto" stands for.
 
-    That is what the resumed run has ("auto", if it is of an older version), or what the device has.
+    A resumed run keeps its own precision ("auto", if it is of an older version) and range of
+    pixels. In a new run the device decides the precision, and the images their range.
     """
     if Path(config.eval_data).exists() and config.eval_data:
         config = dataclasses.replace(config, eval_data=str(Path(config.eval_data).resolve()))
-    if config.precision != "auto":
-        return config
-    precision = str(pick_precision("auto", device)).removeprefix("torch.")
+    decided = {}
     if resume:
-        precision = checkpoint.read_run(run_dir)["train"]["precision"]
-    return dataclasses.replace(config, precision=precision)
+        before = checkpoint.read_run(run_dir)["train"]
+        for name in ("precision", "pixel_range"):
+            if getattr(config, name) == "auto":
+                decided[name] = before[name]
+    elif config.precision == "auto":
+        decided["precision"] = str(pick_precision("auto", device)).removeprefix("torch.")
+    return dataclasses.replace(config, **decided)
 
 
 def write_or_check_config(
