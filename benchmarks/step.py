@@ -1,9 +1,12 @@
 """A training step of CGH against the step as published, and the teacher's update.
 
-    python benchmarks/step.py
+    python benchmarks/step.py [cuda]
 
-CPU, synthetic images; the networks and weights of all ways are the same.
+Synthetic images; the networks and weights of all ways are the same.
 """
+
+import sys
+from collections.abc import Callable
 
 import torch
 from counters import CountOps
@@ -23,23 +26,27 @@ from cgh_models.train.step import train_step
 CPU = torch.device("cpu")
 
 
-def step(arch: str, side: int, batch: int, rounds: int, **config) -> None:
+def step(
+    arch: str, side: int, batch: int, rounds: int, device: torch.device = CPU, **config
+) -> None:
     """As published, ours in float32, ours, and the bare networks in our precision."""
     torch.manual_seed(0)
-    precision = pick_precision("auto", CPU)
-    weak, strong = torch.randn(2, batch, 3, side, side)
-    method = CGH(create(arch), CGH.Config(**config))
+    kind = device.type
+    precision = pick_precision("auto", device)
+    weak, strong = torch.randn(2, batch, 3, side, side, device=device)
+    method = CGH(create(arch), CGH.Config(**config)).to(device)
     published = Published(method.student, method.queue.rows)
     ways = {"as published": lambda: published.step(weak, strong)}
-    for name, kind in {"ours, float32": torch.float32, f"ours, {precision}": precision}.items():
-        method = CGH(create(arch), CGH.Config(**config)).to(memory_format=torch.channels_last)
+    for name, dtype in {"ours, float32": torch.float32, f"ours, {precision}": precision}.items():
+        method = CGH(create(arch), CGH.Config(**config))
+        method.to(device, memory_format=torch.channels_last)
         optimizer = create_optimizer(method, TrainConfig(batch_size=batch))
-        ways[name] = lambda m=method, o=optimizer, k=kind: train_step(
-            m, o, [weak, strong], 1.0, 0.05, "cpu", k
+        ways[name] = lambda m=method, o=optimizer, d=dtype: train_step(
+            m, o, [weak, strong], 1.0, 0.05, kind, d
         )
 
     def bare(m=method):
-        with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+        with torch.autocast(kind, precision, enabled=precision != torch.float32):
             whole, hyper = m.student(strong.contiguous(memory_format=torch.channels_last), 1)
             with torch.no_grad():
                 m.teacher(weak.contiguous(memory_format=torch.channels_last), 1)
@@ -47,10 +54,22 @@ def step(arch: str, side: int, batch: int, rounds: int, **config) -> None:
         m.zero_grad(set_to_none=True)
 
     ways["forwards and backwards alone"] = bare
+    if kind == "cuda":
+        ways = {name: _waited_for(way) for name, way in ways.items()}
     taken = milliseconds(ways, rounds)
     table(f"{arch}, {side} pixels, batch {batch}, a step", taken)
     share = taken[f"ours, {precision}"] / taken["forwards and backwards alone"]
     print(f"\nWhole step over its forwards and backwards: {share:.3f}")
+
+
+def _waited_for(way: Callable[[], object]) -> Callable[[], None]:
+    """The same, until the device has done it."""
+
+    def waited() -> None:
+        way()
+        torch.cuda.synchronize()
+
+    return waited
 
 
 def teacher(arch: str, rounds: int) -> None:
@@ -118,6 +137,12 @@ def cast_kernels(arch: str, side: int) -> int:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:] == ["cuda"]:
+        gpu = torch.device("cuda")
+        print(torch.cuda.get_device_name())
+        step("resnet18_cifar", 32, 256, 30, gpu, queue_length=4096, projection_width=128)
+        step("resnet50", 224, 256, 10, gpu, queue_length=131072, projection_width=512)
+        raise SystemExit
     torch.set_num_threads(2)
     step("resnet18_cifar", 32, 64, 5, queue_length=4096, projection_width=128)
     step("resnet50", 224, 32, 2, queue_length=65536, projection_width=512)

@@ -41,11 +41,10 @@ def train_run(out, data, arch="test_resnet", name="cgh", **settings):
 
 
 def lines(run):
-    """metrics.jsonl without what depends on the clock."""
+    """metrics.jsonl without what depends on the clock, and on where the run was resumed."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [
-        {k: v for k, v in row.items() if k not in ("images_per_second", "waiting")} for row in rows
-    ]
+    left_out = ("images_per_second", "waiting", "resumed")
+    return [{k: v for k, v in row.items() if k not in left_out} for row in rows]
 
 
 def final(run):

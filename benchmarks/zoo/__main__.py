@@ -14,6 +14,12 @@ there; `finish` copies the row into this checkout and its manifest:
     python -m benchmarks.zoo measure NAME --data ROOT --out OUT
     python -m benchmarks.zoo finish NAME --out OUT
 
+A run that `cgh pretrain` made by hand, stopped and resumed any number of times, becomes the row in
+one step, or its folder to be measured elsewhere:
+
+    python -m benchmarks.zoo finish NAME --run RUN --data ROOT --out OUT
+    python -m benchmarks.zoo export NAME --run RUN --out OUT
+
 A weights folder that was made in another way:
 
     python -m benchmarks.zoo add WEIGHTS --packaged --heads
@@ -32,7 +38,7 @@ from cgh_models.errors import ERRORS, InputError, Interrupted
 from .measuring import add, finish, measure
 from .rows import ROWS, Wanted
 from .tables import known, queue
-from .training import Place, train
+from .training import Place, export_run, train
 
 
 def wanted(name: str = "") -> Wanted:
@@ -75,15 +81,22 @@ def main() -> None:
         if args.command == "add":
             return add(args.folder, packaged=args.packaged, heads=args.heads)
         row = wanted(args.name)
-        if args.command == "finish":
-            return finish(row, args.out / row.name, args.commit)
+        folder = args.out / row.name
+        if getattr(args, "run", None):
+            export_run(row, args.run, folder)
+        if args.command == "export":
+            return print(folder)
+        if args.command == "finish" and not args.run:
+            return finish(row, folder, args.commit)
+        if not args.data:
+            raise InputError("finish --run: measures the row; give --data, or use `export`")
         place = Place(args.data, args.out, args.device, args.workers)
         if args.command in ("next", "train"):
             print(train(row, place, args.minutes, args.epochs or _goal(row)))
-        if args.command in ("next", "measure"):
+        if args.command != "train":
             measure(row, place, not args.no_linear)
-        if args.command == "next":
-            finish(row, args.out / row.name, args.commit)
+        if args.command in ("next", "finish"):
+            finish(row, folder, args.commit)
     except ERRORS as error:
         print(f"{'saved' if isinstance(error, Interrupted) else 'error'}: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
@@ -96,7 +109,7 @@ def _arguments() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command")
-    for name in ("next", "train", "measure", "finish"):
+    for name in ("next", "train", "measure", "export", "finish"):
         command = commands.add_parser(name)
         if name == "next":
             command.set_defaults(name="")
@@ -109,16 +122,23 @@ def _arguments() -> argparse.Namespace:
                 default="",
                 help="of the code that trained, where git was not there to ask",
             )
-        if name == "finish":
+        if name in ("export", "finish"):
+            command.add_argument(
+                "--run", type=Path, required=name == "export", help="run folder of the row"
+            )
+        if name == "export":
             continue
         command.add_argument(
-            "--data", type=Path, required=True, help="folder of cifar10 and tiny-imagenet-200"
+            "--data",
+            type=Path,
+            required=name != "finish",
+            help="folder of cifar10 and tiny-imagenet-200",
         )
         command.add_argument("--device", default="auto")
         command.add_argument(
             "--workers", type=int, default=2, help="processes that read images and make views"
         )
-        if name != "measure":
+        if name in ("next", "train"):
             command.add_argument("--minutes", type=float, required=True, help="of training")
             command.add_argument("--epochs", type=int, default=0, help="exactly so many")
         if name != "train":

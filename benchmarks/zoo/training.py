@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
-from cgh_models.config import TrainConfig
+from cgh_models.config import TrainConfig, explain_changes, to_dict
 from cgh_models.data.image_set import ImageSet, load_splits
-from cgh_models.errors import InputError, Interrupted, say
+from cgh_models.errors import InputError, Interrupted, say, shell_command
 from cgh_models.evaluate.splits import subset
 from cgh_models.hub import manifest
 from cgh_models.hub.card import write_description
@@ -76,7 +76,29 @@ def train(row: Wanted, place: Place, minutes: float, goal: int) -> Path:
     config, method_config = row.configs(epochs, place.device, place.workers)
     with _called(row.command(epochs)):
         _run(row, images, config, method_config, run)
-    made = run.with_name(f"{row.name}.export")
+    return export_run(row, run, folder)
+
+
+def export_run(row: Wanted, run: Path, folder: Path) -> Path:
+    """The weights folder of a finished run of the row, with its thinned log.
+
+    The run may have been made by hand, in any number of parts. The row's command is written into
+    the folder, whatever folders the one that was typed had in it.
+
+    Raises:
+        InputError: the run is not at its end, or has other settings than the row.
+    """
+    if folder.exists():
+        return _finished(row, folder)
+    found = checkpoint.read_run(run)
+    step, _ = checkpoint.newest(run, say)
+    epochs = found["train"]["epochs"]
+    total = found["data"]["count"] // found["train"]["batch_size"] * epochs
+    if step < total:
+        resume = shell_command("cgh", "resume", run)
+        raise InputError(f"{run}: is at step {step} of {total}; {resume} goes on with it")
+    _check_settings(row, run, found)
+    made = folder.with_name(f"{row.name}.export")
     shutil.rmtree(made, ignore_errors=True)  # one that was cut short
     name, terms, _ = DATA[row.data]
     export(
@@ -88,8 +110,8 @@ def train(row: Wanted, place: Place, minutes: float, goal: int) -> Path:
         data_name=name,
         data_license=terms,
     )
-    _complete(row, made)
     log = read_log(run / "metrics.jsonl")
+    _complete(row, made, row.command(epochs), parts=1 + sum("resumed" in line for line in log))
     every = max(1, len(log) // LINES)
     kept = [
         line
@@ -98,12 +120,24 @@ def train(row: Wanted, place: Place, minutes: float, goal: int) -> Path:
     ]
     (made / LOG).write_text("".join(f"{json.dumps(line)}\n" for line in kept))
     took = {
-        "hardware": hardware(place.device),
-        "hours": float(f"{hours(log, config.batch_size):.3g}"),
+        "hardware": hardware(found["versions"].get("device", "cpu")),
+        "hours": float(f"{hours(log, found['train']['batch_size']):.3g}"),
     }
     (made / TOOK).write_text(json.dumps(took))
     made.rename(folder)
     return folder
+
+
+def _check_settings(row: Wanted, run: Path, found: dict[str, Any]) -> None:
+    """Raises InputError unless a run has the row's settings, but for what changes no result."""
+    epochs = found["train"]["epochs"]
+    train, method = row.configs(epochs)
+    wanted = found | {"method": row.method, "arch": row.arch, "method_config": to_dict(method)}
+    settled = {name: found["train"][name] for name in ("precision", "pixel_range")}
+    wanted["train"] = to_dict(train) | settled
+    _, differs = explain_changes(wanted, found)
+    if differs:
+        raise InputError(f"{run}: {'; '.join(differs)}; expected `{row.command(epochs)}`")
 
 
 def _finished(row: Wanted, folder: Path) -> Path:
@@ -115,10 +149,12 @@ def _finished(row: Wanted, folder: Path) -> Path:
     return folder
 
 
-def _complete(row: Wanted, folder: Path) -> None:
-    """Adds the notes that export cannot know and removes heads that are not wanted."""
+def _complete(row: Wanted, folder: Path, command: str, parts: int) -> None:
+    """Adds what export cannot know, and removes heads that are not wanted."""
     found = manifest.read_row(folder)
-    found.notes = [DATA[row.data][2], *row.notes, *found.notes]
+    found.command = command
+    stopped = [f"Its training was stopped and resumed: {parts} parts."] if parts > 1 else []
+    found.notes = [DATA[row.data][2], *row.notes, *stopped, *found.notes]
     if not row.heads:
         del found.files[HEADS]
         shutil.rmtree((folder / HEADS).parent)
@@ -194,9 +230,9 @@ def hours(log: list[dict[str, Any]], batch_size: int) -> float:
 
 
 def hardware(device: str) -> str:
-    """What it was trained on."""
-    if device != "cpu" and torch.cuda.is_available():
-        return f"one {torch.cuda.get_device_name()}"
+    """What it was trained on; ``device`` is "cpu", or a GPU's name as a run records it."""
+    if device != "cpu":
+        return f"one {device}"
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     models = [line for line in lines if line.startswith("model name")]

@@ -20,20 +20,23 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-CHUNK = 1024  # queue rows a pass, at most
+CHUNK = 1024  # queue rows a pass, at most: they stay in a processor's cache
 _SCORES = 2**20  # scores a pass, 4 MiB: many query rows make chunks shorter
+_GPU_SCORES = 2**21  # on a GPU, where a pass costs the same launches whatever its length
 MIN_TEMPERATURE = 0.02  # exp(1 / 0.02) is 5e21; float32 ends at 3e38
 _REFERENCE_STEP = 16  # every 16th row of a queue enters the reference
 
 
-def chunk_length(rows: int) -> int:
+def chunk_length(rows: int, device_type: str = "cpu") -> int:
     """Queue rows that are compared with so many query rows at once."""
+    if device_type == "cuda":
+        return max(128, _GPU_SCORES // rows)
     return max(128, min(CHUNK, _SCORES // rows))
 
 
 def _chunks(queue: Tensor, rows: int, length: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields chunks of a queue (K, P), each with the same memory for the scores (rows, chunk)."""
-    length = length or chunk_length(rows)
+    length = length or chunk_length(rows, queue.device.type)
     memory = queue.new_empty(rows * min(length, len(queue)))
     for keys in queue.split(length):
         yield keys, memory[: rows * len(keys)].view(rows, len(keys))
@@ -115,7 +118,7 @@ def relation_loss(
     n = len(teacher)
     relations = _Relations(student, teacher, queue, student_temperature, teacher_temperature)
     rows = len(relations.queries)
-    differences = torch.empty_like(queue[: chunk_length(rows)])
+    differences = torch.empty_like(queue[: chunk_length(rows, queue.device.type)])
     for keys, memory in _chunks(queue, rows):
         weights = relations.weights(keys, memory)
         relations.mix(weights, keys, differences[: len(keys)])
@@ -141,7 +144,8 @@ def crossed_relation_losses(
     first, second = map(
         _Relations, students, teachers, queues, student_temperatures, teacher_temperatures
     )
-    length = chunk_length(max(len(first.queries), len(second.queries)))
+    rows = max(len(first.queries), len(second.queries))
+    length = chunk_length(rows, queues.device.type)
     differences = torch.empty_like(queues[0, :length])
     chunks1 = _chunks(queues[0], len(first.queries), length)
     chunks2 = _chunks(queues[1], len(second.queries), length)
@@ -173,7 +177,7 @@ def info_nce(student: Tensor, positive: Tensor, queue: Tensor, temperature: floa
     positive = positive.detach() - reference
     sums = [agreement.exp()]  # the positive is one more key
     mixtures = sums[0] * positive
-    differences = torch.empty_like(queue[: chunk_length(len(query))])
+    differences = torch.empty_like(queue[: chunk_length(len(query), queue.device.type)])
     for keys, memory in _chunks(queue, len(query)):
         weights = torch.mm(query, keys.t(), out=memory).exp_()
         sums.append(weights.sum(1, keepdim=True))

@@ -69,6 +69,7 @@ class MetricLogger:
         self._unwritten = b""
         self._warnings: set[str] = set()
         self._saved_step = done if resumed else -1  # of a new run, not even step 0 is saved
+        self._resumed = resumed
         self._exits = contextlib.ExitStack()
 
     def __enter__(self) -> "MetricLogger":
@@ -208,6 +209,9 @@ class MetricLogger:
                 self._write(rows)
                 self._refuse(steps[number:])
             rows.append(step.row)
+        if self._resumed:
+            rows[0]["resumed"] = 1  # a part of the run begins here
+            self._resumed = False
         seconds = time.perf_counter() - self._since
         speed = len(rows) * self.config.batch_size / seconds
         waiting = self._waited / seconds

@@ -19,7 +19,7 @@ from cgh_models.tensors import read_tensors
 from cgh_models.train import checkpoint, loop  # noqa: F401
 
 assert torch._dynamo  # else each child imports it, for its optimizer
-CLOCK = ("images_per_second", "waiting")
+CLOCK = ("images_per_second", "waiting", "resumed")
 STEPS = 12
 
 
