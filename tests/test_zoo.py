@@ -14,10 +14,12 @@ from pathlib import Path
 
 import pytest
 import timm
+from small_runs import stop_at
 
 from cgh_models.cli.main import parse
 from cgh_models.cli.pretrain import Pretrain
-from cgh_models.errors import InputError
+from cgh_models.data.image_set import load
+from cgh_models.errors import InputError, Interrupted
 from cgh_models.hub import manifest
 from cgh_models.hub.card import card_of
 from cgh_models.hub.integrity import verify
@@ -143,6 +145,34 @@ def test_a_folder_that_is_something_else_is_left_alone(tmp_path):
     assert training.train(row, place, 1, 0) == tmp_path / row.name  # that is done
     with pytest.raises(InputError, match=r"was made by `cgh pretrain .*`; move it away"):
         training.train(dataclasses.replace(row, base_lr=0.5), place, 1, 0)
+
+
+def test_a_run_in_two_parts_becomes_a_row_and_says_so(tmp_path, monkeypatch, image_root):
+    small = ("queue_length=32", "projection_width=8", "hidden_width=16")
+    row = training.Wanted(
+        "test_resnet", "cgh", "tried", "cifar10", 2, 1, image_size=32, batch_size=16, settings=small
+    )
+    run, folder = tmp_path / "by hand", tmp_path / row.name
+    images, (config, method_config) = load(image_root / "train"), row.configs(2, "cpu", 0)
+    stop_at(monkeypatch, 3)
+    with pytest.raises(Interrupted):
+        training._run(row, images, config, method_config, run)
+    with pytest.raises(InputError, match=r"is at step 3 of 8; `cgh resume .*` goes on with it"):
+        training.export_run(row, run, folder)
+    training._run(row, images, config, method_config, run)
+    other = dataclasses.replace(row, base_lr=0.5)
+    with pytest.raises(InputError, match=r"base_lr: 0.5 -> 0.06 .*; expected `cgh pretrain"):
+        training.export_run(other, run, folder)
+    training.export_run(row, run, folder)
+    made = manifest.read_row(folder)
+    assert made.command == row.command(2) and made.steps == 8
+    assert "Its training was stopped and resumed: 2 parts." in made.notes
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log if "resumed" in line] == [4]
+    took = json.loads((folder / "took.json").read_text())
+    seconds = sum(16 / line["images_per_second"] for line in log if "images_per_second" in line)
+    assert took["hours"] == pytest.approx(seconds / 3600, rel=0.01)
+    assert "threads of" in took["hardware"]
 
 
 def test_images_that_are_missing_are_said_before_anything_is_trained(tmp_path):
