@@ -47,7 +47,7 @@ from pathlib import Path
 from benchmarks.zoo import __main__ as zoo, tables
 from cgh_models.hub import fetch as hub, manifest
 row = zoo.Wanted("resnet18_cifar_w16", "cgh", "cgh_tried", "cifar10", epochs=2, least=1,
-                 notes=("A trial.",), packaged=True, heads=True)
+                 notes=("A trial.",), packaged=True, heads="all")
 numbers = zoo.Wanted("resnet18_cifar_w16", "cgh", "b", "cifar10", epochs=9, least=9,
                      like=row.name, shipped=False)
 zoo.ROWS = (row, numbers)

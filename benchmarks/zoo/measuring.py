@@ -122,7 +122,7 @@ def finish(row: Wanted, folder: Path, commit: str) -> None:
     )
     write_description(folder, row_made)
     if row.shipped:
-        add(folder, packaged=row.packaged, heads=row.heads)
+        add(folder, packaged=row.packaged, heads=row.heads != "none")
     else:
         manifest.add(tables.NUMBERS, row_made)
         tables.write()

@@ -40,7 +40,7 @@ class Wanted:
         shipped: the weights, too; else only the numbers, in ``numbers.json``.
         like: name of the row whose number of epochs it has to have, to be compared with it.
         packaged: in the wheel.
-        heads: the heads beside the backbone, in the repository.
+        heads: beside the backbone, in the repository, as in `cgh export --heads`.
     """
 
     arch: str
@@ -58,7 +58,7 @@ class Wanted:
     like: str = ""
     shipped: bool = True
     packaged: bool = False
-    heads: bool = False
+    heads: str = "none"
 
     @property
     def name(self) -> str:
@@ -128,7 +128,7 @@ _SMALL = Wanted(
     base_lr=0.12,
     settings=("warmup=1.0",),
     packaged=True,
-    heads=True,
+    heads="all",
     notes=(
         "A small network, trained on a processor for fewer epochs than the papers' 200: it is here "
         "so that everything can be tried offline, and is no rival of larger backbones.",
@@ -141,7 +141,7 @@ _SMALL = Wanted(
 _CGH = ("warmup=1.0", "warmup_temperature=0.1")
 ROWS = (
     _SMALL,
-    _tiny("resnet18", "cgh", packaged=True, settings=_CGH),
+    _tiny("resnet18", "cgh", packaged=True, heads="student", settings=_CGH),
     _tiny("resnet50", "cgh", settings=_CGH),
     *(_tiny("resnet18", method, like="resnet18.cgh") for method in ("ressl", "moco_v2", "lewel")),
     _tiny("resnet18", "mnclglf", epochs=10, least=10),

@@ -24,7 +24,6 @@ from cgh_models.hub import manifest
 from cgh_models.hub.card import write_description
 from cgh_models.hub.export import export
 from cgh_models.hub.registry import is_run
-from cgh_models.hub.row import HEADS
 from cgh_models.methods import build_method, preprocessing
 from cgh_models.train import checkpoint
 from cgh_models.train.log_file import read_log
@@ -105,6 +104,7 @@ def export_run(row: Wanted, run: Path, folder: Path) -> Path:
         run,
         made,
         dtype="float16",
+        heads=row.heads,
         tag=row.tag,
         license="apache-2.0",
         data_name=name,
@@ -150,14 +150,11 @@ def _finished(row: Wanted, folder: Path) -> Path:
 
 
 def _complete(row: Wanted, folder: Path, command: str, parts: int) -> None:
-    """Adds what export cannot know, and removes heads that are not wanted."""
+    """Adds what export cannot know."""
     found = manifest.read_row(folder)
     found.command = command
     stopped = [f"Its training was stopped and resumed: {parts} parts."] if parts > 1 else []
     found.notes = [DATA[row.data][2], *row.notes, *stopped, *found.notes]
-    if not row.heads:
-        del found.files[HEADS]
-        shutil.rmtree((folder / HEADS).parent)
     write_description(folder, found)
 
 

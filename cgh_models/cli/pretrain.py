@@ -127,6 +127,9 @@ class Export:
     """Weights folder to make."""
     dtype: Literal["float32", "float16"] = "float32"
     """Type of the numbers in the files; float16 halves them."""
+    heads: Literal["all", "student", "none"] = "all"
+    """Also write the method's heads: all, with teacher and queues, to go on training as if it had
+    not stopped; only the student's, far fewer bytes; or none."""
     tag: Name = ""
     """What follows the dot in the weights' name; without it, the method."""
     license: Name = ""

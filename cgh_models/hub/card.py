@@ -9,7 +9,7 @@ from .. import files
 from ..errors import InputError, printable
 from ..small_resnets import default_cfgs
 from . import manifest
-from .row import ConvertedFrom, Row
+from .row import STUDENT_HEADS, ConvertedFrom, Row
 
 CURVE = "curve.png"  # the picture of its training
 PAPERS = {
@@ -96,7 +96,10 @@ def _training(row: Row) -> str:
         cost = f"It took {row.training.hours:g} hours of {row.training.hardware}. "
     heads = ""
     if row.heads_file:
-        heads = f"`{row.heads_file}` holds the heads, the teacher and the queues: "
+        held = "the heads, the teacher and the queues"
+        if row.heads_file == STUDENT_HEADS:
+            held = "the student's heads; teacher and queues begin anew"
+        heads = f"`{row.heads_file}` holds {held}: "
         heads += "`cgh_models.load_method` restores them, `cgh pretrain --init FOLDER` goes on "
         heads += "from here.\n"
     return f"""```sh

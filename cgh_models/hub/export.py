@@ -16,7 +16,7 @@ from ..train.log_file import last_feature_std, read_log
 from . import manifest, weights_folder
 from .card import CURVE, write_description
 from .registry import load_method, new_method_of_run
-from .row import BACKBONE, HEADS, CodeVersion, Metric, TrainingImages
+from .row import BACKBONE, HEADS, STUDENT_HEADS, CodeVersion, Metric, TrainingImages
 from .training_curve import save_curve
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
@@ -28,6 +28,7 @@ def export(
     out: str | Path,
     *,
     dtype: str = "float32",
+    heads: str = "all",
     tag: str = "",
     license: str = "",
     data_name: str = "",
@@ -36,13 +37,14 @@ def export(
     """Writes a weights folder and reads it back before it returns.
 
     ``model.safetensors`` holds the student's backbone under timm's keys, ``config.json`` what timm
-    needs, ``heads/model.safetensors`` heads, teacher and queues, ``weights.json`` the row (see
-    `row`), ``README.md`` the card and ``curve.png`` a picture of the training.
+    needs, ``heads/`` the heads, ``weights.json`` the row (see `row`), ``README.md`` the card and
+    ``curve.png`` a picture of the training.
 
     Args:
         out: a new or empty folder.
         dtype: of the files; float16 halves them, rounded to the nearest. A tensor with values that
             float16 cannot hold stays float32, which is said and noted in the card.
+        heads: "all" with teacher and queues; the "student"'s alone, far fewer bytes; or "none".
         tag, license, data_name, data_license: as the flags of ``cgh export``.
 
     Raises:
@@ -68,11 +70,12 @@ def export(
     made["data"].license_note = data_license or _NO_TERMS
     backbone = method.student.backbone
     with weights_folder.new_folder(Path(out)) as draft:
-        _write_tensors(draft, method, DTYPES[dtype])
+        _write_tensors(draft, method, DTYPES[dtype], heads)
         save_curve(rows, draft / CURVE)
         weights_folder.describe(draft, backbone, tag or method.name, **made)
         weights_folder.check_backbone(draft, backbone)
-        _check_method(draft, method)
+        if heads != "none":
+            _check_method(draft, method, "student." if heads == "student" else "")
 
 
 def record(folder: Path, name: str, metric: Metric) -> None:
@@ -100,17 +103,22 @@ def _round_values(method: Any, dtype: str) -> list[str]:
     return [note]
 
 
-def _write_tensors(folder: Path, method: Any, dtype: torch.dtype) -> None:
-    backbone, heads = weights_folder.split_state(method)
-    (folder / HEADS).parent.mkdir()
-    for file, state in ((BACKBONE, backbone), (HEADS, heads)):
+def _write_tensors(folder: Path, method: Any, dtype: torch.dtype, heads: str) -> None:
+    backbone, others = weights_folder.split_state(method)
+    states = {BACKBONE: backbone}
+    if heads == "all":
+        states[HEADS] = others
+    elif heads == "student":
+        states[STUDENT_HEADS] = {k: v for k, v in others.items() if k.startswith("student.")}
+    for file, state in states.items():
+        (folder / file).parent.mkdir(exist_ok=True)
         write_tensors(folder / file, {key: rounded(value, dtype) for key, value in state.items()})
 
 
-def _check_method(folder: Path, method: Any) -> None:
+def _check_method(folder: Path, method: Any, part: str) -> None:
     loaded = load_method(folder).state_dict()
     for key, value in method.state_dict().items():
-        if not torch.equal(loaded[key], value):
+        if key.startswith(part) and not torch.equal(loaded[key], value):
             reason = "the heads read back differ from those trained; do not use it"
             raise IntegrityError(f"{folder}: {reason}")
 

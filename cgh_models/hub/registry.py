@@ -22,7 +22,7 @@ from ..train.checkpoint import is_run
 from . import fetch, foreign_config, manifest, tags, timm_models, weights_folder
 from .fetch import CacheDir
 from .memory_limit import MemoryLimit
-from .row import BACKBONE, HEADS, Row
+from .row import BACKBONE, HEADS, STUDENT_HEADS, Row
 
 # What timm's constructors and loaders raise for arguments or a config.json that cannot be.
 _TIMMS = (AssertionError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
@@ -221,8 +221,7 @@ def _load_method(weights: str | os.PathLike[str], cache_dir: CacheDir) -> Any:
 def load_run(run_dir: str | os.PathLike[str]) -> Any:
     """The method of a run, as its newest undamaged checkpoint has it."""
     method, _ = new_method_of_run(Path(run_dir))
-    _, file = checkpoint.newest(Path(run_dir), say)
-    checkpoint.load_method_state(file, method)
+    checkpoint.load_method_state(checkpoint.newest(Path(run_dir), say)[1], method)
     return method
 
 
@@ -255,15 +254,14 @@ def trained_pixel_range(weights: str | os.PathLike[str]) -> str:
 def start_from(method: Any, weights: str | os.PathLike[str]) -> str:
     """Copies weights into a new method: all of them if method and shapes agree, else the backbone.
 
-    Returns:
-        a sentence that says what was taken and what was left out. The method keeps it as
-        ``started_from``; it goes into the description of what is trained and exported.
+    Returns a sentence on what was taken and what was left out. The method keeps it as
+    ``started_from``, for the description of what is trained and exported.
 
-    Raises:
-        InputError: the backbone does not fit.
+    Raises InputError if the backbone does not fit.
     """
     folder = manifest.find_folder(weights)
     name = folder or str(weights)
+    of_run = folder is not None and is_run(folder)
     reason = "the weights have none"
     source = None
     if _has_heads(weights, folder):
@@ -273,9 +271,12 @@ def start_from(method: Any, weights: str | os.PathLike[str]) -> str:
             reason = describe_mismatch(method.state_dict(), source.state_dict())
     if source is not None and not reason:
         method.load_state_dict(source.state_dict())
-        method.started_from = f"started from {name}: backbone, heads, teacher and queues"
+        heads = "heads, teacher and queues"
+        if not of_run and manifest.find(name)[0].heads_file == STUDENT_HEADS:
+            heads = "heads; the teacher begins as the student, the queues anew"
+        method.started_from = f"started from {name}: backbone, {heads}"
         return method.started_from
-    if source is not None and folder is not None and is_run(folder):
+    if source is not None and of_run:
         loaded = source.student.backbone
     else:  # timm resamples position embeddings to the new image size
         loaded = create_model(name, **backbone.model_args(method.student.backbone))

@@ -9,6 +9,7 @@ from .strict_json import Limits, parse, refused
 
 BACKBONE = "model.safetensors"
 HEADS = "heads/model.safetensors"  # in a subfolder: older timm loads folders of one file only
+STUDENT_HEADS = "heads/student.safetensors"  # the student's alone: no teacher, no queues
 OLD_HEADS = "pretrain.safetensors"  # what folders of earlier versions call it
 
 Text = Annotated[str, Limits(1, 2000)]
@@ -166,7 +167,7 @@ class Row:
             raise refused("model_args", self.model_args, "img_size alone")
         if self.preprocessing.input_size[0] != 3:
             raise refused("preprocessing.input_size", self.preprocessing.input_size, "3 channels")
-        heads = [[], [HEADS], [OLD_HEADS]]
+        heads = [[], [HEADS], [STUDENT_HEADS], [OLD_HEADS]]
         if BACKBONE not in self.files or [f for f in self.files if f != BACKBONE] not in heads:
             raise refused("files", list(self.files), f"{BACKBONE}, and beside it at most {HEADS}")
         for name, metric in self.metrics.items():
@@ -203,7 +204,7 @@ class Row:
 
     @property
     def heads_file(self) -> str | None:
-        """The name of the file of heads, teacher and queues; None if there is none."""
+        """The name of the file of the heads, with or without teacher and queues; None: none."""
         return next((file for file in self.files if file != BACKBONE), None)
 
     @property

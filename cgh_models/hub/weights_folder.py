@@ -102,7 +102,7 @@ def check_backbone(folder: Path, model: TimmModel) -> None:
 
 
 def split_state(method: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """A method's state: the backbone's under timm's keys, and heads, teacher and queues."""
+    """A method's state: the backbone's under timm's keys; heads, teacher and queues."""
     heads = method.state_dict()
     inner = [key for key in heads if key.startswith(_STUDENT)]
     return {key.removeprefix(_STUDENT): heads.pop(key) for key in inner}, heads
@@ -111,8 +111,19 @@ def split_state(method: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]
 def load_state(
     method: nn.Module, backbone_state: dict[str, Tensor], heads: dict[str, Tensor], source: object
 ) -> None:
-    """Reverses `split_state`. Raises as `load_strictly`."""
+    """Reverses `split_state`. Raises as `load_strictly`.
+
+    Where the heads are the student's alone, teacher and queues are those of a new run: the teacher
+    is a copy of the student, the queues keep their random rows.
+    """
     state = heads | {_STUDENT + key: value for key, value in backbone_state.items()}
+    if all(key.startswith("student.") for key in heads):
+        for key, value in method.state_dict().items():
+            part, _, name = key.partition(".")
+            if part == "teacher" and f"student.{name}" in state:
+                state[key] = state[f"student.{name}"]
+            elif part != "student":
+                state[key] = value
     load_strictly(method, state, source)
 
 

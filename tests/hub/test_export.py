@@ -24,7 +24,7 @@ from cgh_models.hub import manifest
 from cgh_models.hub.export import export, record
 from cgh_models.hub.integrity import verify
 from cgh_models.hub.registry import create_model, load_method, load_run, start_from
-from cgh_models.hub.row import BACKBONE, HEADS, Metric
+from cgh_models.hub.row import BACKBONE, HEADS, STUDENT_HEADS, Metric
 from cgh_models.methods import METHODS, build_method, preprocessing
 from cgh_models.train import checkpoint
 from cgh_models.train.loop import pretrain
@@ -153,6 +153,30 @@ def test_every_method_exports_with_its_heads_and_goes_on_from_there(image_root, 
         torch.equal(value, trained.state_dict()[key].cpu())
         for key, value in fresh.state_dict().items()
     )
+
+
+@pytest.mark.parametrize("name", ["cgh", "byol", "nnclr"])
+def test_the_students_heads_alone_start_a_training_with_a_new_teacher(image_root, tmp_path, name):
+    trained = train_run(tmp_path / "run", image_root, name=name).to("cpu").state_dict()
+    export(tmp_path / "run", tmp_path / "weights", heads="student")
+    file = tmp_path / "weights" / STUDENT_HEADS
+    assert all(key.startswith("student.") for key in load_file(file))
+    assert "teacher and queues begin anew" in (tmp_path / "weights" / "README.md").read_text()
+    fresh = build_method(name, "test_resnet", {"input_size": (3, 64, 64)}, small(name))
+    said = start_from(fresh, tmp_path / "weights")
+    assert "backbone, heads; the teacher begins as the student, the queues anew" in said
+    for key, value in fresh.state_dict().items():
+        if key.startswith("queue."):
+            assert not torch.equal(value, trained[key])
+        else:
+            expected = trained.get(key.replace("teacher.", "student."), torch.tensor(0))
+            assert torch.equal(value, expected), key
+    verify(tmp_path / "weights")
+    export(tmp_path / "run", tmp_path / "bare", heads="none")
+    assert verify(tmp_path / "bare")["files"] == [BACKBONE]
+    assert "heads: left out, the weights have none" in start_from(fresh, tmp_path / "bare")
+    with pytest.raises(InputError, match="holds a backbone without heads"):
+        load_method(tmp_path / "bare")
 
 
 @pytest.mark.parametrize("arch", ["test_vit", "test_convnext", "resnet18_cifar_w16"])
