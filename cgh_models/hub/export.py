@@ -37,13 +37,12 @@ def export(
     """Writes a weights folder and reads it back before it returns.
 
     ``model.safetensors`` holds the student's backbone under timm's keys, ``config.json`` what timm
-    needs, ``heads/`` the heads, ``weights.json`` the row (see `row`), ``README.md`` the card and
-    ``curve.png`` a picture of the training.
+    needs, ``weights.json`` the row (see `row`), ``README.md`` the card, ``curve.png`` the training.
 
     Args:
         out: a new or empty folder.
-        dtype: of the files; float16 halves them, rounded to the nearest. A tensor with values that
-            float16 cannot hold stays float32, which is said and noted in the card.
+        dtype: of the files; float16 halves them, rounded to the nearest. A tensor that it cannot
+            hold stays float32, which is said and noted in the card.
         heads: "all" with teacher and queues; the "student"'s alone, far fewer bytes; or "none".
         tag, license, data_name, data_license: as the flags of ``cgh export``.
 
@@ -68,14 +67,12 @@ def export(
     made["license"] = license or None
     made["data"].name = printable(data_name) or made["data"].name
     made["data"].license_note = data_license or _NO_TERMS
-    backbone = method.student.backbone
     with weights_folder.new_folder(Path(out)) as draft:
         _write_tensors(draft, method, DTYPES[dtype], heads)
         save_curve(rows, draft / CURVE)
-        weights_folder.describe(draft, backbone, tag or method.name, **made)
-        weights_folder.check_backbone(draft, backbone)
-        if heads != "none":
-            _check_method(draft, method, "student." if heads == "student" else "")
+        weights_folder.describe(draft, method.student.backbone, tag or method.name, **made)
+        weights_folder.check_backbone(draft, method.student.backbone)
+        _check_method(draft, method, heads)
 
 
 def record(folder: Path, name: str, metric: Metric) -> None:
@@ -115,7 +112,10 @@ def _write_tensors(folder: Path, method: Any, dtype: torch.dtype, heads: str) ->
         write_tensors(folder / file, {key: rounded(value, dtype) for key, value in state.items()})
 
 
-def _check_method(folder: Path, method: Any, part: str) -> None:
+def _check_method(folder: Path, method: Any, heads: str) -> None:
+    if heads == "none":
+        return
+    part = "student." if heads == "student" else ""
     loaded = load_method(folder).state_dict()
     for key, value in method.state_dict().items():
         if key.startswith(part) and not torch.equal(loaded[key], value):
