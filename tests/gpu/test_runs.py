@@ -34,7 +34,6 @@ FLAGS += " --set queue_length=96 --set hidden_width=64 --set projection_width=16
 
 
 def command(cwd, *words):
-    """Starts the command line as a user does."""
     words = [sys.executable, "-m", "cgh_models", *map(str, words)]
     env = os.environ | {"PYTHONPATH": str(Path(cgh_models.__file__).parents[1])}
     return subprocess.Popen(words, cwd=cwd, env=env, text=True, stderr=subprocess.PIPE)
@@ -58,7 +57,6 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not_and_timm_loads_it(image
     for process in (command(tmp_path, "resume", run), not_stopped):
         said = process.communicate(timeout=300)[1]
         assert process.returncode == 0 and "done after 40 steps" in said, said
-
     mine, wanted = final(run), final(whole)
     if DEVICE == "cpu":
         assert not [key for key in wanted if not torch.equal(mine[key], wanted[key])]
@@ -69,7 +67,6 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not_and_timm_loads_it(image
     assert apart <= 0.2**2 * way
     losses = [[row["loss"] for row in lines(folder)[1:]] for folder in (run, whole)]
     np.testing.assert_allclose(*losses, rtol=0.01)
-
     export(run, tmp_path / "weights")
     model = timm.create_model(f"local-dir:{tmp_path / 'weights'}", pretrained=True).eval()
     here, there = (extract(model, image_root / "val", device=name) for name in ("cpu", DEVICE))
@@ -77,9 +74,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not_and_timm_loads_it(image
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="torch sets no limit to a CPU's memory")
-def test_where_memory_ends_a_run_says_what_fits_and_goes_on_with_it(
-    image_root, tmp_path, monkeypatch
-):
+def test_a_run_out_of_memory_says_what_fits_and_goes_on(image_root, tmp_path, monkeypatch):
     """At 0.7 of what a step takes: half a batch takes 0.5, checkpointing 0.45."""
     settings = {"device": DEVICE, "precision": "float32", "eval_every": -1}
     config = dataclasses.replace(QUICK, image_size=128, batch_size=64, **settings)
@@ -97,9 +92,7 @@ def test_where_memory_ends_a_run_says_what_fits_and_goes_on_with_it(
         changed = dataclasses.replace(config, **changes)
         loop.pretrain(build("ressl", changed), image_root / "train", changed, run, resume=resume)
 
-    said = "^64 images at once do not fit in the memory of cuda.*, 32 did when tried: give "
-    said += "--accumulate 2, --batch-size 32 or --grad-checkpointing, .*; saved at step 1, `cgh res"
-    torch.cuda.empty_cache()
+    said = "32 did when tried: give --accumulate 2, --batch-size 32 .*; saved at step 1, `cgh res"
     torch.cuda.reset_peak_memory_stats()
     monkeypatch.setattr(loop, "train_step", limited)
     try:
@@ -118,8 +111,7 @@ def test_views_are_those_made_on_the_cpu(image_root, mode, gib):
     images, config = load(image_root / "train"), dataclasses.replace(QUICK, views=mode, workers=2)
     images.cache_pixels(gib)
     recipe = RECIPES["multi_crop"] + RECIPES["byol"]
-    devices = map(torch.device, ("cpu", DEVICE))
-    made = [list(batches(images, recipe, config, 0, 4, device)) for device in devices]
+    made = [list(batches(images, recipe, config, 0, 4, torch.device(d))) for d in ("cpu", DEVICE)]
     for (here, indices), (there, others) in zip(*made, strict=True):
         np.testing.assert_array_equal(indices, others)
         for wanted, view in zip(here, there, strict=True):
@@ -129,8 +121,8 @@ def test_views_are_those_made_on_the_cpu(image_root, mode, gib):
 def test_nearest_neighbours_vote_as_on_the_cpu():
     """From a memory that is compared in three parts."""
     rng, labels = np.random.default_rng(0), np.arange(20_300) % 10
-    rows = 0.1 * rng.normal(size=(10, 512))[labels] + rng.normal(size=(20_300, 512))
-    rows = rows.astype(np.float32)
+    rows = rng.standard_normal((20_300, 512), np.float32)
+    rows += rng.standard_normal((10, 512), np.float32)[labels] / 10
     arrays = rows[300:], labels[300:], rows[:300]
     wanted = knn(*arrays)
     assert 0.2 < (wanted == labels[:300]).mean() < 1
