@@ -15,6 +15,8 @@ from cgh_models.train import checkpoint
 from cgh_models.train.loop import pretrain
 
 SMALL = {"projection_width": 8, "hidden_width": 16, "queue_length": 40, "predictor_width": 16}
+# Of the tests in gpu/; cpu tries there what makes sense without CUDA.
+DEVICE = os.environ.get("CGH_TEST_DEVICE", "cuda")
 # 64 images: 12 steps
 QUICK = TrainConfig(image_size=32, batch_size=16, epochs=3, warmup_epochs=1, device="cpu")
 

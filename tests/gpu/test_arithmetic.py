@@ -1,0 +1,170 @@
+"""Losses and steps on a device are those of the CPU, and nothing waits for the device."""
+
+import dataclasses
+from itertools import chain
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from small_runs import DEVICE, QUICK, build
+
+from cgh_models.data.batched_views import fast_views
+from cgh_models.data.views import COLUMNS, boxes, uniform
+from cgh_models.methods import METHODS, losses
+from cgh_models.train.optim import create_optimizer
+from cgh_models.train.step import MemoryGuard, train_step
+from cgh_models.view_recipes import RECIPES
+
+if DEVICE == "cuda" and not torch.cuda.is_available():
+    pytest.skip("needs a CUDA device", allow_module_level=True)
+pytestmark = pytest.mark.gpu
+KIND = torch.device(DEVICE).type
+
+
+def dense(s, sh, t, th, queues):
+    """The losses with batch x queue matrices: both of CGH, ReSSL's, InfoNCE; and a batch's own."""
+    q, qh = queues
+
+    def relations(student, queue, student_t, teacher, target_queue, teacher_t):
+        target = (teacher @ target_queue.T / teacher_t).softmax(1)
+        return -(target * (student @ queue.T / student_t).log_softmax(1)).sum(1).mean()
+
+    crossed = relations(s, q, 0.1, th, qh, 0.08) + 2 * relations(sh, qh, 0.08, t, q, 0.04)
+    scores = torch.cat([(s * t).sum(1, keepdim=True), s @ q.T], 1) / 0.2
+    nce = F.cross_entropy(scores, torch.zeros(len(s), dtype=torch.int64))
+    within = F.cross_entropy(s @ sh.T / 0.2, torch.arange(len(s)))
+    return crossed, relations(s, q, 0.1, t, q, 0.04), nce, within
+
+
+def streamed(s, sh, t, th, queues):
+    one, two = losses.crossed_relation_losses((s, sh), (t, th), queues, (0.1, 0.08), (0.04, 0.08))
+    within_queue = losses.relation_loss(s, t, queues[0], 0.1, 0.04)
+    nce = losses.info_nce(s, t, queues[0], 0.2)
+    return one + 2 * two, within_queue, nce, losses.batch_info_nce(s, sh, 0.2)
+
+
+def measured(functions, rows, queues, device, dtype):
+    """Each loss, and its gradients for both students."""
+    rows = [row.to(device, dtype).requires_grad_(i < 2) for i, row in enumerate(rows)]
+    for value in functions(*rows, queues.to(device, dtype)):
+        gradients = torch.autograd.grad(value, rows[:2], retain_graph=True, allow_unused=True)
+        both = torch.cat([gradient for gradient in gradients if gradient is not None])
+        yield value.detach().cpu().double(), both.cpu().double()
+
+
+@pytest.mark.parametrize("length", [100, 131_101], ids=["one chunk", "chunks"])
+def test_losses_and_gradients_are_within_two_millionths_of_dense_float64(length):
+    generator = torch.Generator().manual_seed(0)
+    rows = F.normalize(torch.randn(4, 64, 64, generator=generator), dim=-1)
+    queues = F.normalize(torch.randn(2, length, 64, generator=generator), dim=-1)
+    assert not torch.backends.cuda.matmul.allow_tf32
+    mine = measured(streamed, rows, queues, DEVICE, torch.float32)
+    exact = measured(dense, rows, queues, "cpu", torch.float64)
+    for pair in zip(mine, exact, strict=True):
+        for found, wanted in zip(*pair, strict=True):
+            assert (found - wanted).norm() <= 2e-6 * wanted.norm()
+    nearest = losses.nearest(rows[0].to(DEVICE), queues[0].to(DEVICE))
+    assert torch.equal(nearest.cpu(), losses.nearest(rows[0], queues[0]))
+
+
+def views_of(method):
+    torch.manual_seed(3)
+    return [torch.randn(16, 3, v.side(32), v.side(32)) for v in RECIPES[method.view_recipe]]
+
+
+def start(name, device=DEVICE, settings=None, **train):
+    """A method that was built on the CPU, its optimizer and its config."""
+    config = dataclasses.replace(QUICK, **train)
+    method = build(name, config, **(settings or {}))
+    method.to(device, memory_format=torch.channels_last).train()
+    return method, create_optimizer(method, config), config
+
+
+def steps(name, device, precision=torch.float32):
+    """The method after three steps, on the CPU, and its losses."""
+    method, optimizer, _ = start(name, device)
+    last = (0.05, torch.device(device).type, precision)
+    views = [view.to(device) for view in views_of(method)]
+    taken = [train_step(method, optimizer, views, progress, *last) for progress in (0, 0.01, 0.1)]
+    return method.cpu(), torch.stack([named["loss"] for named in taken]).cpu()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_three_steps_are_those_of_the_cpu_and_in_bfloat16_the_first_is_nearly(name, monkeypatch):
+    """Without TF32, torch's default for convolutions, with which other neighbours are nearest."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    (here, wanted), (there, found) = steps(name, "cpu"), steps(name, DEVICE)
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=0)
+    old, mine, theirs = (
+        torch.cat([parameter.detach().flatten() for parameter in method.parameters()])
+        for method in (build(name), there, here)
+    )
+    assert (mine - theirs).norm() <= 0.01 * (theirs - old).norm()
+    for mine, theirs in zip(there.buffers(), here.buffers(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0.01, atol=0.01)
+    rough, found = steps(name, DEVICE, torch.bfloat16)
+    torch.testing.assert_close(found[0], wanted[0], rtol=0.03, atol=0)
+    assert all(value.isfinite().all() for value in rough.state_dict().values())
+
+
+CASES = {name: (name, {}, {}) for name in METHODS} | {
+    "parts": ("cgh", {"accumulate": 2}, {}),
+    "splits": ("cgh", {}, {"batch_norm_splits": 2}),
+    "multi-crop": ("ressl", {"clip_norm": 1.0}, {"multi_crop": True}),
+    "adamw": ("cgh", {"optimizer": "adamw"}, {}),
+    "lars": ("lewel", {"optimizer": "lars"}, {}),
+}
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="nothing waits for a CPU")
+@pytest.mark.parametrize("case", CASES)
+def test_from_pixels_to_the_moved_teacher_nothing_waits_for_the_device(case):
+    name, train, settings = CASES[case]
+    method, optimizer, config = start(name, settings=settings, **train)
+    guard, mean, std = MemoryGuard(method), *torch.ones(2, 3, device=DEVICE)
+    pixels = torch.randint(256, (16, 40, 40, 3), dtype=torch.uint8, device=DEVICE)
+    last = (KIND, torch.bfloat16, config.clip_norm, config.accumulate)
+
+    def step(number):
+        views = []
+        for stream, view in enumerate(RECIPES[method.view_recipe]):
+            u, side = uniform(0, number, np.arange(16), COLUMNS, stream), view.side(32)
+            box = boxes(view, u, 40, 40)
+            views.append(fast_views(view, pixels, u, side, mean, std, box))
+            crops = pixels[:, :side, :side].permute(0, 3, 1, 2)  # as workers cut them
+            fast_views(view, crops, u, side, mean, std)
+        with guard:
+            return train_step(method, optimizer, views, (number % 2) / 2, 0.05, *last)
+
+    for number in range(2):
+        step(number)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        taken = [step(number) for number in range(2, 6)]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(step_losses is not None and step_losses["finite"] for step_losses in taken)
+
+
+@pytest.mark.parametrize(
+    "name, optimizer", [*((name, "sgd") for name in METHODS), ("cgh", "adamw"), ("lewel", "lars")]
+)
+@pytest.mark.parametrize("before", [0, 2], ids=["first step", "third step"])
+def test_a_step_that_is_not_finite_moves_no_weights_momentum_or_queue(name, optimizer, before):
+    method, made, _ = start(name, optimizer=optimizer)
+    views = [view.to(DEVICE) for view in views_of(method)]
+
+    def state():
+        moments = chain.from_iterable(made.state[p].values() for p in method.student.parameters())
+        queue = method.queue.buffers() if hasattr(method, "queue") else ()
+        return [x.clone() for x in (*method.student.parameters(), *queue, *moments)]
+
+    for _ in range(before):
+        assert train_step(method, made, views, 0.5, 0.05, KIND, torch.float32)["finite"]
+    kept = state()
+    views[0][3, 1, 5, 5] = torch.nan
+    assert not train_step(method, made, views, 0.5, 0.05, KIND, torch.float32)["finite"]
+    after = state()
+    kept += [torch.zeros_like(x) for x in after[len(kept) :]]  # what the first step made
+    assert all(torch.equal(x, y) for x, y in zip(kept, after, strict=True))
