@@ -12,7 +12,6 @@ from .losses import MIN_TEMPERATURE
 Losses = dict[str, Tensor]  # named scalar losses in nats; "loss" is the one that is minimized
 
 
-@typing.runtime_checkable
 class Method(Protocol):
     """An nn.Module with these members; nothing has to be inherited or registered to be trained.
 

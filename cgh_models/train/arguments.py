@@ -21,7 +21,8 @@ def check_arguments(method: Any, data: Any, config: Any, run_dir: Any) -> Path:
     ):
         hint = "give the method itself (compile=True in TrainConfig compiles it)"
         raise InputError(f"{kind}: its state would have other names; {hint}")
-    if not isinstance(method, nn.Module) or not isinstance(method, Method):
+    members = [*Method.__annotations__, "forward", "after_step"]
+    if not isinstance(method, nn.Module) or not all(hasattr(method, name) for name in members):
         expected = "an nn.Module with the members of cgh_models.methods.Method"
         raise InputError(f"{kind}: expected {expected}, such as CGH(backbone)")
     if not isinstance(config, TrainConfig):

@@ -35,7 +35,8 @@ FLAGS += " --set queue_length=96 --set hidden_width=64 --set projection_width=16
 
 def command(cwd, *words):
     words = [sys.executable, "-m", "cgh_models", *map(str, words)]
-    env = os.environ | {"PYTHONPATH": str(Path(cgh_models.__file__).parents[1])}
+    paths = (str(Path(cgh_models.__file__).parents[1]), os.environ.get("PYTHONPATH", ""))
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
     return subprocess.Popen(words, cwd=cwd, env=env, text=True, stderr=subprocess.PIPE)
 
 
