@@ -34,7 +34,8 @@ def check_arguments(method: Any, data: Any, config: Any, run_dir: Any) -> Path:
         if not isinstance(value, kinds):
             shown = printable(repr(value))[:60]
             raise InputError(f"{name}: {shown}: expected a path, or for data an ImageSet")
-    backbone: Any = method.student.backbone
+    student: Any = method.student
+    backbone = student.backbone
     if isinstance(backbone, torch.jit.ScriptModule) or hasattr(backbone, "_orig_mod"):
         raise InputError(f"{kind}: its backbone is compiled or scripted; give timm's module itself")
     for name, tensor in (*method.named_parameters(), *method.named_buffers()):
