@@ -1,0 +1,93 @@
+"""CUDA graphs of a backbone's passes: one launch in place of hundreds.
+
+A small network's kernels are done before the processor has launched the next ones. Recorded once
+and replayed, they follow each other without it.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..backbone import TimmModel
+
+
+def replay_passes(method: Any) -> None:
+    """Lets the backbones of a method's student and teacher replay what they do in training."""
+    passes = []
+    for network in (method.student, getattr(method, "teacher", None)):
+        if network is not None:
+            backbone = network.backbone
+            for name in ("forward", "forward_intermediates"):
+                replayed = ReplayedPass(backbone, getattr(backbone, name))
+                setattr(backbone, name, replayed)
+                passes.append(replayed)
+
+    def begin_step(*_: object) -> None:
+        for replayed in passes:
+            replayed.calls = 0
+
+    method.register_forward_pre_hook(begin_step)
+
+
+class ReplayedPass:
+    """Stands for ``function`` of a backbone in training mode; in eval mode it is that function.
+
+    A graph writes its activations, outputs and gradients into the same memory at every replay, so
+    the calls of a step, whose backward comes after them all, have a graph each. ``calls`` counts
+    them, and is set to 0 when a step begins.
+    """
+
+    def __init__(self, backbone: TimmModel, function: Callable[..., Any]):
+        self.backbone = backbone
+        self.function = function
+        self.calls = 0
+        self.graphs: dict[tuple, Callable[[Tensor], tuple[Tensor, ...]]] = {}
+
+    def __call__(self, images: Tensor, **options: Any) -> Any:
+        if not self.backbone.training or not images.is_cuda:
+            return self.function(images, **options)
+        key = (self.calls, images.shape, *options.values(), torch.is_grad_enabled())
+        key += (torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda"))
+        self.calls += 1
+        if key not in self.graphs:
+            self.graphs[key] = self._record(images, options)
+        first, *maps = self.graphs[key](images)
+        return (first, maps) if options else first
+
+    def _record(self, images: Tensor, options: dict[str, Any]) -> Callable[..., Any]:
+        buffers = list(self.backbone.buffers())
+        before = [buffer.clone() for buffer in buffers]
+        # A recording keeps no weights that autocast cast before it.
+        with torch.autocast(
+            "cuda",
+            torch.get_autocast_dtype("cuda"),
+            enabled=torch.is_autocast_enabled("cuda"),
+            cache_enabled=False,
+        ):
+            graph = torch.cuda.make_graphed_callables(
+                _FlatPass(self.backbone, self.function, options),
+                (images.clone(),),
+                allow_unused_input=True,  # a norm after the last map, for example
+            )
+        # Batch norms have moved while it warmed up.
+        for buffer, value in zip(buffers, before, strict=True):
+            buffer.copy_(value)
+        return graph
+
+
+class _FlatPass(nn.Module):
+    """images -> a tuple of tensors, which is what can be recorded."""
+
+    def __init__(
+        self, backbone: TimmModel, function: Callable[..., Any], options: dict[str, Any]
+    ):
+        super().__init__()
+        self.backbone = backbone  # so that its parameters take gradients
+        self.function = function
+        self.options = options
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        outputs = self.function(images, **self.options)
+        return (outputs[0], *outputs[1]) if self.options else (outputs,)
