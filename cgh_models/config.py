@@ -103,6 +103,9 @@ class TrainConfig:
     """Compute activations twice: less memory, a third more work."""
     compile: bool = setting(False, "nothing but rounding")
     """Use torch.compile: minutes of compiling, then faster steps on a GPU; ignored on a CPU."""
+    cuda_graphs: bool = setting(False, "nothing but rounding")
+    """Replay the backbones' passes as CUDA graphs: small networks on a GPU are then several times
+    as fast; ignored on a CPU."""
     memory_gib: float = setting(2.0, "nothing but rounding and the decoded size of photographs")
     """Images that fit decoded in this many GiB are kept in memory; 2 hold Tiny ImageNet."""
     log_every: int = setting(0, "nothing")
@@ -127,6 +130,12 @@ class TrainConfig:
         if self.batch_size % self.accumulate:
             given = f"accumulate={self.accumulate}"
             raise InputError(f"{given}: has to divide the batch size, {self.batch_size}")
+        others = {"accumulate": self.accumulate > 1, "compile": self.compile}
+        others["grad_checkpointing"] = self.grad_checkpointing
+        together = [name for name, given in others.items() if given and self.cuda_graphs]
+        if together:
+            given = f"cuda_graphs=True with {together[0]}"
+            raise InputError(f"{given}: they exclude each other; leave one out")
         check_range(self, 0, 2**62, "workers", "log_every", "seed", "memory_gib", "warmup_epochs")
         if self.eval_every != -1:
             check_range(self, 0, 2**62, "eval_every")

@@ -142,7 +142,7 @@ _CGH = ("warmup=1.0", "warmup_temperature=0.1")
 ROWS = (
     _SMALL,
     _tiny("resnet18", "cgh", packaged=True, heads="student", settings=_CGH),
-    _tiny("resnet50", "cgh", settings=_CGH),
+    _tiny("resnet50", "cgh", batch_size=256, settings=_CGH),
     *(_tiny("resnet18", method, like="resnet18.cgh") for method in ("ressl", "moco_v2", "lewel")),
     _tiny("resnet18", "mnclglf", epochs=10, least=10),
     _cifar("cgh"),

@@ -80,9 +80,7 @@ class ReplayedPass:
 class _FlatPass(nn.Module):
     """images -> a tuple of tensors, which is what can be recorded."""
 
-    def __init__(
-        self, backbone: TimmModel, function: Callable[..., Any], options: dict[str, Any]
-    ):
+    def __init__(self, backbone: TimmModel, function: Callable[..., Any], options: dict[str, Any]):
         super().__init__()
         self.backbone = backbone  # so that its parameters take gradients
         self.function = function

@@ -1,6 +1,7 @@
 """Losses and steps on a device are those of the CPU, and nothing waits for the device."""
 
 import dataclasses
+from functools import partial
 from itertools import chain
 
 import numpy as np
@@ -8,12 +9,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from small_runs import DEVICE, QUICK, build
+from torch.profiler import ProfilerActivity, profile
 
+from cgh_models.backbone import eval_mode
 from cgh_models.data.batched_views import fast_views
 from cgh_models.data.views import COLUMNS, boxes, uniform
 from cgh_models.methods import METHODS, losses
 from cgh_models.train.optim import create_optimizer
-from cgh_models.train.step import MemoryGuard, train_step
+from cgh_models.train.step import MemoryGuard, prepare, train_step
 from cgh_models.view_recipes import RECIPES
 
 if DEVICE == "cuda" and not torch.cuda.is_available():
@@ -106,6 +109,50 @@ def test_three_steps_are_those_of_the_cpu_and_in_bfloat16_the_first_is_nearly(na
     rough, found = steps(name, DEVICE, torch.bfloat16)
     torch.testing.assert_close(found[0], wanted[0], rtol=0.03, atol=0)
     assert all(value.isfinite().all() for value in rough.state_dict().values())
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="a CPU has no such graphs")
+@pytest.mark.parametrize("precision, near", [(torch.float32, 2e-3), (torch.bfloat16, 0.1)])
+@pytest.mark.parametrize("name", METHODS)
+def test_replayed_steps_are_those_that_are_launched_one_by_one(name, precision, near, monkeypatch):
+    """Several calls of a backbone in a step, a batch norm's statistics, measuring in between."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    found = []
+    for replayed in (False, True):
+        method, optimizer, config = start(name, cuda_graphs=replayed)
+        prepare(method, config, torch.device(DEVICE))
+        views = [view.to(DEVICE) for view in views_of(method)]
+        last = (0.05, KIND, precision)
+        taken = []
+        for progress in (0, 0.01, 0.1, 0.2, 0.5):
+            with eval_mode(method.student.backbone), torch.no_grad():
+                method.student.backbone(views[0])
+            taken.append(train_step(method, optimizer, views, progress, *last)["loss"])
+            views = [view.roll(1, 0) for view in views]
+        state = method.state_dict()
+        found.append([torch.stack(taken), *(state[key].float() for key in sorted(state))])
+    for mine, wanted in zip(*found, strict=True):
+        assert (mine - wanted).norm() <= near * wanted.norm() + 1e-6
+
+
+def launches(step):
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        step()
+        torch.cuda.synchronize()
+    return sum(event.name.startswith("cudaLaunchKernel") for event in profiler.events())
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="a CPU has no such graphs")
+def test_graphs_save_most_launches():
+    counts = []
+    for replayed in (False, True):
+        method, optimizer, config = start("ressl", cuda_graphs=replayed)
+        prepare(method, config, torch.device(DEVICE))
+        views = [view.to(DEVICE) for view in views_of(method)]
+        step = partial(train_step, method, optimizer, views, 0.5, 0.05, KIND, torch.bfloat16)
+        step()
+        counts.append(launches(step))
+    assert counts[1] < counts[0] / 2
 
 
 CASES = {name: (name, {}, {}) for name in METHODS} | {
