@@ -59,7 +59,10 @@ ERRORS = (NotReproduced, InputError, NetworkError, IntegrityError, DiskError, In
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether the error says that a device, or the CPU, has no memory left."""
-    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    signs = ("can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
 
 
 def printable(text: object) -> str:

@@ -253,11 +253,11 @@ def test_a_row_is_trained_on_a_bare_machine_and_measured_and_added_on_another(tm
     assert "measured on it; change --data" in refused(
         "measure", name, *places, "--data", "data/cifar10"
     )
-    done = zoo("full", "measure", name, *places, "--no-linear")
+    done = zoo("full", "measure", name, *places, "--linear", "none")
     assert done.returncode == 0 and "tiny-imagenet-200: not there" in done.stderr, done.stderr[
         -800:
     ]
-    second = zoo("full", "measure", name, *places, "--no-linear")
+    second = zoo("full", "measure", name, *places, "--linear", "none")
     assert (
         second.returncode == 0 and "knn on" not in second.stderr
     )  # what is there is not measured again

@@ -94,7 +94,7 @@ def main() -> None:
         if args.command in ("next", "train"):
             print(train(row, place, args.minutes, args.epochs or _goal(row)))
         if args.command != "train":
-            measure(row, place, not args.no_linear)
+            measure(row, place, args.linear)
         if args.command in ("next", "finish"):
             finish(row, folder, args.commit)
     except ERRORS as error:
@@ -143,7 +143,10 @@ def _arguments() -> argparse.Namespace:
             command.add_argument("--epochs", type=int, default=0, help="exactly so many")
         if name != "train":
             command.add_argument(
-                "--no-linear", action="store_true", help="leave the linear evaluation for later"
+                "--linear",
+                choices=("sgd", "lbfgs", "none"),
+                default="sgd",
+                help="the papers' evaluation, a quick one on embeddings, or none for now",
             )
     command = commands.add_parser("add")
     command.add_argument("folder", type=Path)

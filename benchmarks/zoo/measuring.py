@@ -14,6 +14,7 @@ from cgh_models.errors import InputError, say
 from cgh_models.evaluate import measurement
 from cgh_models.evaluate.devices import pick_device
 from cgh_models.evaluate.linear import sgd
+from cgh_models.evaluate.probes import probe
 from cgh_models.evaluate.protocols import LINEAR, EvalSettings, Measurement
 from cgh_models.files import sha256
 from cgh_models.hub import manifest
@@ -32,16 +33,21 @@ LARGEST = 95
 ALL = 170
 
 
-def measure(row: Wanted, place: Place, linear: bool) -> None:
+def measure(row: Wanted, place: Place, linear: str) -> None:
     """Measures the row and an untrained network and writes the numbers into its folder.
 
     Numbers that are there already are not measured a second time.
+
+    Args:
+        linear: "sgd", as in papers: 120 passes through the network; "lbfgs", on the embeddings that
+            kNN needs too; or "none".
 
     Raises:
         InputError: the images that it was trained on are not there.
     """
     folder = place.out / row.name
-    settings = EvalSettings(workers=place.workers, device=place.device)
+    cache = place.out / "cache"
+    settings = EvalSettings(workers=place.workers, device=place.device, cache_dir=cache)
     there = {metric for metric, found in manifest.read_row(folder).metrics.items() if found}
     model = create_model(folder)
     torch.manual_seed(0)
@@ -70,7 +76,14 @@ def measure(row: Wanted, place: Place, linear: bool) -> None:
             if (metric := kind + suffix) not in there:
                 found = measurement.knn(network, train, val, settings)
                 _record(folder, metric, found, data, ["knn", *words])
-    if linear:
+    if linear == "lbfgs":
+        train, val = load_splits(place.data / row.data)
+        for suffix, network, words in networks:
+            if (metric := f"linear_lbfgs{suffix}") not in there:
+                found = probe("lbfgs", network, train, val, settings)
+                words = ["linear", *words, "--protocol", "lbfgs"]
+                _record(folder, metric, found, row.data, words)
+    if linear == "sgd":
         train, val = load_splits(place.data / row.data)
         # On a CPU the exact one takes as long as the training.
         fast = pick_device(place.device).type == "cpu"

@@ -21,7 +21,7 @@ DATA = {
         "Tiny ImageNet",
         "Images of ImageNet, whose terms allow non-commercial research and education; the licence "
         "below is that of the weights, not of the images.",
-        "Trained on photographs of 64 px that were enlarged: expect less of it on large ones.",
+        "Trained on photographs of 64 px: expect less of it on large ones.",
     ),
 }
 

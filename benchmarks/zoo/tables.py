@@ -12,7 +12,12 @@ from .rows import ROWS
 REPO = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).parent
 NUMBERS = HERE / "numbers.json"  # rows whose weights are not shipped
-NUMERIC = {"kNN %": "knn", "kNN % on other images": "knn_transfer", "linear %": "linear"}
+NUMERIC = {
+    "kNN %": "knn",
+    "kNN % on other images": "knn_transfer",
+    "linear %": "linear",
+    "logistic %": "linear_lbfgs",
+}
 
 
 def known() -> dict[str, Row]:

@@ -9,7 +9,16 @@ from typing import Any
 from tyro.conf import DisallowNone, HelptextFromCommentsOff, OmitArgPrefixes
 from tyro.extras import SubcommandApp
 
-from ..errors import ERRORS, DiskError, InputError, Interrupted, Output, printable, say
+from ..errors import (
+    ERRORS,
+    DiskError,
+    InputError,
+    Interrupted,
+    Output,
+    out_of_memory,
+    printable,
+    say,
+)
 from ..version import __version__
 from .evaluate import Finetune, Knn, Linear, Reproduce
 from .parse_errors import explain, on_parse_error
@@ -112,6 +121,11 @@ def _run_to_exit_code(words: list[str], stdout: Output) -> int | None:
             raise
         if error is not stdout.error:
             code = _explain(error)
+    except (RuntimeError, MemoryError) as error:
+        if os.environ.get("CGH_TRACEBACK") or not out_of_memory(error):
+            raise
+        reason = printable(str(error).partition("\n")[0])[:120] or "no memory left"
+        code = _explain(InputError(f"{reason}: give a smaller --batch-size, or --device cpu"))
     except SystemExit as stop:  # after --help
         code = int(stop.code or 0)
     except KeyboardInterrupt:

@@ -203,9 +203,14 @@ def _kill(iterator: Any) -> None:
     torch would wait 5 s for each, then send SIGTERM, which they ignore. Its own way is not taken
     afterwards, because a killed process may hold a lock for which it would wait.
     """
-    iterator._shutdown = True
-    if hasattr(iterator, "_pin_memory_thread_done_event"):
+    thread = getattr(iterator, "_pin_memory_thread", None)
+    if thread is not None and not iterator._shutdown:  # it would meet their end with a traceback
         iterator._pin_memory_thread_done_event.set()
+        iterator._worker_result_queue.put((None, None))
+        thread.join(timeout=1)
+        iterator._worker_result_queue.cancel_join_thread()
+        iterator._worker_result_queue.close()
+    iterator._shutdown = True
     for process in iterator._workers:
         process.kill()
     for process in iterator._workers:

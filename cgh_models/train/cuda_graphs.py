@@ -4,6 +4,7 @@ A small network's kernels are done before the processor has launched the next on
 and replayed, they follow each other without it.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,8 @@ from ..backbone import TimmModel
 
 def replay_passes(method: Any) -> None:
     """Lets the backbones of a method's student and teacher replay what they do in training."""
+    # Recording takes gradients on a stream of its own, which torch finds worth a warning.
+    warnings.filterwarnings("ignore", "The AccumulateGrad node's stream does not match")
     passes = []
     for network in (method.student, getattr(method, "teacher", None)):
         if network is not None:

@@ -11,10 +11,12 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import PACKAGED, cgh
 
 from cgh_models.cli.main import COMMANDS, SHELLS, main, parse
 from cgh_models.cli.pretrain import Pretrain
+from cgh_models.cli.weights import List
 from cgh_models.config import TrainConfig
 from cgh_models.hub import manifest
 from cgh_models.methods import METHODS
@@ -403,6 +405,16 @@ MISTAKES = [
     ("autoload maybe", "cgh autoload: 'maybe': expected one of on, off; see"),
     ("export {images} --out o --tag cgh", "not a run folder"),
 ]
+
+
+def test_memory_that_ends_is_one_sentence_wherever_it_does(monkeypatch, capsys):
+    monkeypatch.setattr(List, "run", lambda _: torch.empty(2**60))
+    monkeypatch.setattr(sys, "argv", ["cgh", "list"])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    said = capsys.readouterr().err
+    assert "can't allocate memory" in said and said.count("\n") == 1
+    assert "give a smaller --batch-size, or --device cpu" in said
 
 
 @pytest.mark.parametrize("words, message", MISTAKES, ids=[m[0][:60] for m in MISTAKES])
