@@ -94,7 +94,7 @@ def main() -> None:
         if args.command in ("next", "train"):
             print(train(row, place, args.minutes, args.epochs or _goal(row)))
         if args.command != "train":
-            measure(row, place, args.linear)
+            measure(row, place, args.linear, args.fast)
         if args.command in ("next", "finish"):
             finish(row, folder, args.commit)
     except ERRORS as error:
@@ -148,6 +148,7 @@ def _arguments() -> argparse.Namespace:
                 default="sgd",
                 help="the papers' evaluation, a quick one on embeddings, or none for now",
             )
+            command.add_argument("--fast", action="store_true", help="as `cgh evaluate --fast`")
     command = commands.add_parser("add")
     command.add_argument("folder", type=Path)
     command.add_argument("--packaged", action="store_true", help="into the wheel")

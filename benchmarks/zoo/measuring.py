@@ -33,7 +33,7 @@ LARGEST = 95
 ALL = 170
 
 
-def measure(row: Wanted, place: Place, linear: str) -> None:
+def measure(row: Wanted, place: Place, linear: str, fast: bool = False) -> None:
     """Measures the row and an untrained network and writes the numbers into its folder.
 
     Numbers that are there already are not measured a second time.
@@ -41,13 +41,16 @@ def measure(row: Wanted, place: Place, linear: str) -> None:
     Args:
         linear: "sgd", as in papers: 120 passes through the network; "lbfgs", on the embeddings that
             kNN needs too; or "none".
+        fast: folded batch norms and bfloat16 (`cgh evaluate --fast`). The sgd on a CPU always is:
+            it would take as long as the training.
 
     Raises:
         InputError: the images that it was trained on are not there.
     """
     folder = place.out / row.name
     cache = place.out / "cache"
-    settings = EvalSettings(workers=place.workers, device=place.device, cache_dir=cache)
+    settings = EvalSettings(workers=place.workers, device=place.device, fast=fast, cache_dir=cache)
+    flags = ["--fast"] if fast else []
     there = {metric for metric, found in manifest.read_row(folder).metrics.items() if found}
     model = create_model(folder)
     torch.manual_seed(0)
@@ -75,18 +78,17 @@ def measure(row: Wanted, place: Place, linear: str) -> None:
         for suffix, network, words in networks:
             if (metric := kind + suffix) not in there:
                 found = measurement.knn(network, train, val, settings)
-                _record(folder, metric, found, data, ["knn", *words])
+                _record(folder, metric, found, data, ["knn", *words, *flags])
     if linear == "lbfgs":
         train, val = load_splits(place.data / row.data)
         for suffix, network, words in networks:
             if (metric := f"linear_lbfgs{suffix}") not in there:
                 found = probe("lbfgs", network, train, val, settings)
-                words = ["linear", *words, "--protocol", "lbfgs"]
+                words = ["linear", *words, "--protocol", "lbfgs", *flags]
                 _record(folder, metric, found, row.data, words)
     if linear == "sgd":
         train, val = load_splits(place.data / row.data)
-        # On a CPU the exact one takes as long as the training.
-        fast = pick_device(place.device).type == "cpu"
+        fast = fast or pick_device(place.device).type == "cpu"
         settings = EvalSettings(workers=place.workers, device=place.device, fast=fast, log=say)
         for suffix, network, words in networks:
             if (metric := f"linear{suffix}") not in there:
