@@ -104,8 +104,8 @@ class TrainConfig:
     compile: bool = setting(False, "nothing but rounding")
     """Use torch.compile: minutes of compiling, then faster steps on a GPU; ignored on a CPU."""
     cuda_graphs: bool = setting(False, "nothing but rounding")
-    """Replay the backbones' passes as CUDA graphs: small networks on a GPU are then several times
-    as fast; ignored on a CPU."""
+    """Replay the backbones' passes as CUDA graphs: faster steps where a GPU waits for launches, as
+    it does for small networks and images; ignored on a CPU."""
     memory_gib: float = setting(2.0, "nothing but rounding and the decoded size of photographs")
     """Images that fit decoded in this many GiB are kept in memory; 2 hold Tiny ImageNet."""
     log_every: int = setting(0, "nothing")
