@@ -144,7 +144,7 @@ def embeddings(
     key = ""
     if settings.cache_dir:
         key = cache.key(plain, images, indices, settings.fast)
-        cached = cache.read(settings.cache_dir, key, indices)
+        cached = cache.read(settings.cache_dir, key, images, indices)
         if cached is not None and (on_bad == "skip" or len(cached[1]) == len(indices)):
             return cached
     device = pick_device(settings.device)
