@@ -1,5 +1,6 @@
 """Image sets: the frozen index of a folder, list or archive, with pixels in memory or on disk."""
 
+import contextlib
 import hashlib
 import os
 from collections import Counter
@@ -73,17 +74,15 @@ class ImageSet:
         """Why the image cannot be used now; empty if it can."""
         try:
             self.image(index)
+            return ""
         except BadImage as reason:
             return str(reason)
-        return ""
 
     def decoded_bytes(self, index: int) -> int:
         """Bytes of its pixels, by its header; 0 if that cannot be read."""
-        try:
-            with self.open(index) as file:
-                return decoded_bytes(file)
-        except BadImage:
-            return 0
+        with contextlib.suppress(BadImage), self.open(index) as file:
+            return decoded_bytes(file)
+        return 0
 
     def open(self, index: int) -> AbstractContextManager[IO[bytes]]:
         """The bytes of the image as an open file. Raises `BadImage`."""
@@ -93,11 +92,10 @@ class ImageSet:
         """Its time of change in nanoseconds; 0 where that is not known, or the file is gone."""
         if self.archive:
             return self.archive.changed(index)
-        try:
+        with contextlib.suppress(OSError):
             changed = os.stat(self.path(index)).st_mtime_ns
-        except OSError:
-            return 0
-        return changed if abs(changed) < 2**63 else 0
+            return changed if abs(changed) < 2**63 else 0
+        return 0
 
     def load_or_substitute(
         self, index: int, min_side: float = 0
