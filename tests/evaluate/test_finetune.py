@@ -140,6 +140,12 @@ def test_a_file_that_is_no_such_share_is_one_sentence(case, splits, tmp_path):
         labelled(splits[0], 10, 0, tmp_path)
 
 
+@pytest.mark.parametrize("name", ["n" * 255, "\u00e9" * 127])
+def test_a_splits_file_may_have_the_longest_name_that_there_is(splits, tmp_path, name):
+    drawn = [labelled(splits[0], 10, 0, tmp_path / name)[1] for _ in range(2)]
+    assert drawn[0] == drawn[1] and [path.name for path in tmp_path.iterdir()] == [name]
+
+
 def test_a_subset_keeps_names_labels_and_classes_and_has_a_digest_of_its_own(splits):
     train, _ = splits
     for kept in (False, True):
