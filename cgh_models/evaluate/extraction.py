@@ -24,7 +24,7 @@ from .inference import inference_copy
 from .protocols import EvalSettings
 from .splits import subset
 
-_MOST_BYTES = 2**30  # of a batch of images, whatever size the model's description asks for
+_MOST_BYTES = 2**28  # of a batch of images, whatever size the model's description asks for
 
 
 @plain_defaults()
