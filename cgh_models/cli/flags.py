@@ -55,25 +55,19 @@ def check_paths(command: Any, values: Mapping[str, Any]) -> None:
     """Raises InputError for a path, among the values of a command's flags, that cannot exist."""
     for name, kind in get_type_hints(command, include_extras=True).items():
         value: Any = values.get(name, "")
-        if dataclasses.is_dataclass(value):
-            check_paths(type(value), vars(value))
-            continue
+        value = vars(value) if dataclasses.is_dataclass(value) else value
         if isinstance(value, dict):
             check_paths(kind, value)
         details = getattr(kind, "__metadata__", ())
         for metavar in {str(getattr(detail, "metavar", "")) for detail in details} & _PATHS:
             argument = metavar if _POSITIONAL in details else f"--{name.replace('_', '-')}"
             for path in (value,) if isinstance(value, str) else value:
-                _check_length(argument, path)
-
-
-def _check_length(argument: str, path: str) -> None:
-    try:
-        os.lstat(path)
-    except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:
-            given = f"{argument} {printable(path[:60])}..."
-            raise InputError(f"{given}: too long for a file system; give a shorter path") from error
+                try:
+                    os.lstat(path)
+                except OSError as error:
+                    if error.errno == errno.ENAMETOOLONG:
+                        what = f"{argument} {printable(path[:60])}...: too long for a file system"
+                        raise InputError(f"{what}; give a shorter path") from error
 
 
 def _default_of(field: str, configs: Mapping[str, object]) -> str:

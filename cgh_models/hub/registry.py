@@ -27,7 +27,6 @@ from .row import BACKBONE, HEADS, Row
 # What timm's constructors and loaders raise for arguments or a config.json that cannot be.
 _TIMMS = (AssertionError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
 _TIMMS += (ArithmeticError,)
-_LARGE_IMAGE = 512  # pixels a side: whether one passes within the limit is tried
 _BYTES_PER_CLASS = 2**17  # of a classifier, at most: 8,192 floats, which timm makes and fills
 
 
@@ -146,24 +145,18 @@ def _from_folder(path: Path, pretrained: bool, kwargs: dict[str, Any]) -> nn.Mod
     if not weights_folder.is_weights(path):
         raise InputError(f"{name}: holds no weights (config.json, model.safetensors) and no run")
     file = path / BACKBONE
-    model: Any
     with MemoryLimit(path, [file], _BYTES_PER_CLASS * kwargs.get("num_classes", 0)):
         if (path / manifest.ROW_FILE).is_file():
             row = manifest.read_row(path)
             tensors = fetch.read(row, BACKBONE, path)  # checks the sha256, also for timm
             timm_models.check_fit(row, file)
-            model = _of_row(row, file, lambda: tensors, pretrained, kwargs)
-        else:
-            arch, cfg, args = foreign_config.read(path)
-            try:
-                model = timm.create_model(arch, True, cfg, **{**args, "num_classes": 0, **kwargs})
-            except _TIMMS as error:
-                raise _cannot_build(name, kwargs, error) from error
-        _, height, width = model.pretrained_cfg["input_size"]
-        if max(height, width) > _LARGE_IMAGE:
-            with contextlib.suppress(*_TIMMS):  # whoever uses it sees what it raises
-                backbone.on_zeros(lambda model, image: model(image), model, height, width)
-        return model
+            return timm_models.tried(_of_row(row, file, lambda: tensors, pretrained, kwargs))
+        arch, cfg, args = foreign_config.read(path)
+        args = {**args, "num_classes": 0, **kwargs}
+        try:
+            return timm_models.tried(timm.create_model(arch, True, cfg, **args))
+        except _TIMMS as error:
+            raise _cannot_build(name, kwargs, error) from error
 
 
 def _cannot_build(what: str, kwargs: dict[str, object], error: Exception) -> InputError:
