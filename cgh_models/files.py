@@ -23,7 +23,8 @@ def atomic(path: Path, needed: int = 0) -> Iterator[Path]:
 
     Raises DiskError if it may not be written or has no room for its ``needed`` bytes.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{secrets.token_hex(2)}.tmp")
+    short = path.name[:50]  # a name may have 255 bytes
+    temporary = path.with_name(f".{short}.{os.getpid()}{secrets.token_hex(2)}.tmp")
     try:
         yield temporary
         with open(temporary, "rb+") as file:

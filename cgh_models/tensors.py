@@ -104,11 +104,8 @@ def read_tensors(path: Path, sha256: str | None = None, *, ours: bool = False) -
                 return _read(file, lambda block: None, ours)
             with ThreadPoolExecutor(1) as hasher:  # hashes while more is read
                 tensors = _read(file, partial(hasher.submit, digest.update), ours)
-    except OSError as error:
-        reason = f"cannot be read ({error.strerror}); check disk and permissions"
-        raise DiskError(f"{name}: {reason}") from error
-    except (ValueError, RecursionError) as error:
-        raise _damaged(path, error) from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise _unreadable(path, error) from error
     found = digest.hexdigest()
     if found != sha256:
         reason = f"sha256 differs: expected {sha256}, found {found}; get it again"
@@ -117,16 +114,19 @@ def read_tensors(path: Path, sha256: str | None = None, *, ours: bool = False) -
 
 
 def read_shapes(path: Path) -> dict[str, Tensor]:
-    """Tensors without values (meta). Raises IntegrityError for a damaged header."""
+    """Tensors without values (meta). Raises IntegrityError for a damaged header, or DiskError."""
     try:
         with open(path, "rb", buffering=0) as file:
             _, entries = _read_header(file, ours=False)
     except (OSError, ValueError, RecursionError) as error:
-        raise _damaged(path, error) from error
+        raise _unreadable(path, error) from error
     return {e.name: torch.empty(e.shape, dtype=e.dtype, device="meta") for e in entries}
 
 
-def _damaged(path: Path, error: Exception) -> IntegrityError:
+def _unreadable(path: Path, error: Exception) -> IntegrityError | DiskError:
+    if isinstance(error, OSError):
+        reason = f"cannot be read ({error.strerror}); check disk and permissions"
+        return DiskError(f"{printable(path)}: {reason}")
     reason = f"not a readable safetensors file ({error}); get it again"
     return IntegrityError(f"{printable(path)}: {reason}")
 

@@ -56,7 +56,7 @@ METHOD_FILES = {
     f"methods.{name}" for name in ("byol", "cgh", "lewel", "mnclglf", "moco_v2", "nnclr", "ressl")
 }
 LONGEST_CHAIN = 7
-MOST_LINES = 11_950
+MOST_LINES = 12_200
 
 
 def room(name: str) -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import random
+import sys
 import tracemalloc
 
 import pytest
@@ -142,3 +143,12 @@ def test_a_mismatch_is_described_by_count_and_first_keys():
         describe_mismatch(STATE, other)
         == "3 of 7 tensors are missing, unknown or of another shape, the first are a, b, zz"
     )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc/self/mem, whose start is an EIO")
+@pytest.mark.parametrize("read", [read_shapes, read_tensors])
+def test_a_file_that_the_system_does_not_read_just_now_is_not_damaged(read, tmp_path):
+    path = tmp_path / "a.safetensors"
+    path.symlink_to("/proc/self/mem")
+    with pytest.raises(DiskError, match=f"^{path}: cannot be read .Input/output error."):
+        read(path)

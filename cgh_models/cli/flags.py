@@ -1,10 +1,15 @@
 """The kinds of values that flags take, and flags that are made of the fields of a config."""
 
+import dataclasses
+import errno
+import os
 from collections.abc import Collection, Mapping
 from typing import Annotated, Any, Literal, TypedDict, TypeVar, get_type_hints
 
 import docstring_parser
 from tyro.conf import Positional, arg
+
+from ..errors import InputError, printable
 
 T = TypeVar("T")
 
@@ -23,6 +28,8 @@ Weights = Annotated[Positional[str], arg(metavar="WEIGHTS")]
 Pattern = Annotated[Positional[str], arg(metavar="PATTERN", help_behavior_hint=_default)]
 Recipe = Literal["imagenet", "cifar", "tiny"]
 OfRecipe = Annotated[T | None, arg(help_behavior_hint="(default: the recipe's)")]
+_PATHS = {"FOLDER", "FILE", "RUN", "WEIGHTS", "[WEIGHTS ...]", "IMAGES"}  # they may be paths
+_POSITIONAL: Any = Positional[None].__metadata__[0]  # pyright: ignore
 METAVARS = {"device": "NAME", "eval_data": "FOLDER", "pixel_range": "RANGE"}
 
 
@@ -42,6 +49,25 @@ def flags_of(config: type, defaults: Mapping[str, object], left_out: Collection[
             details = arg(help=text, help_behavior_hint=hint, metavar=METAVARS.get(name))
             flags[name] = Annotated[kinds[name], details]
     return TypedDict(config.__name__, flags, total=False)  # pyright: ignore
+
+
+def check_paths(command: Any, values: Mapping[str, Any]) -> None:
+    """Raises InputError for a path, among the values of a command's flags, that cannot exist."""
+    for name, kind in get_type_hints(command, include_extras=True).items():
+        value: Any = values.get(name, "")
+        value = vars(value) if dataclasses.is_dataclass(value) else value
+        if isinstance(value, dict):
+            check_paths(kind, value)
+        details = getattr(kind, "__metadata__", ())
+        for metavar in {str(getattr(detail, "metavar", "")) for detail in details} & _PATHS:
+            argument = metavar if _POSITIONAL in details else f"--{name.replace('_', '-')}"
+            for path in (value,) if isinstance(value, str) else value:
+                try:
+                    os.lstat(path)
+                except OSError as error:
+                    if error.errno == errno.ENAMETOOLONG:
+                        what = f"{argument} {printable(path[:60])}...: too long for a file system"
+                        raise InputError(f"{what}; give a shorter path") from error
 
 
 def _default_of(field: str, configs: Mapping[str, object]) -> str:

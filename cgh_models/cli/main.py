@@ -21,6 +21,7 @@ from ..errors import (
 )
 from ..version import __version__
 from .evaluate import Finetune, Knn, Linear, Reproduce
+from .flags import check_paths
 from .parse_errors import explain, on_parse_error
 from .pretrain import Backbones, Demo, Export, Pretrain, Resume
 from .weights import Autoload, Convert, Info, List, Publish, Verify
@@ -77,7 +78,9 @@ def _run(words: list[str]) -> None:
             given = printable(" ".join(words))
             raise InputError(f"{given}: expected one of {', '.join(SHELLS)}")
         case _:
-            parse(words).run()
+            command = parse(words)
+            check_paths(type(command), vars(command))
+            command.run()
 
 
 def main() -> None:

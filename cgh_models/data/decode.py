@@ -180,11 +180,11 @@ def _check_pixels(image: Image.Image, most: int) -> None:
 
 
 def _unreadable(file: IO[bytes], error: Exception) -> BadImage:
-    start = png.first_bytes(file, 12)
-    if isinstance(error, Image.UnidentifiedImageError):
-        if start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-            what = "a TIFF whose number, bits or order of bands is not read"
-            return BadImage(f"{what}; save it as grey or RGB of 8 or 16 bits")
+    start = png.first_bytes(file, 16)
+    if isinstance(error, Image.UnidentifiedImageError) or start.startswith(b"SIMPLE"):  # a FITS
+        unread = deep_pixels.describe_unread(start, file)
+        if unread:
+            return BadImage(unread)
         if start[4:8] == b"ftyp":
             return BadImage("not readable as an image; if it is a HEIC, `pip install pillow-heif`")
         if start[:2] == b"\xff\x0a" or start[4:8] == b"JXL ":

@@ -4,12 +4,13 @@ A range is a text: ``N-bit`` (0 to 2**N - 1, other values are refused), ``LOW,HI
 clipped to it), or ``auto``: one N-bit for the whole set, decided from some of its images.
 """
 
+import contextlib
 import re
 import sys
 from typing import IO, Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, TiffImagePlugin
 
 DEPTHS = (8, 10, 12, 14, 16)  # bits that values of 16 may use
 _BLOCK = 2**20  # values that are scaled at once
@@ -22,6 +23,10 @@ _UNSIGNED, _SIGNED = (1,), (2,)
 _COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}  # bands, by photometric interpretation
 _ALPHA = ((1,), (2,))
 _PSD_MULTICHANNEL = 7
+_NUMBERS = {1: "unsigned numbers", 2: "signed numbers", 3: "floats"}  # by sample format
+_UNREAD = dict.fromkeys((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"), "a TIFF of unknown numbers")
+_UNREAD |= {b"8BPS": "a PSD", b"SIMPLE": "a FITS", b"PF": "a PFM", b"v/1\1": "an OpenEXR"}
+_UNREAD |= {b"#?": "a Radiance HDR"}
 
 
 class PixelsRefused(Exception):  # noqa: N818 - `decode` makes a BadImage of it
@@ -49,9 +54,11 @@ def check_bands(image: Any, file: IO[bytes]) -> None:
     has_alpha = _tag(image, _EXTRA, ()) in _ALPHA
     if image.format == "TGA" and image.mode == "RGBA":
         colours, bands, has_alpha = 3, 4, header[17] & 15 > 0
-    elif image.format == "JPEG2000" and image.mode in ("LA", "RGBA"):
-        bands = len(image.mode)
-        colours, has_alpha = bands - 1, b"cdef" in header
+    elif image.format == "JPEG2000":
+        _check_depth(image, file)
+        bands = len(image.getbands())
+        has_alpha = b"cdef" in header
+        colours = bands - (image.mode in ("LA", "RGBA"))
     elif image.format == "PSD" and header[25] == _PSD_MULTICHANNEL:
         colours, bands = 1, header[13]
     if colours and bands != colours and not (has_alpha and bands == colours + 1):
@@ -67,11 +74,45 @@ def check_bands(image: Any, file: IO[bytes]) -> None:
         raise PixelsRefused("a FITS of whole numbers, whose zero is not read; save it as a PNG")
 
 
+def _check_depth(image: Any, file: IO[bytes]) -> None:
+    """Notes the bits of a JPEG 2000, or raises PixelsRefused.
+
+    Pillow rounds colours to 8 bits so that white, one above the largest, becomes black, and adds a
+    half of the range to signed numbers.
+    """
+    place = file.tell()
+    file.seek(0)
+    codestream = file.read().partition(b"\xff\x4f\xff\x51")[2]
+    file.seek(place)
+    bands = codestream[38 : 38 + 3 * int.from_bytes(codestream[36:38], "big") : 3]
+    depth = 1 + max((band & 127 for band in bands), default=7)
+    signed = "signed " if max(bands, default=0) > 127 else ""
+    if signed or depth > (16 if image.mode == "I;16" else 8):
+        what = f"a JPEG 2000 of {signed}bands of {depth} bits, which is not read right"
+        raise PixelsRefused(f"{what}; save it as a PNG of 16 bits and {_ADVICE}")
+    image.info["depth"] = depth
+
+
 def scale_transparency(image: Any) -> None:
     """Pillow scales greys of 2 or 4 bits to 8, but not the one that a PNG says is transparent."""
     clear = image.info.get("transparency")
     if image.format == "PNG" and isinstance(clear, int):
         image.info["transparency"] = clear * {"L;2": 85, "L;4": 17}.get(_raw_mode(image), 1)
+
+
+def describe_unread(start: bytes, file: IO[bytes]) -> str:
+    """What a file holds whose numbers Pillow does not read, and what to do; "" for other files."""
+    what = next((what for magic, what in _UNREAD.items() if start.startswith(magic)), "")
+    with contextlib.suppress(Exception):  # the tags of a TIFF, which may be damaged
+        tags = TiffImagePlugin.ImageFileDirectory_v2(start if start[2] == 43 else start[:8])
+        file.seek(tags.next)
+        tags.load(file)
+        numbers = _NUMBERS.get(tags.get(_SAMPLE_FORMAT, _UNSIGNED)[0], "numbers")
+        bands = tags.get(_BANDS, 1)
+        what = f"a TIFF of {max(tags[_BITS])}-bit {numbers}" + f" in {bands} bands" * (bands > 1)
+    expected = f"save it as a TIFF of one band of 32-bit floats and {_ADVICE}"
+    expected += ", or save it as grey or RGB of 8 or 16 bits"
+    return f"{what}, which is not read; {expected}" if what else ""
 
 
 def is_deep(image: Any) -> bool:
@@ -178,6 +219,8 @@ def _stated_range(image: Any) -> str:
     """The range that the file itself states; empty if it does not."""
     if _tag(image, _BITS, ()) == (12,):
         return "12-bit"
+    if image.format == "JPEG2000" and image.info["depth"] < 16:
+        return f"{image.info['depth']}-bit"
     scaled_by_pillow = image.format == "PPM" and image.mode == "I" and image.tile[0][0] != "raw"
     return "16-bit" if scaled_by_pillow else ""
 
@@ -186,6 +229,8 @@ def _values(image: Any, file: IO[bytes]) -> tuple[np.ndarray, np.ndarray | None]
     """The file's values (H, W) or (H, W, bands), upright; its alpha (H, W), if any."""
     if not _is_deep_colour(image):
         values = _upright(image)
+        if image.format == "JPEG2000":  # Pillow scales them to 16 bits
+            return values >> (16 - image.info["depth"]), None
         if values.dtype == np.uint8:
             return values.view(np.int8), None
         is_unsigned = _tag(image, _SAMPLE_FORMAT, _UNSIGNED) == _UNSIGNED

@@ -20,6 +20,7 @@ from .workers import Key, Sample, read_batches
 Transform = Callable[[Image.Image], Tensor]
 OnBad = Literal["raise", "skip", "substitute"]
 _MOST_ASPECT = 50
+_MOST_SIDE = 8192
 _MOST_NAMED = 3  # bad files that get a line on stderr
 
 
@@ -51,8 +52,15 @@ def _not_too_long(image: Image.Image) -> Image.Image:
 
 
 def eval_transform(backbone: nn.Module) -> Transform:
-    """timm's evaluation transform for this backbone: RGB image -> normalized (3, S, S)."""
+    """timm's evaluation transform for this backbone: RGB image -> normalized (3, S, S).
+
+    Raises InputError if it would resize images to more than 8,192 pixels a side.
+    """
     config = resolve_model_data_config(backbone)
+    side = max(config["input_size"][1:]) / config["crop_pct"]
+    if side > _MOST_SIDE:
+        what = f"images would be resized to {side:.0f} pixels before the crop"
+        raise InputError(f"{what}; give a model with a smaller input_size or a larger crop_pct")
     transform: Any = create_transform(**config, is_training=False)  # pyright: ignore
     transform.transforms.insert(0, _not_too_long)
     return transform

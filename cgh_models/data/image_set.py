@@ -1,5 +1,6 @@
 """Image sets: the frozen index of a folder, list or archive, with pixels in memory or on disk."""
 
+import contextlib
 import hashlib
 import os
 from collections import Counter
@@ -42,6 +43,7 @@ class ImageSet:
     archive: Archive | None = None  # what reads images that are no files of their own
     # uint8 (N, H, W, 3) if all images are equally large, else a list of (H, W, 3); None: streamed
     pixels: Tensor | list[Tensor] | None = None
+    places: np.ndarray | None = None  # (N,) of the images in ``pixels``; None: in their own order
     bad: dict[int, str] = field(default_factory=dict)  # why images cannot be used, by index
     bad_file: Path | None = None  # names each of them once
     pixel_range: str = "auto"  # of pixels of more than 8 bits, as `deep_pixels` has it
@@ -63,17 +65,24 @@ class ImageSet:
     def image(self, index: int, min_side: float = 0) -> Image.Image:
         """The image as 8-bit RGB; ``min_side`` as in `read_image`. Raises `BadImage`."""
         if self.pixels is not None:
-            return Image.fromarray(self.pixels[index].numpy())
+            place = index if self.places is None else int(self.places[index])
+            return Image.fromarray(self.pixels[place].numpy())
         with self.open(index) as file:
             return decode(file, min_side, self.pixel_range)
 
+    def why_bad(self, index: int) -> str:
+        """Why the image cannot be used now; empty if it can."""
+        try:
+            self.image(index)
+            return ""
+        except BadImage as reason:
+            return str(reason)
+
     def decoded_bytes(self, index: int) -> int:
         """Bytes of its pixels, by its header; 0 if that cannot be read."""
-        try:
-            with self.open(index) as file:
-                return decoded_bytes(file)
-        except BadImage:
-            return 0
+        with contextlib.suppress(BadImage), self.open(index) as file:
+            return decoded_bytes(file)
+        return 0
 
     def open(self, index: int) -> AbstractContextManager[IO[bytes]]:
         """The bytes of the image as an open file. Raises `BadImage`."""
@@ -83,11 +92,10 @@ class ImageSet:
         """Its time of change in nanoseconds; 0 where that is not known, or the file is gone."""
         if self.archive:
             return self.archive.changed(index)
-        try:
+        with contextlib.suppress(OSError):
             changed = os.stat(self.path(index)).st_mtime_ns
-        except OSError:
-            return 0
-        return changed if abs(changed) < 2**63 else 0
+            return changed if abs(changed) < 2**63 else 0
+        return 0
 
     def load_or_substitute(
         self, index: int, min_side: float = 0
@@ -136,11 +144,8 @@ class ImageSet:
         """Names bad files in ``path`` from now on; those that it names already are read again."""
         self.bad_file = path
         named = self._named_in(path) if self.pixels is None else {}
-        for index in named:
-            try:
-                self.image(index)
-            except BadImage as reason:
-                self.bad[index] = str(reason)
+        reasons = {index: self.why_bad(index) for index in named}
+        self.bad |= {index: reason for index, reason in reasons.items() if reason}
         mended = len(named.keys() - self.bad.keys())
         if mended:
             say(f"{printable(path)}: {mended} of the images that it names can be read now")

@@ -109,7 +109,7 @@ def batches(
             pin_memory = device.type == "cuda"
             read = read_batches(dataset, sampler, images.path, config.workers, pin_memory)
         else:
-            read = _batches_in_memory(whole, len(recipe), sampler)
+            read = _batches_in_memory(whole, images.places, len(recipe), sampler)
         with contextlib.closing(read):
             for step, batch in enumerate(read, start):
                 images.record_bad_files(batch.bad_files)
@@ -154,11 +154,12 @@ def _whole_images(images: ImageSet, config: TrainConfig, device: torch.device) -
 
 
 def _batches_in_memory(
-    pixels: Tensor, views: int, sampler: ResumableBatchSampler
+    pixels: Tensor, places: np.ndarray | None, views: int, sampler: ResumableBatchSampler
 ) -> Generator[Batch, None, None]:
     for keys in sampler:
         indices = np.array([index for _, index in keys])
-        chosen = torch.from_numpy(indices).to(pixels.device, non_blocking=True)
+        chosen = torch.from_numpy(indices if places is None else places[indices])
+        chosen = chosen.to(pixels.device, non_blocking=True)
         yield Batch(indices, [pixels[chosen]] * views, [])
 
 

@@ -62,10 +62,13 @@ def _state_sha256(model: nn.Module) -> str:
     return total.hexdigest()
 
 
-def read(folder: str | Path, key: str, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """Cached embeddings (n, D) and indices (n,) of the images that could be read; None if not kept.
+def read(
+    folder: str | Path, key: str, images: ImageSet, indices: np.ndarray
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Cached embeddings (n, D) and indices (n,) of the images that can be read; None if not kept.
 
-    ``indices`` are those of all images. A damaged file is named, and then counts as none.
+    ``indices`` are those of all images. What was left out of them is tried again: chmod does not
+    change the time of a file. A damaged file is named, and then counts as none.
     """
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -79,9 +82,12 @@ def read(folder: str | Path, key: str, indices: np.ndarray) -> tuple[np.ndarray,
         described = files.read_json(path.with_suffix(".json"), "the sha256 of cached embeddings")
         tensors = read_tensors(path, str(described["sha256"]))
         kept = tensors["kept"].numpy() if "kept" in tensors else indices
-        if len(kept) < len(indices):
-            count = len(indices) - len(kept)
-            say(f"{printable(path)}: of images of which {count} could not be read; left out")
+        missing = np.setdiff1d(indices, kept)
+        if not all(images.why_bad(int(index)) for index in missing):
+            return None
+        if missing.size:
+            count = f"{missing.size} could not be read"
+            say(f"{printable(path)}: of images of which {count}; left out")
         return tensors["embeddings"].numpy(), kept
     except (InputError, IntegrityError, DiskError, KeyError):
         message = f"{printable(path)}: cached embeddings are damaged and are computed again"

@@ -24,7 +24,7 @@ from .inference import inference_copy
 from .protocols import EvalSettings
 from .splits import subset
 
-_MOST_BYTES = 2**30  # of a batch of images, whatever size the model's description asks for
+_MOST_BYTES = 2**28  # of a batch of images, whatever size the model's description asks for
 
 
 @plain_defaults()
@@ -144,7 +144,7 @@ def embeddings(
     key = ""
     if settings.cache_dir:
         key = cache.key(plain, images, indices, settings.fast)
-        cached = cache.read(settings.cache_dir, key, indices)
+        cached = cache.read(settings.cache_dir, key, images, indices)
         if cached is not None and (on_bad == "skip" or len(cached[1]) == len(indices)):
             return cached
     device = pick_device(settings.device)

@@ -16,6 +16,7 @@ _MAX_KEYS = 2**23  # numbers of the keys that are compared at once: 16 MiB in bf
 _MAX_ROWS = 2**16  # keys that are compared at once where they lie
 _MAX_FOUND = 2**20  # neighbours that are remembered at once, 12 bytes each, twice
 _MIN_CHUNK = 64  # queries at a time, whatever they take
+_MOST_CLASSES = 2**20  # each takes a vote of every query
 
 
 @plain_defaults()
@@ -37,11 +38,13 @@ def knn(
     host and on the ``device`` that compares.
 
     Raises:
-        InputError: k is not between 1 and N, or the temperature is not positive.
+        InputError: k is not between 1 and N, the temperature is not positive, the labels are not N
+            classes from 0, or the embeddings are not two arrays of one width.
     """
-    count = len(memory)
-    if not 1 <= k <= count:
-        what = f"k={k}: expected 1 to {count}, the number of training images"
+    memory, labels, queries = map(np.asarray, (memory, labels, queries))
+    _check_arrays(memory, labels, queries)
+    if not 1 <= k <= len(memory):
+        what = f"k={k}: expected 1 to {len(memory)}, the number of training images"
         raise InputError(f"{what}; give another --k")
     if not temperature > 0:
         raise InputError(f"temperature={temperature}: it has to be positive")
@@ -65,6 +68,22 @@ def knn(
     return torch.cat(predicted).numpy()
 
 
+def _check_arrays(memory: np.ndarray, labels: np.ndarray, queries: np.ndarray) -> None:
+    kinds = memory.dtype.kind + queries.dtype.kind
+    widths = {memory.shape[1:], queries.shape[1:]}
+    if not set(kinds) <= set("biuf") or memory.ndim != 2 or len(widths) > 1 or (0,) in widths:
+        given = f"memory {memory.shape}, queries {queries.shape}"
+        raise InputError(f"{given}: expected embeddings of one width, (N, D) and (M, D)")
+    given = f"{labels.dtype} of shape {labels.shape}"
+    are_classes = labels.shape == (len(memory),) and labels.dtype.kind in "biu"
+    if labels.dtype.kind in "iu" and labels.size:
+        given += f", values from {labels.min()} to {labels.max()}"
+        are_classes = are_classes and labels.min() >= 0 and labels.max() < _MOST_CLASSES
+    if not are_classes:
+        wanted = f"{len(memory)} whole numbers from 0 to {_MOST_CLASSES - 1}"
+        raise InputError(f"labels: {given}; expected {wanted}, the class of each training image")
+
+
 def _nearest(
     keys: Tensor, norms: Tensor, queries: Tensor, k: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
@@ -73,11 +92,16 @@ def _nearest(
     def parts() -> Iterator[tuple[Tensor, Tensor]]:
         rows = _MAX_ROWS
         if device.type != "cpu":  # they are copied
-            rows = max(1, _MAX_KEYS // (2 * keys.shape[1]))
+            rows = _rows(2 * keys.shape[1])
         for part, lengths in zip(keys.split(rows), norms.split(rows), strict=True):
             yield part.to(device), lengths.to(device)
 
     return _best(parts(), queries, k, torch.float32, device)
+
+
+def _rows(width: int) -> int:
+    """How many keys of some bfloat16 numbers are compared at once, with `_MIN_CHUNK` queries."""
+    return max(1, min(_MAX_KEYS // width, _MAX_SCORES // _MIN_CHUNK))
 
 
 def _best(
@@ -160,7 +184,7 @@ def _nearest_by_candidates(
 
 def _rounded(keys: Tensor, norms: Tensor, errors: list[Tensor]) -> Iterator[tuple[Tensor, None]]:
     """Unit keys in bfloat16, in parts; the largest rounding errors are added to ``errors``."""
-    rows = max(1, _MAX_KEYS // keys.shape[1])
+    rows = _rows(keys.shape[1])
     for part, lengths in zip(keys.split(rows), norms.split(rows), strict=True):
         rounded = torch.empty_like(part, dtype=torch.bfloat16)
         for start in range(0, len(part), 256):  # as many rows as fit in the CPU's cache

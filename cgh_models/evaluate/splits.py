@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor
 
 from ..data.image_set import ImageSet
 from ..data.path_list import read_text
@@ -120,11 +119,9 @@ def _read(file: Path, images: ImageSet, percent: int, drawn: int) -> np.ndarray:
 def subset(images: ImageSet, indices: np.ndarray) -> ImageSet:
     """These images as a set of their own, with the same classes and a digest of its own."""
     digest = hashlib.sha256(images.digest.encode() + np.asarray(indices, "<i8").tobytes())
-    pixels = images.pixels
-    if isinstance(pixels, Tensor):
-        pixels = pixels[indices]
-    elif pixels is not None:
-        pixels = [pixels[index] for index in indices]
+    places = None
+    if images.pixels is not None:  # they are not copied
+        places = indices if images.places is None else images.places[indices]
     assert images.labels is not None
     return dataclasses.replace(
         images,
@@ -132,7 +129,7 @@ def subset(images: ImageSet, indices: np.ndarray) -> ImageSet:
         labels=images.labels[indices],
         digest=digest.hexdigest(),
         archive=images.archive and images.archive.take(indices),
-        pixels=pixels,
+        places=places,
         bad={},
         bad_file=None,
     )

@@ -6,7 +6,7 @@ switches and words for parts of a network are.
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import timm
 from timm.models import PretrainedCfg
@@ -15,7 +15,8 @@ from .. import backbone
 from ..errors import InputError, IntegrityError, printable
 from ..files import read_json
 from ..tensors import describe_mismatch, read_shapes
-from .row import BACKBONE
+from .row import BACKBONE, Preprocessing
+from .strict_json import parse
 
 _ARGS = {"img_size", "patch_size", "in_chans", "global_pool", "embed_dim", "embed_dims", "depth"}
 _ARGS |= {"depths", "num_heads", "mlp_ratio", "window_size", "qkv_bias", "init_values"}
@@ -58,6 +59,11 @@ def read(folder: Path) -> tuple[str, PretrainedCfg, dict[str, Any]]:
     fields = {
         key: _tuple(given[key]) for key in sorted(_CFG & given.keys()) if _is_plain(given[key])
     }
+    for key, kind in get_type_hints(Preprocessing, include_extras=True).items():
+        try:
+            parse(kind | None, given.get(key), f"pretrained_cfg.{key}")
+        except ValueError as error:
+            raise InputError(f"{name}: {printable(error)}; save it anew") from error
     classes = fields.get("num_classes", config.get("num_classes", 0))
     file = folder / BACKBONE
     cfg = PretrainedCfg(file=str(file), architecture=arch, **fields | {"num_classes": classes})

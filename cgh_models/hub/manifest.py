@@ -65,12 +65,17 @@ def find_folder(weights: str | os.PathLike[str]) -> Path | None:
             if not os.path.isdir(folder):
                 return None
             if _is_name(weights):
-                say(f"{weights} is a name and means it; the folder of that name is ./{weights}")
+                _say_once(weights)
                 return None
     if not os.path.isdir(folder):
         hint = "give a weights folder, a run folder or a timm name"
         raise InputError(f"{printable(folder)[:200]}: there is no such folder; {hint}")
     return folder
+
+
+@functools.cache
+def _say_once(name: str) -> None:
+    say(f"{name} is a name and means it; the folder of that name is ./{name}")
 
 
 def _is_name(weights: str) -> bool:

@@ -150,10 +150,11 @@ def _from_folder(path: Path, pretrained: bool, kwargs: dict[str, Any]) -> nn.Mod
             row = manifest.read_row(path)
             tensors = fetch.read(row, BACKBONE, path)  # checks the sha256, also for timm
             timm_models.check_fit(row, file)
-            return _of_row(row, file, lambda: tensors, pretrained, kwargs)
+            return timm_models.tried(_of_row(row, file, lambda: tensors, pretrained, kwargs))
         arch, cfg, args = foreign_config.read(path)
+        args = {**args, "num_classes": 0, **kwargs}
         try:
-            return timm.create_model(arch, True, cfg, **{**args, "num_classes": 0, **kwargs})
+            return timm_models.tried(timm.create_model(arch, True, cfg, **args))
         except _TIMMS as error:
             raise _cannot_build(name, kwargs, error) from error
 

@@ -82,7 +82,7 @@ class Preprocessing:
     input_size: Annotated[list[Side], Three]
     mean: Annotated[list[Annotated[float, Limits()]], Three]
     std: Annotated[list[Annotated[float, Limits(above=0)]], Three]
-    crop_pct: Annotated[float, Limits(high=1, above=0)]
+    crop_pct: Annotated[float, Limits(0.01, 1)]
     interpolation: Literal["bilinear", "bicubic", "nearest", "lanczos"]
     crop_mode: Literal["center", "squash", "border"]
 

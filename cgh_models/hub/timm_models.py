@@ -17,6 +17,8 @@ from ..errors import InputError, IntegrityError, printable
 from ..tensors import describe_mismatch, read_shapes
 from .row import Row
 
+_LARGE = 512  # pixels a side
+
 
 def skeleton(row: Row, **kwargs: Any) -> TimmModel:
     """The row's headless model without memory for its weights. Raises InputError."""
@@ -39,6 +41,15 @@ def from_folder(folder: Path, **kwargs: Any) -> TimmModel:
             exits.callback(os.close, handle)
             name = f"/proc/self/fd/{handle}"
         return create_model(f"local-dir:{name}", pretrained=True, **kwargs)
+
+
+def tried(model: Any) -> Any:
+    """The model; if its images are large one has passed, which a MemoryLimit around may refuse."""
+    _, height, width = model.pretrained_cfg["input_size"]
+    if max(height, width) > _LARGE:
+        with contextlib.suppress(LookupError, RuntimeError, TypeError, ValueError):
+            backbone.on_zeros(lambda model, image: model(image), model, height, width)
+    return model
 
 
 def check_fit(row: Row, path: Path) -> None:

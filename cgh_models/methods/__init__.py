@@ -31,6 +31,8 @@ def build_method(
 ) -> Any:
     """Builds a method on a new timm backbone with random weights.
 
+    ``zero_init_last`` acts here alone: a class that is called with a backbone leaves it as it is.
+
     Args:
         preprocessing, model_args: see `backbone.create`.
         config: the method's Config, a dict of its fields, or None for its defaults.

@@ -31,7 +31,7 @@ class BYOL(nn.Module):
         teacher_momentum: float = 0.99  # at the start; a cosine takes it to 1
         blur: bool = True  # in the views; solo-learn leaves it out on CIFAR
         wide_crops: bool = True  # of 0.08 to 1 of the area, as the authors; False: of 0.2 to 1
-        zero_init_last: bool = True  # the last norm of each residual starts at 0, timm's way
+        zero_init_last: bool = True  # `build_method` starts residuals' last norms at 0, timm's way
         eval_interpolation: Literal["bilinear", "bicubic"] = "bicubic"  # of evaluations
 
         __post_init__ = check_config

@@ -122,7 +122,7 @@ class LEWEL(nn.Module):
         average_norms: bool = True  # EMAN: the teacher, in eval mode, follows the statistics too
         blur: bool = True  # in the views
         exempt_head_norms: bool = True  # with paper_faithful; in the authors' code only with EMAN
-        zero_init_last: bool = False  # the last norm of each residual starts at 1, as the authors'
+        zero_init_last: bool = False  # `build_method` starts residuals' last norms at 1, as theirs
         eval_interpolation: Literal["bilinear", "bicubic"] = "bilinear"  # the authors' evaluation
 
         def __post_init__(self):
@@ -202,7 +202,7 @@ class LEWELM(nn.Module):
         temperature: float = 0.2  # of both losses
         negatives: Literal["queue", "batch"] = "queue"
         """Of A_k: a queue that all k share, or the other A'_k of the batch."""
-        zero_init_last: bool = False  # the last norm of each residual starts at 1, as the authors'
+        zero_init_last: bool = False  # `build_method` starts residuals' last norms at 1, as theirs
         eval_interpolation: Literal["bilinear", "bicubic"] = "bilinear"  # the authors' evaluation
 
         def __post_init__(self):

@@ -55,7 +55,7 @@ class MNCLGLF(nn.Module):
         temperature: float = 1.0  # of both losses
         nearest_weight: float = 6.0  # the paper's a
         local_gradient: bool = True  # the paper's figure; False: the release, L_local is constant
-        zero_init_last: bool = True  # the last norm of each residual starts at 0, as the authors'
+        zero_init_last: bool = True  # `build_method` starts residuals' last norms at 0, as theirs
         eval_interpolation: Literal["bilinear", "bicubic"] = "bilinear"  # the authors' evaluation
 
         __post_init__ = check_config

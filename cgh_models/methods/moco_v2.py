@@ -40,7 +40,7 @@ class MoCoV2(nn.Module):
         batch_norm_splits: int = 1  # parts with their own batch statistics: the authors' 8 GPUs
         blur: bool = True  # in the views; not in the authors' CIFAR demo
         wide_crops: bool = False  # of 0.08 to 1 of the area: the authors' CIFAR demo
-        zero_init_last: bool = False  # the last norm of each residual starts at 1, as the authors'
+        zero_init_last: bool = False  # `build_method` starts residuals' last norms at 1, as theirs
         eval_interpolation: Literal["bilinear", "bicubic"] = "bilinear"  # the authors' evaluation
 
         __post_init__ = check_config

@@ -34,7 +34,7 @@ class NNCLR(nn.Module):
         predictor_width: int = 4096  # hidden width of the predictor
         queue_length: int = 65536  # past projections, among which the nearest is looked for
         temperature: float = 0.2
-        zero_init_last: bool = True  # the last norm of each residual starts at 0, timm's way
+        zero_init_last: bool = True  # `build_method` starts residuals' last norms at 0, timm's way
         eval_interpolation: Literal["bilinear", "bicubic"] = "bicubic"  # of evaluations
 
         __post_init__ = check_config

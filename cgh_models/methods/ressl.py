@@ -37,7 +37,7 @@ class ReSSL(nn.Module):
         student_temperature: float = 0.1
         batch_norm_splits: int = 1  # parts with their own batch statistics; 8 in the release
         multi_crop: bool = False  # four more, smaller views for the student, in the same mean
-        zero_init_last: bool = False  # the last norm of each residual starts at 1, as the authors'
+        zero_init_last: bool = False  # `build_method` starts residuals' last norms at 1, as theirs
         eval_interpolation: Literal["bilinear", "bicubic"] = "bilinear"  # the authors' evaluation
 
         __post_init__ = check_config

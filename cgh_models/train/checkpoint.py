@@ -20,6 +20,7 @@ from ..errors import DiskError, InputError, IntegrityError, printable, shell_com
 from ..files import read_json, sha256, write_json
 from ..tensors import describe_mismatch, read_tensors, write_tensors
 from ..version import __version__
+from .log_file import refuse_lost_checkpoints
 
 KEEP = 2
 _INDEX = "checkpoints.json"
@@ -143,9 +144,10 @@ def newest(run_dir: Path, say: Callable[[str], None]) -> tuple[int, Path]:
 
 
 def newest_first(run_dir: Path) -> list[str]:
-    """The checkpoints that are there or in the index. Raises InputError if there is none yet."""
+    """The checkpoints that are there or in the index. Raises InputError if there is none."""
     files = {entry.file for entry in read_index(run_dir)} | set(_names(run_dir))
     if not files:
+        refuse_lost_checkpoints(run_dir)
         start = shell_command("cgh", "pretrain", "--out", run_dir)
         raise InputError(f"{printable(run_dir)}: holds no checkpoint; start it with {start}")
     return sorted(files, key=_step, reverse=True)
@@ -169,11 +171,16 @@ def is_run(run_dir: Path) -> bool:
 
 
 def read_index(run_dir: Path) -> list[CheckpointEntry]:
-    """The rows of checkpoints.json, newest first; none if it is not there or not readable."""
+    """The rows of checkpoints.json, newest first; none if it is not there or not what it should be.
+
+    Raises DiskError if the system cannot read it now.
+    """
     try:
         rows = read_json(run_dir / _INDEX, "the index of a run's checkpoints")["checkpoints"]
         entries = [from_dict(CheckpointEntry, row) for row in rows]
-    except (InputError, IntegrityError, AttributeError, KeyError, TypeError):
+    except (InputError, IntegrityError, AttributeError, KeyError, TypeError) as error:
+        if isinstance(error.__cause__, OSError):
+            raise DiskError(str(error)) from error
         return []
     for entry in entries:
         if not re.fullmatch(_CHECKPOINT, entry.file) or _step(entry.file) != entry.step:

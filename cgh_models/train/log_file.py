@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .. import files
-from ..errors import DiskError, printable, say
+from ..errors import DiskError, InputError, printable, say
 
 LONGEST_LINE = 2**20  # bytes
 
@@ -25,6 +25,15 @@ def last_feature_std(rows: list[dict[str, float]], step: int) -> float:
     """The last that was measured until ``step``; 1 if none was."""
     found = [row["feature_std"] for row in rows if "feature_std" in row and row["step"] <= step]
     return found[-1] if found else 1.0
+
+
+def refuse_lost_checkpoints(run_dir: Path) -> None:
+    """Raises InputError if the log of a run without checkpoints goes beyond step 0."""
+    last = max((row["step"] for _, row in lines(run_dir / "metrics.jsonl") if row), default=0)
+    if last > 0:
+        reason = f"its log goes to step {last}, but its checkpoints are lost"
+        advice = "put them back, or give `cgh pretrain` another --out"
+        raise InputError(f"{printable(run_dir)}: {reason}; {advice}")
 
 
 def lines(path: Path, most: int = 2**62) -> Iterator[tuple[bytes, dict[str, float] | None]]:

@@ -27,7 +27,7 @@ from ..evaluate.devices import pick_device, pick_precision
 from ..methods.method import Method
 from ..version import __version__
 from . import checkpoint
-from .log_file import lines
+from .log_file import refuse_lost_checkpoints
 
 LOCK = ".cgh-lock"
 
@@ -120,12 +120,10 @@ def write_or_check_config(
 
 def _start_over(run_dir: Path) -> None:
     """Removes the log of a run that was killed before its first checkpoint, that of step 0."""
+    refuse_lost_checkpoints(run_dir)
     log = run_dir / "metrics.jsonl"
-    last = max((row["step"] for _, row in lines(log) if row), default=0)
-    if last > 0:
-        reason = f"its log goes to step {last}, but its checkpoints are lost"
-        raise InputError(f"{printable(run_dir)}: {reason}; put them back, or give another --out")
-    log.unlink(missing_ok=True)
+    if log.is_file():  # what else it may be gets another name
+        log.unlink()
 
 
 def describe_run(method: Method, images: ImageSet, config: TrainConfig) -> dict[str, Any]:

@@ -356,6 +356,17 @@ def test_linked_classes_are_said_or_followed(image_root, here, tmp_path, capsys)
     assert here("evaluate", "knn", *model, "--follow-links")["queries"] == 30
 
 
+def test_that_a_name_means_itself_and_no_folder_is_said_once(
+    image_root, here, tmp_path, monkeypatch
+):
+    (tmp_path / "test_efficientnet").mkdir()
+    words = ["knn", "test_efficientnet", "--random", "--data", image_root, "--workers", 0]
+    said = []
+    monkeypatch.setattr(manifest, "say", said.append)
+    here("evaluate", *words)
+    assert len(said) == 1 and "the folder of that name is ./test_efficientnet" in said[0]
+
+
 def test_what_cannot_be_reproduced_is_one_sentence(weights, image_root, tmp_path):
     name = PACKAGED
     for words, message in (

@@ -437,6 +437,51 @@ def test_a_mistake_is_one_line_on_stderr_and_exit_2(
     assert not (tmp_path / "o").exists()
 
 
+LONG_PATHS = [
+    ("pretrain --data LONG --out o", "--data"),
+    ("pretrain --data {images}/train --out LONG", "--out"),
+    ("pretrain --data {images}/train --out o --init LONG", "--init"),
+    ("pretrain --data {images}/train --out o --eval-data LONG", "--eval-data"),
+    ("resume LONG", "RUN"),
+    ("resume run --data=LONG", "--data"),
+    ("resume run --eval-data LONG", "--eval-data"),
+    ("export LONG --out o", "RUN"),
+    ("export run --out LONG", "--out"),
+    ("demo --out LONG", "--out"),
+    ("evaluate knn LONG --data {images}", "WEIGHTS"),
+    ("evaluate knn test_resnet --random --data LONG", "--data"),
+    ("evaluate knn test_resnet --random --data {images} --cache LONG", "--cache"),
+    ("evaluate linear test_resnet --protocol sgd --data LONG", "--data"),
+    (
+        "evaluate finetune test_resnet --random --data {images} --labels 100% --splits-file LONG",
+        "--splits-file",
+    ),
+    ("reproduce resnet18_cifar_w16.cgh_cifar10 --data LONG", "--data"),
+    ("info LONG", "WEIGHTS"),
+    ("verify a LONG", "[WEIGHTS ...]"),
+    ("convert LONG --method cgh --out o", "FILE"),
+    ("convert {images} --method cgh --out LONG", "--out"),
+    ("publish LONG --repo a/b", "FOLDER"),
+    ("publish {images} --repo a/b --manifest LONG", "--manifest"),
+]
+
+
+@pytest.mark.parametrize("words, argument", LONG_PATHS, ids=[m[0][:60] for m in LONG_PATHS])
+def test_a_path_that_no_file_system_holds_is_named_by_its_argument(
+    tmp_path, image_root, monkeypatch, capsys, words, argument
+):
+    monkeypatch.chdir(tmp_path)
+    for long in ("x" * 300, "\u00e9" * 200, "a/" * 2100):
+        given = words.format(images=image_root).replace("LONG", long).split()
+        monkeypatch.setattr(sys, "argv", ["cgh", *given])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        said = capsys.readouterr().err
+        assert stopped.value.code == 2 and said.startswith(f"error: {argument} {long[:9]}"), said
+        assert said.endswith(": too long for a file system; give a shorter path\n"), said
+        assert len(said) < 200 and not list(tmp_path.iterdir())
+
+
 def test_without_the_events_of_tyro_a_mistake_is_its_own_box(monkeypatch, printed):
     monkeypatch.setattr("cgh_models.cli.main.on_parse_error", contextlib.nullcontext)
     code, out, err = printed("evaluate", "knn", "--k", "many")

@@ -206,6 +206,90 @@ def test_declared_alpha_and_three_bands_are_read():
         read(tiff(rgb.astype(np.uint16), 2, planes=True, packed=True), "12-bit")
 
 
+def jpeg2000(pixels: np.ndarray, depth: int, **options) -> bytes:
+    """A lossless JPEG 2000 of the values, whose bands say that they have ``depth`` bits."""
+    own = 8 * pixels.itemsize
+    shifted = pixels.astype(int) + 2 ** (own - 1) - 2 ** ((depth & 127) - 1)
+    data = bytearray(saved(Image.fromarray(shifted.astype(pixels.dtype)), "JPEG2000", **options))
+    bands = data.index(b"\xff\x4f\xff\x51") + 4 + 36
+    count = int.from_bytes(data[bands : bands + 2], "big")
+    for band in range(count):
+        data[bands + 2 + 3 * band] = depth - 1
+    return bytes(data)
+
+
+@pytest.mark.parametrize("options", [{}, {"no_jp2": True}])
+@pytest.mark.parametrize("bits", [10, 12, 14])
+def test_a_grey_jpeg_2000_states_its_range(bits, options):
+    deep = values(2**bits - 1)
+    data = jpeg2000(deep, bits, **options)
+    for pixel_range in ("auto", "16-bit"):
+        np.testing.assert_array_equal(read(data, pixel_range), scaled(deep, 0, 2**bits - 1))
+    np.testing.assert_array_equal(read(data, "50,200"), scaled(deep, 50, 200))
+    full = values(65535)
+    eight = np.repeat((full // 257).astype(np.uint8)[..., None], 3, 2)
+    np.testing.assert_array_equal(read(jpeg2000(full, 16, **options)), eight)
+
+
+@pytest.mark.parametrize("options", [{}, {"no_jp2": True}])
+@pytest.mark.parametrize(
+    "shape, depth, kind",
+    [
+        *(((9, 8, 3), depth, f"bands of {depth} bits") for depth in (9, 10, 12, 16)),
+        ((9, 8, 2), 12, "bands of 12 bits"),
+        ((9, 8, 4), 16, "bands of 16 bits"),
+        ((9, 8), 128 + 12, "signed bands of 12 bits"),
+        ((9, 8, 3), 128 + 8, "signed bands of 8 bits"),
+    ],
+)
+def test_a_jpeg_2000_whose_white_pillow_shows_black_is_refused(shape, depth, kind, options):
+    deep = np.full(shape, 128, np.uint16 if len(shape) == 2 else np.uint8)
+    with pytest.raises(
+        BadImage,
+        match=f"^a JPEG 2000 of {kind}, which is not read right; "
+        "save it as a PNG of 16 bits and give --pixel-range LOW,HIGH$",
+    ):
+        read(jpeg2000(deep, depth, **options))
+
+
+@pytest.mark.parametrize(
+    "data, found",
+    [
+        (tiff(np.zeros((9, 8), np.float16)), "a TIFF of 16-bit floats"),
+        (tiff(np.zeros((9, 8), np.float64), big=True), "a TIFF of 64-bit floats"),
+        (tiff(np.zeros((9, 8, 3), np.float32), 2), "a TIFF of 32-bit floats in 3 bands"),
+        (tiff(np.zeros((9, 8), np.uint64)), "a TIFF of 64-bit unsigned numbers"),
+        (tiff(np.zeros((9, 8), np.int64)), "a TIFF of 64-bit signed numbers"),
+        (tiff(np.zeros((9, 8, 3), np.uint32), 2), "a TIFF of 32-bit unsigned numbers in 3 bands"),
+        (b"8BPS\0\1" + bytes(6) + b"\0\3\0\0\0\x09\0\0\0\x08\0\x10\0\3" + bytes(99), "a PSD"),
+        (b"PF\n8 9\n-1.0\n" + bytes(864), "a PFM"),
+        (b"\x76\x2f\x31\x01" + bytes(99), "an OpenEXR"),
+        (b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n-Y 9 +X 8\n" + bytes(288), "a Radiance HDR"),
+        (
+            b"".join(
+                line.encode().ljust(80)
+                for line in (
+                    "SIMPLE  = T",
+                    "BITPIX  = 64",
+                    "NAXIS   = 2",
+                    "NAXIS1  = 8",
+                    "NAXIS2  = 9",
+                    "END",
+                )
+            ).ljust(2880)
+            + bytes(2880),
+            "a FITS",
+        ),
+    ],
+)
+def test_numbers_that_pillow_does_not_read_are_named_with_what_to_type(data, found):
+    expected = "save it as a TIFF of one band of 32-bit floats and give --pixel-range LOW,HIGH, or "
+    with pytest.raises(
+        BadImage, match=f"^{found}, which is not read; {expected}save it as grey or"
+    ):
+        read(data)
+
+
 # --- the range of a set
 
 

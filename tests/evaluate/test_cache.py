@@ -1,6 +1,7 @@
 """Cached embeddings: read without a forward, checked, and recomputed after a change."""
 
 import contextlib
+import os
 import shutil
 
 import numpy as np
@@ -12,6 +13,8 @@ from cgh_models.backbone import create
 from cgh_models.data.image_set import load
 from cgh_models.errors import InputError
 from cgh_models.evaluate import cache, extract
+from cgh_models.evaluate.extraction import extract_labelled
+from cgh_models.evaluate.protocols import EvalSettings
 
 
 @pytest.fixture
@@ -185,3 +188,29 @@ def test_a_bad_image_keeps_nothing(model, tmp_path):
     with pytest.raises(InputError, match="class2/00002.png"):
         extract(model, tmp_path / "images", workers=0, cache_dir=tmp_path / "kept")
     assert not list((tmp_path / "kept").iterdir())
+
+
+@pytest.mark.parametrize("how", ["mended", "still bad"])
+def test_an_image_that_could_not_be_opened_is_tried_again(how, model, tmp_path, capsys):
+    """Neither chmod nor a disk that answers again changes the file's time."""
+    make_images(tmp_path / "images", 120)
+    images = load(tmp_path / "images")
+    path = images.path(5)
+    content, changed = path.read_bytes(), path.stat().st_mtime_ns
+    path.write_bytes(bytes(len(content)))
+    os.utime(path, ns=(changed, changed))
+    settings = EvalSettings(workers=0, cache_dir=tmp_path / "kept")
+    first, _ = extract_labelled(model, images, settings)
+    if how == "mended":
+        path.write_bytes(content)
+        os.utime(path, ns=(changed, changed))
+    capsys.readouterr()
+    with forwards(model) as seen:
+        rows, labels = extract_labelled(model, load(tmp_path / "images"), settings)
+    if how == "mended":
+        assert len(rows) == len(labels) == 120 and seen
+        assert np.array_equal(rows, extract(model, tmp_path / "images", workers=0))
+        assert "left out" not in capsys.readouterr().err
+    else:
+        assert np.array_equal(rows, first) and len(rows) == 119 and not seen
+        assert "of images of which 1 could not be read; left out" in capsys.readouterr().err

@@ -11,8 +11,11 @@ import torch
 from conftest import make_images
 
 from cgh_models.backbone import create
-from cgh_models.data.image_set import load_splits
+from cgh_models.config import TrainConfig
+from cgh_models.data.image_set import load, load_splits
+from cgh_models.data.loader import batches
 from cgh_models.errors import InputError
+from cgh_models.evaluate.classifier import CROP
 from cgh_models.evaluate.finetune import finetune, rate_at
 from cgh_models.evaluate.protocols import FINETUNE, EvalSettings, FinetuneConfig
 from cgh_models.evaluate.splits import draw, labelled, subset
@@ -137,6 +140,12 @@ def test_a_file_that_is_no_such_share_is_one_sentence(case, splits, tmp_path):
         labelled(splits[0], 10, 0, tmp_path)
 
 
+@pytest.mark.parametrize("name", ["n" * 255, "\u00e9" * 127])
+def test_a_splits_file_may_have_the_longest_name_that_there_is(splits, tmp_path, name):
+    drawn = [labelled(splits[0], 10, 0, tmp_path / name)[1] for _ in range(2)]
+    assert drawn[0] == drawn[1] and [path.name for path in tmp_path.iterdir()] == [name]
+
+
 def test_a_subset_keeps_names_labels_and_classes_and_has_a_digest_of_its_own(splits):
     train, _ = splits
     for kept in (False, True):
@@ -153,6 +162,30 @@ def test_a_subset_keeps_names_labels_and_classes_and_has_a_digest_of_its_own(spl
         )
         assert part.image(2).tobytes() == train.image(17).tobytes()
         assert part.digest != train.digest != subset(train, np.array([40, 3])).digest
+
+
+@pytest.mark.parametrize("stacked", [True, False])
+def test_a_subset_holds_no_pixels_a_second_time_and_gives_the_same_views(
+    stacked, tmp_path, counters
+):
+    train = load(make_images(tmp_path, 64))
+    train.cache_pixels(1.0)
+    assert isinstance(train.pixels, torch.Tensor)
+    train.pixels = train.pixels if stacked else list(train.pixels)
+    config = TrainConfig(image_size=32, batch_size=4, workers=0)
+    with counters.LiveBytes() as live:
+        part = subset(subset(train, np.arange(1, 64)), np.arange(0, 60, 2))
+    assert live.peak == 0
+    taken = [train.image(index) for index in range(1, 61, 2)]
+    assert [part.image(index) for index in range(30)] == taken
+    pixels = torch.stack([torch.from_numpy(np.array(image)) for image in taken])
+    copied = dataclasses.replace(part, places=None, pixels=pixels if stacked else list(pixels))
+    views, expected = (
+        list(batches(images, (CROP,), config, 0, 6, torch.device("cpu")))
+        for images in (part, copied)
+    )
+    for ((ours,), indices), ((theirs,), same) in zip(views, expected, strict=True):
+        assert torch.equal(ours, theirs) and (indices == same).all()
 
 
 # --- the training

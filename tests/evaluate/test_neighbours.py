@@ -42,15 +42,25 @@ def test_knn_is_the_formula_for_any_number_of_queries_and_in_chunks(
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("k", [1, 20, 200])
-def test_64_mib_beside_the_keys_are_enough(precision, k, counters, monkeypatch):
+@pytest.mark.parametrize(
+    "count, width, asked, k",
+    [
+        *((20_000, 1024, 900, k) for k in (1, 20, 200)),  # 78 MiB of keys, and 39 in bfloat16
+        (1_280_000, 2, 80, 20),  # 390 MiB of scores
+        (2_000, 256, 40_000, 20),  # 305 MiB of scores
+    ],
+)
+def test_64_mib_beside_the_keys_are_enough(
+    count, width, asked, k, precision, counters, monkeypatch
+):
+    """Whatever memory x queries is: what grows are 12 bytes a key and 8 a query."""
     monkeypatch.setattr(neighbours, "pick_precision", lambda *_: precision)
     torch.manual_seed(0)
-    keys = torch.randn(20_000, 1024)  # 78 MiB, and 39 in bfloat16
-    keys += torch.randn(1024)
-    labels = np.arange(20_000) % 1000
+    keys = torch.randn(count, width)
+    keys += torch.randn(width)
+    queries = keys[torch.arange(asked) % count].numpy()
     with counters.LiveBytes() as live:
-        knn(keys.numpy(), labels, keys[:900].numpy(), k=k)
+        knn(keys.numpy(), np.arange(count) % 1000, queries, k=k)
     assert live.peak < 2**26
 
 
@@ -105,3 +115,45 @@ def test_knn_with_a_tiny_temperature_neither_overflows_nor_underflows():
 def test_an_impossible_k_is_one_sentence(k):
     with pytest.raises(InputError, match=f"k={k}: expected 1 to 4, the number of training images"):
         knn(np.eye(4), np.arange(4), np.eye(4), k=k)
+
+
+@pytest.mark.parametrize(
+    "labels, given",
+    [
+        ([0, 1, 2, -1], "int64 of shape .4,., values from -1 to 2"),
+        ([0, 1, 2, 10**12], "int64 of shape .4,., values from 0 to 1000000000000"),
+        (["a", "b", "c", "d"], "<U1 of shape .4,."),
+        ([0.0, 1.0, 2.0, np.nan], "float64 of shape .4,."),
+        ([0, 1, 2], "int64 of shape .3,., values from 0 to 2"),
+        ([[0, 1, 2, 3]], "int64 of shape .1, 4., values from 0 to 3"),
+        ([0, 1, 2, 3, 4], "int64 of shape .5,., values from 0 to 4"),
+        ([], "float64 of shape .0,."),
+    ],
+)
+def test_labels_that_are_none_of_the_memory_are_one_sentence(labels, given):
+    expected = "expected 4 whole numbers from 0 to 1048575, the class of each training image"
+    with pytest.raises(InputError, match=f"^labels: {given}; {expected}$"):
+        knn(np.eye(4), np.array(labels), np.eye(4), k=1)
+
+
+@pytest.mark.parametrize(
+    "memory, queries",
+    [
+        (np.eye(4), np.eye(3)),
+        (np.eye(4)[0], np.eye(4)),
+        (np.eye(4), np.eye(4)[0]),
+        (np.eye(4)[:, :0], np.eye(4)[:, :0]),
+        (np.array([["a"]] * 4), np.eye(4)[:, :1]),
+    ],
+)
+def test_embeddings_of_different_widths_are_one_sentence(memory, queries):
+    with pytest.raises(
+        InputError, match=r"^memory \(4,.*\), queries \(.*\): expected .* \(M, D\)$"
+    ):
+        knn(memory, np.arange(4), queries, k=1)
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int32, bool])
+def test_classes_may_be_whole_numbers_of_any_kind(kind):
+    labels = np.array([0, 1, 0, 1]).astype(kind)
+    assert knn(np.eye(4).tolist(), list(labels), np.eye(4), k=1).tolist() == [0, 1, 0, 1]

@@ -12,6 +12,7 @@ from test_integrity import edit
 
 from cgh_models import backbone, create_model, load_method, verify
 from cgh_models.errors import InputError, IntegrityError
+from cgh_models.evaluate import extract
 from cgh_models.files import sha256
 from cgh_models.hub.memory_limit import MemoryLimit
 from cgh_models.hub.registry import load_run
@@ -163,3 +164,41 @@ def test_sizes_that_the_tensors_do_not_have_are_refused_soon(tmp_path, args):
     save_for_timm(tmp_path / "w", model_args=args)
     with pytest.raises((IntegrityError, InputError), match="/w"):
         create_model(tmp_path / "w")
+
+
+@pytest.mark.parametrize("described_by", ["us", "timm"])
+@pytest.mark.parametrize(
+    "key, value, said",
+    [
+        ("input_size", [3, 3000, 3000], "its description asks for more memory than its"),
+        ("input_size", [3, 9000, 9000], "input_size.1'?: 9000, expected 1 to 4096"),
+        ("crop_pct", 0.002, "crop_pct'?: 0.002, expected 0.01 to 1"),
+        ("crop_pct", -1, "crop_pct'?: -1, expected 0.01 to 1"),
+        ("std", [0, 0, 0], "std.0'?: 0, expected more than 0"),
+    ],
+)
+def test_images_that_a_description_asks_for_are_of_a_size_that_fits(
+    folder, tmp_path, image_root, key, value, said, described_by
+):
+    if described_by == "us":
+        edit(folder, lambda row: row["preprocessing"].update({key: value}))
+    else:
+        folder = tmp_path / "timm"
+        save_for_timm(folder, "test_resnet")
+        config = json.loads((folder / "config.json").read_text())
+        config["pretrained_cfg"] = {"num_classes": 10, "classifier": "fc", key: value}
+        (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises((InputError, IntegrityError), match=said):
+        extract(create_model(folder), image_root / "val", workers=0)
+
+
+def test_images_that_would_be_resized_to_immense_ones_are_refused(image_root):
+    model = backbone.create("test_resnet", {"input_size": (3, 100, 100), "crop_pct": 0.01})
+    with pytest.raises(InputError, match="images would be resized to 10000 pixels before the crop"):
+        extract(model, image_root / "val", workers=0)
+
+
+def test_the_size_of_the_pooled_map_in_a_description_takes_no_memory(folder, image_root):
+    before = extract(create_model(folder), image_root / "val", workers=0)
+    edit(folder, lambda row: row.update(pool_size=[10**9, 10**9]))
+    assert (extract(create_model(folder), image_root / "val", workers=0) == before).all()

@@ -166,6 +166,25 @@ def test_a_checkpoint_that_the_system_does_not_read_keeps_its_name(run, indexed)
     resume(run, 3)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc/self/mem, whose start is an EIO")
+def test_an_index_that_the_system_does_not_read_just_now_is_neither_lost_nor_written_anew(run):
+    index = run / "checkpoints.json"
+    content = index.read_bytes()
+    index.unlink()
+    index.symlink_to("/proc/self/mem")
+    for use in (
+        lambda: resume(run, 3),
+        lambda: checkpoint.newest(run, print),
+        lambda: checkpoint.save(run, 4, *make(4)),
+    ):
+        with pytest.raises(DiskError, match=f"^{index}: cannot be read .Input/output error"):
+            use()
+    assert index.is_symlink() and {2, 3} <= steps(run)
+    index.unlink()
+    index.write_bytes(content)
+    resume(run, 4)
+
+
 def test_a_run_is_a_folder_with_an_index_or_with_a_description_and_a_checkpoint(run):
     assert checkpoint.is_run(run)
     (run / "checkpoints.json").unlink()

@@ -17,6 +17,7 @@ from cgh_models.backbone import create
 from cgh_models.data.decode import BadFile
 from cgh_models.data.image_set import load
 from cgh_models.errors import DiskError, InputError, Interrupted
+from cgh_models.hub.registry import load_run
 from cgh_models.train import checkpoint
 from cgh_models.train.loop import pretrain
 from cgh_models.train.metric_log import MetricLogger
@@ -177,14 +178,25 @@ def test_the_log_of_a_run_whose_checkpoints_are_lost_is_not_removed(image_root, 
     for path in run.glob("checkpoint*"):
         path.unlink()
     log = (run / "metrics.jsonl").read_bytes()
-    with pytest.raises(
-        InputError, match=f"^{run}: its log goes to step 4, but its checkpoints are"
+    lost = "its log goes to step 4, but its checkpoints are lost; put them back, or give"
+    for use in (
+        lambda: pretrain(build(), image_root / "train", config, run),
+        lambda: pretrain(build(), image_root / "train", config, run, resume=True),
+        lambda: load_run(run),
     ):
-        pretrain(build(), image_root / "train", config, run)
+        with pytest.raises(InputError, match=f"^{run}: {lost} `cgh pretrain` another --out$"):
+            use()
     assert (run / "metrics.jsonl").read_bytes() == log
     (run / "metrics.jsonl").write_bytes(log.splitlines(True)[0])  # killed before a checkpoint
     pretrain(build(), image_root / "train", config, run)
     assert [row["step"] for row in lines(run)] == [0, 1, 2, 3, 4]
+    for path in run.glob("checkpoint*"):
+        path.unlink()
+    (run / "metrics.jsonl").unlink()
+    (run / "metrics.jsonl" / "mine").mkdir(parents=True)
+    pretrain(build(), image_root / "train", config, run)
+    (aside,) = run.glob("metrics.jsonl.*")
+    assert (aside / "mine").is_dir() and len(lines(run)) == 5
 
 
 def test_an_image_that_was_mended_is_good_when_the_command_is_given_again(tmp_path, capsys):
