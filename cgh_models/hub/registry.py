@@ -189,10 +189,8 @@ def weights_info(name: str) -> dict[str, Any]:
 def load_method(weights: str | os.PathLike[str], *, cache_dir: CacheDir = None) -> Any:
     """The whole method (backbone, heads, teacher, queues) of published weights, a folder or a run.
 
-    Raises:
-        InputError: nothing of this name, or its heads are not there.
-        NetworkError: they could not be fetched.
-        IntegrityError: a damaged file.
+    Raises InputError if there is nothing of this name, or no heads; NetworkError if they could not
+    be fetched; IntegrityError for a damaged file.
     """
     with plain_defaults():
         method = _load_method(weights, cache_dir)
