@@ -7,6 +7,7 @@ pretrain(method, "photos/", config, "runs/photos")
 """
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ def pretrain(
     run_dir: str | Path,
     *,
     resume: bool = False,
+    on_log: Callable[[dict[str, float]], object] | None = None,
 ) -> None:
     """Trains ``method`` in place on unlabelled images; everything else is left in ``run_dir``.
 
@@ -50,6 +52,7 @@ def pretrain(
         config: the trainer's settings.
         run_dir: new or empty for a new run; gets config.json, metrics.jsonl and checkpoints.
         resume: go on from the newest checkpoint; on the CPU to the same bits as without a stop.
+        on_log: is called with each line of metrics.jsonl, a dict, when it is written.
 
     Raises:
         InputError: unusable data or settings, a non-finite loss, or a run folder that is taken.
@@ -67,7 +70,7 @@ def pretrain(
     with lock_run_dir(run_dir), signals:
         write_or_check_config(run_dir, method, images, config, resume)
         done, file = checkpoint.resume_point(run_dir, say) if resume else (0, None)
-        log = MetricLogger(run_dir, images, config, device, monitor, done, resume)
+        log = MetricLogger(run_dir, images, config, device, monitor, done, resume, on_log)
         if done == total and not log.missed(done):
             feature_std = last_feature_std(read_log(log.path), done)
             say(_ending(run_dir, f"finished at step {done} of {total}", feature_std))

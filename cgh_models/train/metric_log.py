@@ -50,6 +50,7 @@ class MetricLogger:
         monitor: Callable[[nn.Module], dict[str, float]],
         done: int,
         resumed: bool,
+        on_log: Callable[[dict[str, float]], object] | None = None,
     ):
         self.run_dir = run_dir
         self.images = images
@@ -70,19 +71,12 @@ class MetricLogger:
         self._warnings: set[str] = set()
         self._saved_step = done if resumed else -1  # of a new run, not even step 0 is saved
         self._resumed = resumed
+        self._listeners = [on_log] if on_log else []
         self._exits = contextlib.ExitStack()
 
     def __enter__(self) -> "MetricLogger":
-        self._board = None
         if self.config.tensorboard:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError as error:
-                raise InputError(
-                    "--tensorboard: not installed; type pip install '.[tensorboard]'"
-                ) from error
-            self._board = SummaryWriter(self.run_dir / "tensorboard")
-            self._exits.callback(self._board.close)
+            self._listeners.append(self._tensorboard())
         try:
             drop_lines(self.path, self.done)
             self._file = self._exits.enter_context(open(self.path, "ab", buffering=0))
@@ -104,6 +98,22 @@ class MetricLogger:
 
     def __exit__(self, *_: object) -> None:
         self._exits.close()
+
+    def _tensorboard(self) -> Callable[[dict[str, float]], None]:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise InputError(
+                "--tensorboard: not installed; type pip install '.[tensorboard]'"
+            ) from error
+        board = SummaryWriter(self.run_dir / "tensorboard")
+        self._exits.callback(board.close)
+
+        def add(row: dict[str, float]) -> None:
+            for key in row.keys() - {"step"}:
+                board.add_scalar(key, row[key], row["step"])
+
+        return add
 
     def timed(self, items: Iterator[Item]) -> Iterator[Item]:
         """The same items; the time spent waiting for each is added up."""
@@ -238,9 +248,8 @@ class MetricLogger:
         """Appends lines. Those that a full disk refuses are kept and written with the next."""
         for row in rows:
             self._unwritten += (json.dumps(row) + "\n").encode()
-            if self._board:
-                for key in row.keys() - {"step"}:
-                    self._board.add_scalar(key, row[key], row["step"])
+            for listener in self._listeners:
+                listener(row)
         size = os.fstat(self._file.fileno()).st_size
         try:
             written = self._file.write(self._unwritten)

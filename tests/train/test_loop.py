@@ -87,6 +87,13 @@ def test_tensorboard_files_are_written_when_asked_for(image_root, tmp_path):
     assert [e.value for e in events.Scalars("loss")] == pytest.approx(logged)
 
 
+def test_on_log_gets_each_line_of_the_log(image_root, tmp_path):
+    rows = []
+    pretrain(build(), image_root / "train", QUICK, tmp_path / "run", on_log=rows.append)
+    log = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert rows == [json.loads(line) for line in log] and len(rows) == 13
+
+
 def test_class_folders_without_eval_data_are_measured_among_themselves(image_root, tmp_path):
     pretrain(build(), image_root / "train", QUICK, tmp_path / "run")
     assert "knn_train" in lines(tmp_path / "run")[-1]
