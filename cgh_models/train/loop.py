@@ -7,9 +7,9 @@ pretrain(method, "photos/", config, "runs/photos")
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -32,6 +32,8 @@ from .optim import create_optimizer
 from .run_folder import lock_run_dir, settle, write_or_check_config
 from .signals import StopSignals
 from .step import MemoryGuard, batch_too_large, half_fits, prepare, train_step
+
+Item = TypeVar("Item")
 
 
 @plain_defaults()
@@ -94,9 +96,17 @@ def pretrain(
         settings = (device.type, dtype, config.clip_norm, config.accumulate)
         guard = MemoryGuard(method)
         loader = batches(images, RECIPES[method.view_recipe], config, done, total, device)
+
+        def save() -> str:
+            if not done:
+                return ""
+            log.save_checkpoint(done, method, optimizer, must=True)
+            return f"; saved at step {done}, {shell_command('cgh', 'resume', run_dir)}"
+
         with log, contextlib.closing(loader):
             log.start(method, optimizer)
-            for views, indices in log.timed(signals.until_stopped(loader)):
+            read = _saved_if_it_ends(loader, save)
+            for views, indices in log.timed(signals.until_stopped(read)):
                 progress = done / total
                 lr = learning_rate(progress, config.lr, config.warmup)
                 losses = None
@@ -104,9 +114,7 @@ def pretrain(
                     losses = train_step(method, optimizer, views, progress, lr, *settings)
                 if losses is None:
                     fits = half_fits(method, views, progress, device.type, dtype, config.accumulate)
-                    if done:
-                        log.save_checkpoint(done, method, optimizer, must=True)
-                    raise batch_too_large(run_dir, config, device, done, fits)
+                    raise batch_too_large(config, device, fits, save())
                 done += 1
                 log.log_step(done, lr, losses, indices, method.student.backbone)
                 if done % config.checkpoint_every == 0:
@@ -117,6 +125,17 @@ def pretrain(
         stopped = f"{run_dir}: {signals.received} at step {done} of {total}, saved"
         raise Interrupted(f"{stopped}; go on with {shell_command('cgh', 'resume', run_dir)}")
     say(_ending(run_dir, f"done after {total} steps", log.measured.get("feature_std", 1.0)))
+
+
+def _saved_if_it_ends(items: Iterator[Item], save: Callable[[], str]) -> Iterator[Item]:
+    """The same items; if reading them ends in an error, what was trained is saved, which it says.
+
+    ``save`` returns a clause.
+    """
+    try:
+        yield from items
+    except InputError as error:
+        raise InputError(f"{error}{save()}") from error
 
 
 def _ending(run_dir: Path, done: str, feature_std: float) -> str:

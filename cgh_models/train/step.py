@@ -1,6 +1,5 @@
 """One training step, what prepares a method for it, and what to do if its batch does not fit."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,7 +8,7 @@ from torch.optim import Optimizer
 
 from ..backbone import architecture, norm_momentum
 from ..config import TrainConfig
-from ..errors import InputError, out_of_memory, say, shell_command
+from ..errors import InputError, out_of_memory, say
 from ..methods.feature_queue import FeatureQueue
 from ..methods.method import Losses
 from .cuda_graphs import replay_passes
@@ -149,7 +148,7 @@ def _free(method: nn.Module) -> None:
 
 
 def batch_too_large(
-    run_dir: Path, config: TrainConfig, device: torch.device, done: int, fits: bool
+    config: TrainConfig, device: torch.device, fits: bool, saved: str
 ) -> InputError:
     """The error that says what to do; ``fits``: whether half the images at once did fit."""
     at_once = config.batch_size // config.accumulate
@@ -161,8 +160,6 @@ def batch_too_large(
             parts += 1
         accumulate = f"--accumulate {parts}, " if parts <= config.batch_size // 2 else ""
         found = f"{half} did when tried: give {accumulate}--batch-size {half}"
-    resume = shell_command("cgh", "resume", run_dir)
-    saved = f"; saved at step {done}, {resume}" if done else ""
     return InputError(
         f"{at_once} images at once do not fit in the memory of {device}, {found} "
         f"or --grad-checkpointing, which a resumed run may add{saved}"

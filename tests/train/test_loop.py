@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -92,6 +93,25 @@ def test_on_log_gets_each_line_of_the_log(image_root, tmp_path):
     pretrain(build(), image_root / "train", QUICK, tmp_path / "run", on_log=rows.append)
     log = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert rows == [json.loads(line) for line in log] and len(rows) == 13
+
+
+def test_a_run_whose_images_go_away_saves_what_it_has_and_can_go_on(image_root, tmp_path):
+    photos, away, run = tmp_path / "photos", tmp_path / "away", tmp_path / "run"
+    shutil.copytree(image_root / "train", photos)
+    config = dataclasses.replace(QUICK, memory_gib=0, workers=0)
+
+    def move_away(row):
+        if row["step"] == 5:
+            photos.rename(away)
+
+    said = rf"cannot be opened.*; saved at step 5, `cgh resume {run}`$"
+    with pytest.raises(InputError, match=said):
+        pretrain(build(config=config), photos, config, run, on_log=move_away)
+    away.rename(photos)
+    pretrain(build(config=config), photos, config, run, resume=True)
+    whole = build(config=config)
+    pretrain(whole, photos, config, tmp_path / "whole")
+    assert lines(run) == lines(tmp_path / "whole")
 
 
 def test_class_folders_without_eval_data_are_measured_among_themselves(image_root, tmp_path):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import weakref
-from pathlib import Path
 
 import pytest
 import torch
@@ -162,9 +161,7 @@ def test_the_advice_for_a_batch_that_cannot_be_halved_twice_divides_it():
         (14, 2, "--accumulate 7, --batch-size 3"),
     ):
         config = dataclasses.replace(QUICK, batch_size=batch, accumulate=parts)
-        assert f"did when tried: give {advice} or" in str(
-            batch_too_large(Path("run"), config, CPU, 0, True)
-        )
+        assert f"did when tried: give {advice} or" in str(batch_too_large(config, CPU, True, ""))
         dataclasses.replace(config, accumulate=int(advice.split()[1].strip(",")))  # is not refused
 
 
