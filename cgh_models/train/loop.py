@@ -56,10 +56,9 @@ def pretrain(
         resume: go on from the newest checkpoint; on the CPU to the same bits as without a stop.
         on_log: is called with each line of metrics.jsonl, a dict, when it is written.
 
-    Raises:
-        InputError: unusable data or settings, a non-finite loss, or a run folder that is taken.
-        IntegrityError: no undamaged checkpoint to resume from.
-        Interrupted: a signal came; the state is saved.
+    Raises InputError for unusable data or settings, a loss that is not finite, or a run folder that
+    is taken; IntegrityError without an undamaged checkpoint to resume from; Interrupted when a
+    signal came, after the state is saved.
     """
     run_dir = check_arguments(method, data, config, run_dir)
     device = pick_device(config.device)
@@ -96,16 +95,9 @@ def pretrain(
         settings = (device.type, dtype, config.clip_norm, config.accumulate)
         guard = MemoryGuard(method)
         loader = batches(images, RECIPES[method.view_recipe], config, done, total, device)
-
-        def save() -> str:
-            if not done:
-                return ""
-            log.save_checkpoint(done, method, optimizer, must=True)
-            return f"; saved at step {done}, {shell_command('cgh', 'resume', run_dir)}"
-
         with log, contextlib.closing(loader):
             log.start(method, optimizer)
-            read = _saved_if_it_ends(loader, save)
+            read = _saved_if_it_ends(loader, lambda: log.rescue(done, method, optimizer))
             for views, indices in log.timed(signals.until_stopped(read)):
                 progress = done / total
                 lr = learning_rate(progress, config.lr, config.warmup)
@@ -114,7 +106,7 @@ def pretrain(
                     losses = train_step(method, optimizer, views, progress, lr, *settings)
                 if losses is None:
                     fits = half_fits(method, views, progress, device.type, dtype, config.accumulate)
-                    raise batch_too_large(config, device, fits, save())
+                    raise batch_too_large(config, device, fits, log.rescue(done, method, optimizer))
                 done += 1
                 log.log_step(done, lr, losses, indices, method.student.backbone)
                 if done % config.checkpoint_every == 0:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from ..config import TrainConfig
 from ..data.image_set import ImageSet
-from ..errors import DiskError, InputError, Output, printable
+from ..errors import DiskError, InputError, Output, printable, shell_command
 from ..methods.method import Losses
 from . import checkpoint
 from .log_file import LONGEST_LINE, drop_lines, lines
@@ -202,6 +202,13 @@ class MetricLogger:
             if must:
                 raise
             self._warn(f"{error}; training goes on")
+
+    def rescue(self, step: int, method: nn.Module, optimizer: torch.optim.Optimizer) -> str:
+        """Saves what was trained before an error; a clause that says so, empty if it is nothing."""
+        if not step:
+            return ""
+        self.save_checkpoint(step, method, optimizer, must=True)
+        return f"; saved at step {step}, {shell_command('cgh', 'resume', self.run_dir)}"
 
     def _finished_rows(self) -> list[dict[str, float]]:
         """The lines of the collected steps. One that is not finite ends the run."""
