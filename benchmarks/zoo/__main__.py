@@ -144,7 +144,7 @@ def _arguments() -> argparse.Namespace:
         if name != "train":
             command.add_argument(
                 "--linear",
-                choices=("sgd", "lbfgs", "none"),
+                choices=("sgd", "ridge", "none"),
                 default="sgd",
                 help="the papers' evaluation, a quick one on embeddings, or none for now",
             )

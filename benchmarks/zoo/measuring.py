@@ -39,7 +39,7 @@ def measure(row: Wanted, place: Place, linear: str, fast: bool = False) -> None:
     Numbers that are there already are not measured a second time.
 
     Args:
-        linear: "sgd", as in papers: 120 passes through the network; "lbfgs", on the embeddings that
+        linear: "sgd", as in papers: 120 passes through the network; "ridge", on the embeddings that
             kNN needs too; or "none".
         fast: folded batch norms and bfloat16 (`cgh evaluate --fast`). The sgd on a CPU always is:
             it would take as long as the training.
@@ -79,12 +79,12 @@ def measure(row: Wanted, place: Place, linear: str, fast: bool = False) -> None:
             if (metric := kind + suffix) not in there:
                 found = measurement.knn(network, train, val, settings)
                 _record(folder, metric, found, data, ["knn", *words, *flags])
-    if linear == "lbfgs":
+    if linear == "ridge":
         train, val = load_splits(place.data / row.data)
         for suffix, network, words in networks:
-            if (metric := f"linear_lbfgs{suffix}") not in there:
-                found = probe("lbfgs", network, train, val, settings)
-                words = ["linear", *words, "--protocol", "lbfgs", *flags]
+            if (metric := f"linear_ridge{suffix}") not in there:
+                found = probe("ridge", network, train, val, settings)
+                words = ["linear", *words, "--protocol", "ridge", *flags]
                 _record(folder, metric, found, row.data, words)
     if linear == "sgd":
         train, val = load_splits(place.data / row.data)

@@ -16,7 +16,7 @@ NUMERIC = {
     "kNN %": "knn",
     "kNN % on other images": "knn_transfer",
     "linear %": "linear",
-    "logistic %": "linear_lbfgs",
+    "linear, ridge %": "linear_ridge",
 }
 
 
