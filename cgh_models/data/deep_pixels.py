@@ -18,7 +18,7 @@ _ADVICE = "give --pixel-range LOW,HIGH"
 # TIFF tags, and what they may say.
 _BITS, _PHOTOMETRIC, _BANDS, _EXTRA, _SAMPLE_FORMAT, _SUBSAMPLING = 258, 262, 277, 338, 339, 530
 _PLANES, _HEIGHT = 284, 257
-_WHITE_IS_ZERO = 0
+_WHITE_IS_ZERO, _YCBCR = 0, 6
 _UNSIGNED, _SIGNED = (1,), (2,)
 _COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3, 8: 3}  # bands, by photometric interpretation
 _ALPHA = ((1,), (2,))
@@ -70,6 +70,9 @@ def check_bands(image: Any, file: IO[bytes]) -> None:
         raise PixelsRefused("rows are missing; save it anew")
     if image.mode == "YCbCr" and _tag(image, _SUBSAMPLING, (2, 2)) != (1, 1):
         raise PixelsRefused("colours of fewer pixels than the luma; save it as RGB")
+    is_raw = any(tile[0] == "raw" for tile in image.tile)
+    if image.mode == "RGB" and is_raw and _tag(image, _PHOTOMETRIC, -1) == _YCBCR:
+        raise PixelsRefused("an uncompressed YCbCr TIFF, misread before Pillow 13; save it as RGB")
     if image.format == "FITS" and image.mode[0] == "I":
         raise PixelsRefused("a FITS of whole numbers, whose zero is not read; save it as a PNG")
 

@@ -7,12 +7,14 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, __version__
 
 from cgh_models.data import decode as images
 from cgh_models.data import formats
 from cgh_models.data.decode import decode, read_image
 from cgh_models.errors import BadImage
+
+PILLOW = int(__version__.split(".")[0])
 
 
 def gradient(size=(20, 10)) -> Image.Image:
@@ -134,7 +136,7 @@ def test_what_pillow_knows_is_read_or_refused_for_a_reason():
 
 
 def test_cmyk_and_lab_have_pillows_colours():
-    for mode, name in (("CMYK", "JPEG"), ("CMYK", "TIFF"), ("YCbCr", "TIFF"), ("LAB", "TIFF")):
+    for mode, name in (("CMYK", "JPEG"), ("CMYK", "TIFF"), ("LAB", "TIFF")):
         data = saved(
             Image.new(mode, (8, 8), (60, 120, 130, 20)[: 4 if mode == "CMYK" else 3]), name
         )
@@ -143,6 +145,17 @@ def test_cmyk_and_lab_have_pillows_colours():
         assert image.mode == mode and decode(io.BytesIO(data)).getpixel((4, 4)) == expected
     plain = Image.new("CMYK", (8, 8), (255, 0, 0, 0))  # cyan: no red
     assert decode(io.BytesIO(saved(plain, "JPEG"))).getpixel((4, 4))[0] < 5  # Adobe's inversion
+
+
+def test_an_uncompressed_ycbcr_tiff_is_read_or_refused_whatever_follows_its_pixels():
+    image = Image.new("YCbCr", (8, 8), (60, 120, 130))
+    for tail in (b"", bytes(4096)):
+        file = io.BytesIO(saved(image, "TIFF") + tail)
+        if PILLOW >= 13:
+            assert decode(file).getpixel((4, 4)) == image.convert("RGB").getpixel((4, 4))
+        else:  # it takes four bytes for each pixel of three
+            with pytest.raises(BadImage, match="uncompressed YCbCr TIFF.* save it as RGB"):
+                decode(file)
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:

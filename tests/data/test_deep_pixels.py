@@ -11,7 +11,7 @@ import pytest
 from conftest import make_images
 from PIL import Image
 from small_runs import QUICK, build
-from test_decode import chunk, png, saved
+from test_decode import PILLOW, chunk, png, saved
 from tiffs import tiff
 
 from cgh_models.cli.evaluate import Knn, Measurement
@@ -195,8 +195,12 @@ def test_declared_alpha_and_three_bands_are_read():
         found = read(tiff(np.concatenate([rgb, solid], 2), 2, extra))
         np.testing.assert_array_equal(found, rgb)
         assert (read(tiff(np.concatenate([rgb, 0 * solid], 2), 2, extra)) == 255).all()
-        found = read(tiff(np.concatenate([rgb[..., :1], solid], 2), 1, extra))
-        np.testing.assert_array_equal(found, rgb[..., :1].repeat(3, 2))
+        grey = tiff(np.concatenate([rgb[..., :1], solid], 2), 1, extra)
+        if extra == (1,) and PILLOW < 13:  # it knows no grey with premultiplied alpha
+            with pytest.raises(BadImage, match="save it as grey or RGB"):
+                read(grey)
+        else:
+            np.testing.assert_array_equal(read(grey), rgb[..., :1].repeat(3, 2))
     planes = tiff(rgb.astype(np.uint16) * 257, 2, planes=True)  # Pillow mixes their bytes up
     with pytest.raises(BadImage, match="save it with interleaved bands"):
         read(planes, "16-bit")
