@@ -100,21 +100,20 @@ print(json.dumps([added, count, before[1] == after[1], after == twice]))
 
 
 def test_a_tag_on_an_architecture_of_timms_own_is_never_its_default(monkeypatch):
-    row = dataclasses.replace(ROW, name="resnet50.cgh", architecture="resnet50")
-    monkeypatch.setattr(manifest, "rows", lambda: {"resnet50.cgh": row})
-    before, default = timm.list_pretrained(), timm.get_pretrained_cfg("resnet50").to_dict()
+    row = dataclasses.replace(ROW, name="resnet34.cgh", architecture="resnet34")
+    monkeypatch.setattr(manifest, "rows", lambda: {"resnet34.cgh": row})
+    before, default = timm.list_pretrained(), timm.get_pretrained_cfg("resnet34").to_dict()
     tables = [copy.deepcopy(getattr(_registry, name)) for name in tags._TABLES]
-    known = _registry._model_default_cfgs["resnet50"]
+    known = _registry._model_default_cfgs["resnet34"]
     try:
         for _ in range(2):
             tags.register()
-            assert [n for n in timm.list_pretrained() if n not in before] == ["resnet50.cgh"]
-            assert timm.list_pretrained("*.cgh") == ["resnet50.cgh"] and timm.is_model_pretrained(
-                "resnet50.cgh"
-            )
-            assert timm.get_pretrained_cfg("resnet50").to_dict() == default
-            assert timm.create_model("resnet50").pretrained_cfg["tag"] == default["tag"]
-            assert "resnet50.cgh" in timm.list_models("resnet50.*", include_tags=True)
+            assert [n for n in timm.list_pretrained() if n not in before] == ["resnet34.cgh"]
+            assert timm.list_pretrained("resnet34.cgh*") == ["resnet34.cgh"]
+            assert timm.is_model_pretrained("resnet34.cgh")
+            assert timm.get_pretrained_cfg("resnet34").to_dict() == default
+            assert timm.create_model("resnet34").pretrained_cfg["tag"] == default["tag"]
+            assert "resnet34.cgh" in timm.list_models("resnet34.*", include_tags=True)
     finally:
         known.tags.remove("cgh")
         del known.cfgs["cgh"]
