@@ -12,3 +12,10 @@ FAULTS = kills file_calls full_disks stop_signals odd_images mutated_images muta
 .PHONY: faults
 faults:
 	python -W ignore tests/faults/run.py $(FAULTS)
+
+# A release from this checkout: checks, wheel, weights to the Hub, their pins; RELEASING.md has the steps.
+# make release ORG=name, and CHECKS=quick for those of some minutes instead of .ci/run
+CHECKS = all
+.PHONY: release
+release:
+	@python -m benchmarks.zoo.release "$(ORG)" "$(CHECKS)"

@@ -22,8 +22,8 @@ class LoopbackHub:
 
     ``faults`` change how weight files are answered: status (a list, one per request), truncate,
     alter, html, slow (seconds per kB), redirect (a URL), etag, etags (a list), commit; ``create``
-    and ``commit_status`` (lists) are how the creation of a repository and a commit are answered,
-    ``pushed_before`` holds files that somebody commits just before.
+    and ``commit_status`` (lists) are how the creation of a repository and a commit are answered
+    (None: as they should be), ``pushed_before`` holds files that somebody commits just before.
     """
 
     def __init__(self):
@@ -213,12 +213,15 @@ class _Handler(BaseHTTPRequestHandler):
         if action == "preupload":
             asked = json.loads(data)["files"]
             modes = [
-                {"path": f["path"], "uploadMode": "lfs" if _is_lfs(f["path"]) else "regular"}
+                {
+                    "path": (name := f["path"]),
+                    "uploadMode": "lfs" if _is_lfs(name) else "regular",
+                    "shouldIgnore": False,
+                    "oid": _entry(name, files[name])["oid"] if name in files else None,
+                }
                 for f in asked
             ]
-            return self._send(
-                200, {"files": [{**mode, "shouldIgnore": False, "oid": None} for mode in modes]}
-            )
+            return self._send(200, {"files": modes})
         if action == "tag":
             tag, known = json.loads(data)["tag"], self.hub.repos[repo]["tags"]
             known.setdefault(tag, commit)
@@ -230,8 +233,8 @@ class _Handler(BaseHTTPRequestHandler):
         return self._send(404, {"error": f"no action {action}"})
 
     def _commit(self, repo, lines):
-        if self.hub.faults.get("commit_status"):
-            return self._send(self.hub.faults["commit_status"].pop(0), {"error": "injected"})
+        if (faults := self.hub.faults.get("commit_status")) and (status := faults.pop(0)):
+            return self._send(status, {"error": "injected"})
         if before := self.hub.faults.pop("pushed_before", None):  # somebody else's files
             self.hub.add(repo, before)
         added = {}
