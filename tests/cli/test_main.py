@@ -398,7 +398,7 @@ MISTAKES = [
     ),
     ("info", "cgh info: expected WEIGHTS; see `cgh info --help`"),
     ("info a b", "cgh info: 'b' is one word too many; see"),
-    ("verify resnet18_cifar_w16.cgh", "did you mean resnet18_cifar_w16.cgh_cifar10?"),
+    ("verify resnet18_cifar_w16.cgh", "did you mean resnet18_cifar_w16.cgh_cifar10"),
     ("verify text", "text/weights.json: not found"),
     ("publish none --repo a/b", "none/weights.json: not found"),
     ("publish empty", "--repo"),
