@@ -4,34 +4,48 @@ A small network's kernels are done before the processor has launched the next on
 and replayed, they follow each other without it.
 """
 
+import contextlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..backbone import TimmModel
+from ..config import TrainConfig
+from ..errors import say
 
 
-def replay_passes(method: Any) -> None:
-    """Lets the backbones of a method's student and teacher replay what they do in training."""
-    # Recording takes gradients on a stream of its own, which torch finds worth a warning.
-    warnings.filterwarnings("ignore", "The AccumulateGrad node's stream does not match")
+@contextlib.contextmanager
+def replayed_passes(method: Any, config: TrainConfig, device: torch.device) -> Iterator[None]:
+    """Within it, the backbones of student and teacher replay their passes, if the config asks."""
+    backbones = []
+    if config.cuda_graphs and device.type == "cuda":
+        networks = (method.student, getattr(method, "teacher", None))
+        backbones = [network.backbone for network in networks if network is not None]
+    elif config.cuda_graphs:
+        say("--cuda-graphs: left out, there is no CUDA device")
     passes = []
-    for network in (method.student, getattr(method, "teacher", None)):
-        if network is not None:
-            backbone = network.backbone
-            for name in ("forward", "forward_intermediates"):
-                replayed = ReplayedPass(backbone, getattr(backbone, name))
-                setattr(backbone, name, replayed)
-                passes.append(replayed)
+    for backbone in backbones:
+        for name in ("forward", "forward_intermediates"):
+            passes.append(ReplayedPass(backbone, getattr(backbone, name)))
+            setattr(backbone, name, passes[-1])
 
     def begin_step(*_: object) -> None:
         for replayed in passes:
             replayed.calls = 0
 
-    method.register_forward_pre_hook(begin_step)
+    hook = method.register_forward_pre_hook(begin_step)
+    try:
+        with warnings.catch_warnings():
+            # Recording takes gradients on a stream of its own, which torch finds worth a warning.
+            warnings.filterwarnings("ignore", "The AccumulateGrad node's stream does not match")
+            yield
+    finally:
+        hook.remove()
+        for backbone in backbones:
+            del backbone.forward, backbone.forward_intermediates
 
 
 class ReplayedPass:

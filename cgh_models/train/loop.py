@@ -25,6 +25,7 @@ from ..tensors import plain_defaults
 from ..view_recipes import RECIPES
 from . import checkpoint
 from .arguments import check_arguments
+from .cuda_graphs import replayed_passes
 from .log_file import last_feature_std, read_log
 from .metric_log import MetricLogger
 from .monitor import Monitor
@@ -95,7 +96,7 @@ def pretrain(
         settings = (device.type, dtype, config.clip_norm, config.accumulate)
         guard = MemoryGuard(method)
         loader = batches(images, RECIPES[method.view_recipe], config, done, total, device)
-        with log, contextlib.closing(loader):
+        with log, contextlib.closing(loader), replayed_passes(method, config, device):
             log.start(method, optimizer)
             read = _saved_if_it_ends(loader, lambda: log.rescue(done, method, optimizer))
             for views, indices in log.timed(signals.until_stopped(read)):

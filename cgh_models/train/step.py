@@ -11,7 +11,6 @@ from ..config import TrainConfig
 from ..errors import InputError, out_of_memory, say
 from ..methods.feature_queue import FeatureQueue
 from ..methods.method import Losses
-from .cuda_graphs import replay_passes
 from .optim import Lars
 
 
@@ -169,7 +168,7 @@ def batch_too_large(
 def prepare(
     method: Any, config: TrainConfig, device: torch.device, backend: str = "inductor"
 ) -> None:
-    """Turns on gradient checkpointing, CUDA graphs and torch.compile as the config asks."""
+    """Turns on gradient checkpointing and torch.compile if the config asks for them."""
     backbone = method.student.backbone
     if config.grad_checkpointing:
         try:
@@ -177,10 +176,6 @@ def prepare(
         except (AssertionError, AttributeError, NotImplementedError, TypeError) as error:
             advice = "timm cannot checkpoint it; leave --grad-checkpointing out"
             raise InputError(f"{architecture(backbone)}: {advice}") from error
-    if config.cuda_graphs and device.type != "cuda":
-        say("--cuda-graphs: left out, there is no CUDA device")
-    elif config.cuda_graphs:
-        replay_passes(method)
     if config.compile and device.type == "cpu" and backend == "inductor":
         say("--compile: left out on the CPU, where compiling costs more than it saves")
     elif config.compile:

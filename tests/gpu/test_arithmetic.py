@@ -15,8 +15,9 @@ from cgh_models.backbone import eval_mode
 from cgh_models.data.batched_views import fast_views
 from cgh_models.data.views import COLUMNS, boxes, uniform
 from cgh_models.methods import METHODS, losses
+from cgh_models.train.cuda_graphs import replayed_passes
 from cgh_models.train.optim import create_optimizer
-from cgh_models.train.step import MemoryGuard, prepare, train_step
+from cgh_models.train.step import MemoryGuard, train_step
 from cgh_models.view_recipes import RECIPES
 
 if DEVICE == "cuda" and not torch.cuda.is_available():
@@ -125,15 +126,15 @@ def test_replayed_steps_are_those_that_are_launched_one_by_one(name, precision, 
     found = []
     for replayed in (False, True):
         method, optimizer, config = start(name, cuda_graphs=replayed)
-        prepare(method, config, torch.device(DEVICE))
         views = [view.to(DEVICE) for view in views_of(method)]
         last = (0.05, KIND, precision)
         taken = []
-        for progress in (0, 0.01, 0.1, 0.2, 0.5):
-            with eval_mode(method.student.backbone), torch.no_grad():
-                method.student.backbone(views[0])
-            taken.append(train_step(method, optimizer, views, progress, *last)["loss"])
-            views = [view.roll(1, 0) for view in views]
+        with replayed_passes(method, config, torch.device(DEVICE)):
+            for progress in (0, 0.01, 0.1, 0.2, 0.5):
+                with eval_mode(method.student.backbone), torch.no_grad():
+                    method.student.backbone(views[0])
+                taken.append(train_step(method, optimizer, views, progress, *last)["loss"])
+                views = [view.roll(1, 0) for view in views]
         buffers = torch.cat([value.float().flatten() for value in method.student.buffers()])
         found.append((flat(method), torch.stack(taken), buffers))
     (mine, losses, norms), (wanted, others, statistics) = found
@@ -154,11 +155,12 @@ def test_graphs_save_most_launches():
     counts = []
     for replayed in (False, True):
         method, optimizer, config = start("ressl", cuda_graphs=replayed)
-        prepare(method, config, torch.device(DEVICE))
         views = [view.to(DEVICE) for view in views_of(method)]
         step = partial(train_step, method, optimizer, views, 0.5, 0.05, KIND, torch.bfloat16)
-        step()
-        counts.append(launches(step))
+        with replayed_passes(method, config, torch.device(DEVICE)):
+            step()
+            counts.append(launches(step))
+        assert method.student.backbone.forward.__self__ is method.student.backbone
     assert counts[1] < counts[0] / 2
 
 

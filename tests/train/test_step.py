@@ -155,6 +155,22 @@ def test_a_batch_that_does_not_fit_says_what_did_when_it_was_tried(image_root, t
             pretrain(Greedy(most), image_root / "train", config, tmp_path / f"{most}")
 
 
+def test_cuda_graphs_are_left_out_on_a_cpu_and_exclude_what_repeats_a_pass(
+    image_root, tmp_path, capsys
+):
+    config = dataclasses.replace(QUICK, epochs=1, eval_every=-1)
+    for name, on in (("plain", False), ("graphs", True)):
+        method = build(config=config)
+        settings = dataclasses.replace(config, cuda_graphs=on)
+        pretrain(method, image_root / "train", settings, tmp_path / name)
+        assert "forward" not in vars(method.student.backbone)
+    assert "--cuda-graphs: left out, there is no CUDA device" in capsys.readouterr().err
+    assert lines(tmp_path / "plain") == lines(tmp_path / "graphs")
+    for other in ({"accumulate": 2}, {"compile": True}, {"grad_checkpointing": True}):
+        with pytest.raises(InputError, match=f"cuda_graphs=True with {next(iter(other))}: they"):
+            dataclasses.replace(QUICK, cuda_graphs=True, **other)
+
+
 def test_the_advice_for_a_batch_that_cannot_be_halved_twice_divides_it():
     for batch, parts, advice in (
         (250, 2, "--accumulate 5, --batch-size 62"),
