@@ -1,15 +1,17 @@
 """The contract of every method, on several families of backbones."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
 
 from cgh_models.backbone import create
+from cgh_models.config import TrainConfig
 from cgh_models.errors import InputError
 from cgh_models.methods import METHODS, build_method, config_of_file
 from cgh_models.methods.losses import MIN_TEMPERATURE
-from cgh_models.methods.method import Method
+from cgh_models.train.arguments import check_arguments
 from cgh_models.view_recipes import RECIPES
 
 SWIN = {"embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": (1, 2, 2, 4), "window_size": 2}
@@ -61,7 +63,7 @@ def shake(module: torch.nn.Module, strength: float) -> None:
 @every
 def test_losses_are_finite_each_has_a_gradient_and_it_reaches_every_student_parameter(name, arch):
     method = build(name, arch)
-    assert isinstance(method, Method)
+    assert check_arguments(method, "photos", TrainConfig(), "run") == Path("run")
     shake(method.student, 0.02)
     losses = method(make_views(name, arch), EARLY)
     assert all(torch.isfinite(value) and value.ndim == 0 for value in losses.values())
