@@ -130,12 +130,10 @@ class TrainConfig:
         if self.batch_size % self.accumulate:
             given = f"accumulate={self.accumulate}"
             raise InputError(f"{given}: has to divide the batch size, {self.batch_size}")
-        others = {"accumulate": self.accumulate > 1, "compile": self.compile}
-        others["grad_checkpointing"] = self.grad_checkpointing
-        together = [name for name, given in others.items() if given and self.cuda_graphs]
-        if together:
-            given = f"cuda_graphs=True with {together[0]}"
-            raise InputError(f"{given}: they exclude each other; leave one out")
+        for name in ("accumulate", "compile", "grad_checkpointing"):
+            if self.cuda_graphs and getattr(self, name) != getattr(TrainConfig, name):
+                given = f"cuda_graphs=True with {name}"
+                raise InputError(f"{given}: they exclude each other; leave one out")
         check_range(self, 0, 2**62, "workers", "log_every", "seed", "memory_gib", "warmup_epochs")
         if self.eval_every != -1:
             check_range(self, 0, 2**62, "eval_every")

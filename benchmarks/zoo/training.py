@@ -91,8 +91,7 @@ def export_run(row: Wanted, run: Path, folder: Path) -> Path:
         return _finished(row, folder)
     found = checkpoint.read_run(run)
     step, _ = checkpoint.newest(run, say)
-    epochs = found["train"]["epochs"]
-    total = found["data"]["count"] // found["train"]["batch_size"] * epochs
+    total = checkpoint.total_steps(found)
     if step < total:
         resume = shell_command("cgh", "resume", run)
         raise InputError(f"{run}: is at step {step} of {total}; {resume} goes on with it")
@@ -111,7 +110,8 @@ def export_run(row: Wanted, run: Path, folder: Path) -> Path:
         data_license=terms,
     )
     log = read_log(run / "metrics.jsonl")
-    _complete(row, made, row.command(epochs), parts=1 + sum("resumed" in line for line in log))
+    command = row.command(found["train"]["epochs"])
+    _complete(row, made, command, parts=1 + sum("resumed" in line for line in log))
     every = max(1, len(log) // LINES)
     kept = [
         line

@@ -145,7 +145,7 @@ def _how_it_was_trained(method: Any, run: dict[str, Any], step: int) -> dict[str
 
 
 def _note_if_unfinished(run_dir: Path, run: dict[str, Any], step: int) -> list[str]:
-    total = run["data"]["count"] // run["train"]["batch_size"] * run["train"]["epochs"]
+    total = checkpoint.total_steps(run)
     if step >= total:
         return []
     at = f"step {step} of {total}"

@@ -17,7 +17,7 @@ from ..errors import DiskError, InputError, IntegrityError, printable
 from . import manifest
 from .card import card_of, write_description
 from .integrity import verify
-from .row import HEADS, OLD_HEADS, STUDENT_HEADS, HubPin, Row
+from .row import HEADS_FILES, HubPin, Row
 from .sources import plain_errors, retry_if_busy
 
 _PICTURES = {".png": b"\x89PNG", ".jpg": b"\xff\xd8\xff", ".svg": b"<"}  # their first bytes
@@ -150,7 +150,7 @@ def _commit(api: HfApi, content: dict[str, bytes], repo: str, row: Row, private:
         name = file.rfilename
         if name in content or name == ".gitattributes":
             continue
-        if name not in (HEADS, STUDENT_HEADS, OLD_HEADS) and Path(name).suffix not in _PICTURES:
+        if name not in HEADS_FILES and Path(name).suffix not in _PICTURES:
             reason = f"holds other files ({printable(name)}); give a repository of its own"
             raise InputError(f"{repo}: {reason}")
         operations.append(CommitOperationDelete(name))

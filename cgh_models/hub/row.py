@@ -11,6 +11,7 @@ BACKBONE = "model.safetensors"
 HEADS = "heads/model.safetensors"  # in a subfolder: older timm loads folders of one file only
 STUDENT_HEADS = "heads/student.safetensors"  # the student's alone: no teacher, no queues
 OLD_HEADS = "pretrain.safetensors"  # what folders of earlier versions call it
+HEADS_FILES = (HEADS, STUDENT_HEADS, OLD_HEADS)  # a folder has one of them at most
 
 Text = Annotated[str, Limits(1, 2000)]
 Name = Annotated[str, Limits(1, 100, "[a-z0-9_]+")]
@@ -167,7 +168,7 @@ class Row:
             raise refused("model_args", self.model_args, "img_size alone")
         if self.preprocessing.input_size[0] != 3:
             raise refused("preprocessing.input_size", self.preprocessing.input_size, "3 channels")
-        heads = [[], [HEADS], [STUDENT_HEADS], [OLD_HEADS]]
+        heads = [[], *([file] for file in HEADS_FILES)]
         if BACKBONE not in self.files or [f for f in self.files if f != BACKBONE] not in heads:
             raise refused("files", list(self.files), f"{BACKBONE}, and beside it at most {HEADS}")
         for name, metric in self.metrics.items():

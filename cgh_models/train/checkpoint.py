@@ -164,6 +164,11 @@ def _problem(path: Path, entry: CheckpointEntry | None) -> str:
     return "not a readable checkpoint"
 
 
+def total_steps(run: dict[str, Any]) -> int:
+    """How many steps a run has at its end, by its description."""
+    return run["data"]["count"] // run["train"]["batch_size"] * run["train"]["epochs"]
+
+
 def is_run(run_dir: Path) -> bool:
     """Whether the trainer has saved a checkpoint into this folder."""
     described = (run_dir / "config.json").is_file()

@@ -20,12 +20,13 @@ from ..errors import say
 @contextlib.contextmanager
 def replayed_passes(method: Any, config: TrainConfig, device: torch.device) -> Iterator[None]:
     """Within it, the backbones of student and teacher replay their passes, if the config asks."""
-    backbones = []
-    if config.cuda_graphs and device.type == "cuda":
-        networks = (method.student, getattr(method, "teacher", None))
-        backbones = [network.backbone for network in networks if network is not None]
-    elif config.cuda_graphs:
-        say("--cuda-graphs: left out, there is no CUDA device")
+    if not config.cuda_graphs or device.type != "cuda":
+        if config.cuda_graphs:
+            say("--cuda-graphs: left out, there is no CUDA device")
+        yield
+        return
+    networks = (method.student, getattr(method, "teacher", None))
+    backbones = [network.backbone for network in networks if network is not None]
     passes = []
     for backbone in backbones:
         for name in ("forward", "forward_intermediates"):

@@ -103,9 +103,8 @@ class MetricLogger:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise InputError(
-                "--tensorboard: not installed; type pip install '.[tensorboard]'"
-            ) from error
+            install = "type pip install '.[tensorboard]'"
+            raise InputError(f"--tensorboard: not installed; {install}") from error
         board = SummaryWriter(self.run_dir / "tensorboard")
         self._exits.callback(board.close)
 
