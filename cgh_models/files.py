@@ -70,6 +70,8 @@ def make_folder(path: Path, *spare: str) -> None:
     except OSError as error:
         reason = f"cannot be made ({error.strerror}); give another --out"
         raise InputError(f"{name}: {reason}") from error
+    except ValueError as error:  # half of a character, or a NUL
+        raise InputError(f"{name}: has a character that no path has; give another --out") from error
     if not empty:
         raise InputError(f"{name}: exists and is not an empty folder; give another --out")
 

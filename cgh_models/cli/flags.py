@@ -28,7 +28,16 @@ Weights = Annotated[Positional[str], arg(metavar="WEIGHTS")]
 Pattern = Annotated[Positional[str], arg(metavar="PATTERN", help_behavior_hint=_default)]
 Recipe = Literal["imagenet", "cifar", "tiny"]
 OfRecipe = Annotated[T | None, arg(help_behavior_hint="(default: the recipe's)")]
-_PATHS = {"FOLDER", "FILE", "RUN", "WEIGHTS", "[WEIGHTS ...]", "IMAGES"}  # they may be paths
+_PATHS = {
+    "FOLDER",
+    "FILE",
+    "RUN",
+    "WEIGHTS",
+    "[WEIGHTS ...]",
+    "IMAGES",
+    "A",
+    "B",
+}  # they may be paths
 _POSITIONAL: Any = Positional[None].__metadata__[0]  # pyright: ignore
 METAVARS = {"device": "NAME", "eval_data": "FOLDER", "pixel_range": "RANGE"}
 
@@ -68,6 +77,9 @@ def check_paths(command: Any, values: Mapping[str, Any]) -> None:
                     if error.errno == errno.ENAMETOOLONG:
                         what = f"{argument} {printable(path[:60])}...: too long for a file system"
                         raise InputError(f"{what}; give a shorter path") from error
+                except ValueError as error:  # half of a character, or a NUL
+                    what = f"{argument} {printable(path[:60])}: has a character that no path has"
+                    raise InputError(f"{what}; give another path") from error
 
 
 def _default_of(field: str, configs: Mapping[str, object]) -> str:

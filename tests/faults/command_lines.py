@@ -41,6 +41,9 @@ evaluate linear weights --data images --protocol ridge
 evaluate linear weights --data images --protocol sgd --epochs 1 --batch-size 8
 evaluate finetune weights --data images --labels 100% --epochs 1 --batch-size 4
 reproduce weights --data images --metric knn
+compare weights run --data images --k 2 --workers 0 --json
+report run --data images/train --out page.html --workers 0 --images 20
+report weights --data images/val --workers 0
 backbones test_efficientnet
 export run --out new --dtype float16 --tag mine --license mit --data-name "my images"
 demo --out images

@@ -17,9 +17,10 @@ from cgh_models.cli import main as cli
 from cgh_models.hub import registry  # noqa: F401 - the same
 from cgh_models.tensors import read_tensors
 from cgh_models.train import checkpoint, loop  # noqa: F401
+from cgh_models.train.health import COMPARED, OF_THE_VIEWS
 
 assert torch._dynamo  # else each child imports it, for its optimizer
-CLOCK = ("images_per_second", "waiting", "resumed")
+CLOCK = ("images_per_second", "waiting", "resumed", *OF_THE_VIEWS, *COMPARED)
 STEPS = 12
 
 
