@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..progress import watched
+
 if TYPE_CHECKING:
     from .decode import BadFile
     from .image_set import ImageSet
@@ -31,7 +33,8 @@ def pixels_in_memory(images: "ImageSet", budget: float) -> Tensor | list[Tensor]
     used = 0
     pixels: list[Tensor] = []
     stacked = None  # never two copies of the set at once: images as large as the first go here
-    for image, bad_files in _decode_all(images, budget):
+    decoded_images = watched(_decode_all(images, budget), "decoding", len(images))
+    for image, bad_files in decoded_images:
         images.record_bad_files(bad_files)
         decoded = torch.from_numpy(np.array(image))
         used += decoded.numel()

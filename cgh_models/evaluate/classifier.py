@@ -11,6 +11,7 @@ from ..config import TrainConfig
 from ..data.image_set import ImageSet
 from ..data.loader import batches
 from ..errors import InputError, printable
+from ..progress import watched
 from ..view_recipes import View
 from .protocols import EvalSettings, FinetuneConfig, LinearConfig
 
@@ -70,6 +71,7 @@ def training_steps(
     device = next(model.parameters()).device
     labels = torch.from_numpy(images.labels).to(device, torch.int64)  # pyright: ignore
     loaded = batches(images, (CROP,), train_config, 0, total, device)
+    loaded = watched(loaded, "training", total, "step")
     for step, ((views,), indices) in enumerate(loaded):
         for index, reason in images.bad.items():  # a substitute would have the wrong label
             raise InputError(f"{printable(images.path(index))}: {reason}; mend or remove it")
@@ -81,12 +83,17 @@ def training_steps(
 
 
 @torch.no_grad()
+def predictions(weight: Tensor, bias: Tensor, embeddings: np.ndarray) -> np.ndarray:
+    """The class (N,) with the largest score of each embedding (N, D); -1 of a layer with NaN."""
+    if not (weight.isfinite().all() and bias.isfinite().all()):
+        return np.full(len(embeddings), -1)  # such a layer finds the first class everywhere
+    scores = torch.from_numpy(embeddings).to(weight.dtype) @ weight.cpu().t() + bias.cpu()
+    return scores.argmax(1).numpy()
+
+
 def accuracy(weight: Tensor, bias: Tensor, embeddings: np.ndarray, labels: np.ndarray) -> float:
     """Percent of embeddings (N, D) whose largest score is that of their class (N,)."""
-    if not (weight.isfinite().all() and bias.isfinite().all()):
-        return 0.0  # such a layer finds the first class everywhere
-    scores = torch.from_numpy(embeddings).to(weight.dtype) @ weight.cpu().t() + bias.cpu()
-    return 100 * float((scores.argmax(1).numpy() == labels).mean())
+    return 100 * float((predictions(weight, bias, embeddings) == labels).mean())
 
 
 def choose(

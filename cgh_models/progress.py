@@ -1,0 +1,36 @@
+"""Progress of what takes longer than a second, on a terminal."""
+
+import sys
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+from tqdm import tqdm
+
+from .errors import Output
+
+Item = TypeVar("Item")
+
+
+def bar(total: int | None, what: str, unit: str = "image") -> tqdm:
+    """A bar with the time left, on stderr after a second; nothing where that is no terminal."""
+    stderr = Output(sys.stderr)
+    return tqdm(
+        total=total,
+        desc=what,
+        unit=unit,
+        file=stderr,
+        delay=1,
+        leave=False,
+        disable=not stderr.isatty(),
+        dynamic_ncols=True,
+    )
+
+
+def watched(
+    items: Iterable[Item], what: str, total: int | None = None, unit: str = "image"
+) -> Iterator[Item]:
+    """The same items, counted by a `bar`."""
+    with bar(total, what, unit) as shown:
+        for item in items:
+            yield item
+            shown.update()
