@@ -122,6 +122,10 @@ class TrainConfig:
     """Also read links that lead out of the data folder."""
     tensorboard: bool = setting(False, "nothing")
     """Also write TensorBoard files into the run folder (`pip install '.[tensorboard]'`)."""
+    quiet: bool = setting(False, "nothing")
+    """No progress on stderr; measurements and warnings are said."""
+    stop_when_collapsed: bool = setting(False, "nothing")
+    """End with an error, saved, when a measurement finds that the embeddings have collapsed."""
 
     def __post_init__(self):
         check_range(self, 1, 2**40, "image_size", "epochs", "checkpoint_every")

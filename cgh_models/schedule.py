@@ -3,10 +3,13 @@
 import math
 
 
-def learning_rate(progress: float, lr: float, warmup: float) -> float:
-    """Rises linearly from 0 to ``lr`` over the first ``warmup`` of the run, then a cosine to 0."""
+def learning_rate(progress: float, lr: float, warmup: float, step: float = 0.0) -> float:
+    """Rises linearly to ``lr`` over the first ``warmup`` of the run, then a cosine to 0.
+
+    ``step`` is the share of the run of one step: the first step's rate is the first above 0.
+    """
     if progress < warmup:
-        return lr * progress / warmup
+        return lr * min(1.0, (progress + step) / warmup)
     return 0.5 * lr * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
 
 

@@ -12,6 +12,7 @@ from cgh_models.backbone import create
 from cgh_models.config import TrainConfig
 from cgh_models.methods import METHODS, build_method, preprocessing
 from cgh_models.train import checkpoint
+from cgh_models.train.health import COMPARED, OF_THE_VIEWS
 from cgh_models.train.loop import pretrain
 
 SMALL = {"projection_width": 8, "hidden_width": 16, "queue_length": 40, "predictor_width": 16}
@@ -45,7 +46,7 @@ def train_run(out, data, arch="test_resnet", name="cgh", **settings):
 def lines(run):
     """metrics.jsonl without what depends on the clock, and on where the run was resumed."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    left_out = ("images_per_second", "waiting", "resumed")
+    left_out = ("images_per_second", "waiting", "resumed", *OF_THE_VIEWS, *COMPARED)
     return [{k: v for k, v in row.items() if k not in left_out} for row in rows]
 
 

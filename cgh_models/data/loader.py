@@ -117,7 +117,7 @@ def batches(
                 views = []
                 for number, (view, part) in enumerate(zip(recipe, parts, strict=True)):
                     if config.views == "exact":
-                        views.append(_normalized(part, mean, std))
+                        views.append(normalized(part, mean, std))
                         continue
                     epoch = step // (len(images) // config.batch_size)
                     stream = _VIEW_STREAM + number
@@ -163,7 +163,7 @@ def _batches_in_memory(
         yield Batch(indices, [pixels[chosen]] * views, [])
 
 
-def _normalized(views: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """uint8 (N, S, S, 3) -> float32 (N, 3, S, S)."""
+def normalized(views: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """uint8 views (N, S, S, 3) -> float32 (N, 3, S, S), normalized."""
     pixels = views.permute(0, 3, 1, 2).float() / 255
     return pixels.sub_(mean[:, None, None]).div_(std[:, None, None])

@@ -21,5 +21,11 @@ def spread(embeddings: np.ndarray) -> dict[str, float]:
     values = torch.linalg.svdvals(rows - rows.mean(0))
     share = values / values.sum().clamp(min=1e-12)
     entropy = -(share * share.clamp(min=1e-12).log()).sum()
-    std = rows.std(0, correction=0).mean() * rows.shape[1] ** 0.5
-    return {"feature_std": float(std), "effective_rank": float(entropy.exp())}
+    std = feature_std(torch.from_numpy(embeddings).double())
+    return {"feature_std": std, "effective_rank": float(entropy.exp())}
+
+
+def feature_std(rows: torch.Tensor) -> float:
+    """The ``feature_std`` of `spread` for rows (N, D)."""
+    spreads = F.normalize(rows).std(0, correction=0)
+    return float(spreads.mean() * rows.shape[1] ** 0.5)

@@ -8,11 +8,11 @@ import torch
 
 from ..config import TrainConfig, from_dict, to_dict
 from ..errors import InputError, IntegrityError, printable, say, shell_command
-from ..evaluate.collapse import COLLAPSED
 from ..tensors import rounded, write_tensors
 from ..train import checkpoint
 from ..train.checkpoint import is_run
-from ..train.log_file import last_feature_std, read_log
+from ..train.log_file import read_log
+from ..train.verdict import verdict_of_run
 from . import manifest, weights_folder
 from .card import CURVE, write_description
 from .registry import load_method, new_method_of_run
@@ -63,7 +63,7 @@ def export(
     made = _how_it_was_trained(method, run, step)
     made["notes"] += kept + _note_if_unfinished(run_dir, run, step)
     rows = read_log(run_dir / "metrics.jsonl")
-    made["notes"] += _note_if_collapsed(run_dir, last_feature_std(rows, step))
+    made["notes"] += _note_of_verdict(run_dir, step)
     made["license"] = license or None
     made["data"].name = printable(data_name) or made["data"].name
     made["data"].license_note = data_license or _NO_TERMS
@@ -154,12 +154,13 @@ def _note_if_unfinished(run_dir: Path, run: dict[str, Any], step: int) -> list[s
     return [f"Exported at {at}, before the end of its training."]
 
 
-def _note_if_collapsed(run_dir: Path, feature_std: float) -> list[str]:
-    if feature_std < COLLAPSED:
-        found = f"all images have nearly one embedding (feature_std {feature_std:.1e})"
-        say(f"{run_dir}: collapsed: {found}; start anew with a lower --base-lr")
-        return [f"Its training collapsed: {found}."]
-    return []
+def _note_of_verdict(run_dir: Path, step: int) -> list[str]:
+    found = verdict_of_run(run_dir, step)
+    if found is None:
+        return []
+    if found.alarm:
+        say(f"{run_dir}: {found}")
+    return [f"Verdict of the measurements of its training: {printable(found)}."]
 
 
 def _without_folders(command: str) -> str:

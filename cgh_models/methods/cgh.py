@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..backbone import check_views, count_parts, embed, widths
+from ..backbone import check_views, count_parts, embed, stack_maps, widths
 from ..view_recipes import SMALL
 from .feature_queue import FeatureQueue
 from .heads import mlp
@@ -25,8 +25,7 @@ from .momentum_teacher import make_teacher, teacher_forward, update_teacher
 class Hypercolumn(nn.Module):
     """Maps [(N, C, h, w)], shallow to deep -> (N, D): resized to the deepest, stacked, pooled.
 
-    Bilinear resizing without anti-aliasing, as the authors do; a factor of 2 is exactly 2x2 average
-    pooling. Taps of the same size (ViT) are stacked as they are.
+    Resized as the authors do, see `stack_maps`.
     """
 
     def __init__(self, channels: list[int], width: int):
@@ -35,11 +34,7 @@ class Hypercolumn(nn.Module):
         self.norm = nn.BatchNorm2d(width)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        size = maps[-1].shape[-2:]
-        resized = [
-            m if m.shape[-2:] == size else F.interpolate(m, size, mode="bilinear") for m in maps
-        ]
-        return F.relu(self.norm(self.conv(torch.cat(resized, 1)))).mean((2, 3))
+        return F.relu(self.norm(self.conv(stack_maps(maps)))).mean((2, 3))
 
 
 class TwoContexts(nn.Module):
@@ -84,6 +79,7 @@ class CGH(nn.Module):
     name = "cgh"
     paper = "arXiv:2308.13392"
     exempt_names = ("bn", "bias")  # the authors' rule for what is not decayed
+    fading = ("info_nce", "hyper_info_nce")  # losses of the warm-up alone
 
     @dataclass(frozen=True)
     class Config:

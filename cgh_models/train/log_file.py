@@ -21,12 +21,6 @@ def read_log(path: Path) -> list[dict[str, float]]:
     return rows
 
 
-def last_feature_std(rows: list[dict[str, float]], step: int) -> float:
-    """The last that was measured until ``step``; 1 if none was."""
-    found = [row["feature_std"] for row in rows if "feature_std" in row and row["step"] <= step]
-    return found[-1] if found else 1.0
-
-
 def refuse_lost_checkpoints(run_dir: Path) -> None:
     """Raises InputError if the log of a run without checkpoints goes beyond step 0."""
     last = max((row["step"] for _, row in lines(run_dir / "metrics.jsonl") if row), default=0)

@@ -18,7 +18,6 @@ from ..data.decode import read_as
 from ..data.image_set import ImageSet, load
 from ..data.loader import batches
 from ..errors import InputError, Interrupted, printable, say, shell_command
-from ..evaluate.collapse import COLLAPSED
 from ..evaluate.devices import pick_device, pick_precision
 from ..schedule import learning_rate
 from ..tensors import plain_defaults
@@ -26,13 +25,14 @@ from ..view_recipes import RECIPES
 from . import checkpoint
 from .arguments import check_arguments
 from .cuda_graphs import replayed_passes
-from .log_file import last_feature_std, read_log
 from .metric_log import MetricLogger
 from .monitor import Monitor
 from .optim import create_optimizer
+from .plan import say_plan
 from .run_folder import lock_run_dir, settle, write_or_check_config
 from .signals import StopSignals
 from .step import MemoryGuard, batch_too_large, half_fits, prepare, train_step
+from .verdict import verdict_of_run
 
 Item = TypeVar("Item")
 
@@ -45,6 +45,7 @@ def pretrain(
     run_dir: str | Path,
     *,
     resume: bool = False,
+    plan: bool = False,
     on_log: Callable[[dict[str, float]], object] | None = None,
 ) -> None:
     """Trains ``method`` in place on unlabelled images; everything else is left in ``run_dir``.
@@ -55,6 +56,7 @@ def pretrain(
         config: the trainer's settings.
         run_dir: new or empty for a new run; gets config.json, metrics.jsonl and checkpoints.
         resume: go on from the newest checkpoint; on the CPU to the same bits as without a stop.
+        plan: say first what it is going to do, and how long that takes by some timed steps.
         on_log: is called with each line of metrics.jsonl, a dict, when it is written.
 
     Raises InputError for unusable data or settings, a loss that is not finite, or a run folder that
@@ -65,6 +67,7 @@ def pretrain(
     device = pick_device(config.device)
     config = settle(config, device, run_dir, resume)
     images = open_images(data, config)
+    check_batch(images, config)
     signals = StopSignals()
     monitor = Monitor(images, config, device, signals)
     total = len(images) // config.batch_size * config.epochs
@@ -74,15 +77,12 @@ def pretrain(
         done, file = checkpoint.resume_point(run_dir, say) if resume else (0, None)
         log = MetricLogger(run_dir, images, config, device, monitor, done, resume, on_log)
         if done == total and not log.missed(done):
-            feature_std = last_feature_std(read_log(log.path), done)
-            say(_ending(run_dir, f"finished at step {done} of {total}", feature_std))
+            say(_ending(run_dir, f"finished at step {done} of {total}", done))
             return
+        if plan:
+            signals.unless_stopped(lambda: say_plan(method, images, config))
 
-        # --- data
-        images.log_bad_files_to(run_dir / "bad_files.txt")
-        if images.pixels is None:
-            signals.unless_stopped(lambda: images.cache_pixels(config.memory_gib))
-            signals.unless_stopped(images.report_decoder)
+        signals.unless_stopped(lambda: _read_images(images, config, run_dir))
 
         # --- networks and optimizer
         method.to(device, memory_format=torch.channels_last).train()
@@ -101,7 +101,7 @@ def pretrain(
             read = _saved_if_it_ends(loader, lambda: log.rescue(done, method, optimizer))
             for views, indices in log.timed(signals.until_stopped(read)):
                 progress = done / total
-                lr = learning_rate(progress, config.lr, config.warmup)
+                lr = learning_rate(progress, config.lr, config.warmup, 1 / total)
                 losses = None
                 with guard:
                     losses = train_step(method, optimizer, views, progress, lr, *settings)
@@ -109,15 +109,21 @@ def pretrain(
                     fits = half_fits(method, views, progress, device.type, dtype, config.accumulate)
                     raise batch_too_large(config, device, fits, log.rescue(done, method, optimizer))
                 done += 1
-                log.log_step(done, lr, losses, indices, method.student.backbone)
-                if done % config.checkpoint_every == 0:
-                    log.save_checkpoint(done, method, optimizer)
+                log.log_step(done, lr, losses, indices, method, optimizer)
             log.save_checkpoint(done, method, optimizer, must=True)
 
     if done < total or log.missed(done):
         stopped = f"{run_dir}: {signals.received} at step {done} of {total}, saved"
         raise Interrupted(f"{stopped}; go on with {shell_command('cgh', 'resume', run_dir)}")
-    say(_ending(run_dir, f"done after {total} steps", log.measured.get("feature_std", 1.0)))
+    say(_ending(run_dir, f"done after {total} steps", done))
+
+
+def _read_images(images: ImageSet, config: TrainConfig, run_dir: Path) -> None:
+    """Keeps the pixels of a run's images in memory if they fit; its bad files are read again."""
+    images.log_bad_files_to(run_dir / "bad_files.txt")
+    if images.pixels is None:
+        images.cache_pixels(config.memory_gib)
+        images.report_decoder()
 
 
 def _saved_if_it_ends(items: Iterator[Item], save: Callable[[], str]) -> Iterator[Item]:
@@ -131,25 +137,32 @@ def _saved_if_it_ends(items: Iterator[Item], save: Callable[[], str]) -> Iterato
         raise InputError(f"{error}{save()}") from error
 
 
-def _ending(run_dir: Path, done: str, feature_std: float) -> str:
+def _ending(run_dir: Path, text: str, done: int) -> str:
     """The last line of a run that is done: what comes next, or that it is worth nothing."""
-    if feature_std < COLLAPSED:
-        found = f"all images have nearly one embedding (feature_std {feature_std:.1e})"
-        return f"{run_dir}: {done}, but it collapsed: {found}; start anew with a lower --base-lr"
+    found = verdict_of_run(run_dir, done)
+    if found and found.collapsed:
+        return f"{run_dir}: {text}, but it {found}; start anew with a lower --base-lr"
     export = shell_command("cgh", "export", run_dir, "--out", "WEIGHTS")
-    return f"{run_dir}: {done}; export it: {export}"
+    if found and found.alarm:
+        return f"{run_dir}: {text}, but it is {found}; to export it all the same: {export}"
+    said = f", {found}" if found else ""
+    return f"{run_dir}: {text}{said}; export it: {export}"
 
 
 def open_images(data: str | Path | ImageSet, config: TrainConfig) -> ImageSet:
-    """The index of the training images, checked against the config. Raises InputError."""
+    """The index of the training images. Raises InputError."""
     if isinstance(data, ImageSet):
         images = read_as(data, config.pixel_range)
     else:
         images = load(data, config.follow_links, config.pixel_range)
         images.report_skipped()
+    return images
+
+
+def check_batch(images: ImageSet, config: TrainConfig) -> None:
+    """Raises InputError if there are fewer images than in one batch."""
     if config.batch_size > len(images):
         raise InputError(
             f"batch size {config.batch_size}: larger than the set of {len(images)} images in "
             f"{printable(images.root)}; give --batch-size {len(images)} or less"
         )
-    return images

@@ -1,10 +1,9 @@
-"""What a run leaves to read: metrics.jsonl, the progress bar, and TensorBoard files."""
+"""What a run leaves to read: metrics.jsonl, what it says while it trains, TensorBoard files."""
 
 import contextlib
 import errno
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,23 +13,28 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from ..config import TrainConfig
 from ..data.image_set import ImageSet
-from ..errors import DiskError, InputError, Output, printable, shell_command
+from ..errors import DiskError, InputError, printable, shell_command
 from ..methods.method import Losses
 from . import checkpoint
-from .log_file import LONGEST_LINE, drop_lines, lines
+from .log_file import LONGEST_LINE, drop_lines, lines, read_log
+from .progress_line import ProgressLine
+from .tensorboard import scalars
+from .verdict import Row, Verdict, verdict
 
 ADVICE = "start anew with a lower --base-lr, or with --precision float32"
+
+MAIN = ("knn", "knn_train", "effective_rank")  # the first of them is in the progress line
+SHOWN = ("knn", "knn_train", "view_match", "feature_std", "effective_rank")
 
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class _Step:
-    row: dict[str, float]  # of metrics.jsonl
+    row: Row  # of metrics.jsonl
     losses: Losses  # on the device, with grad_norm and finite
     indices: np.ndarray  # (N,) of its images
 
@@ -38,7 +42,7 @@ class _Step:
 class MetricLogger:
     """Collects a run's numbers on the device and writes them every ``log_every`` steps.
 
-    ``monitor`` measures a backbone; ``done`` steps of a ``resumed`` run were taken before.
+    ``monitor`` measures a method; ``done`` steps of a ``resumed`` run were taken before.
     """
 
     def __init__(
@@ -47,10 +51,10 @@ class MetricLogger:
         images: ImageSet,
         config: TrainConfig,
         device: torch.device,
-        monitor: Callable[[nn.Module], dict[str, float]],
+        monitor: Callable[[Any], Row],
         done: int,
         resumed: bool,
-        on_log: Callable[[dict[str, float]], object] | None = None,
+        on_log: Callable[[Row], object] | None = None,
     ):
         self.run_dir = run_dir
         self.images = images
@@ -62,57 +66,38 @@ class MetricLogger:
         self.total = self.steps_per_epoch * config.epochs
         self.log_every = config.log_every or (1 if device.type == "cpu" else 10)
         self.measures = config.eval_every >= 0
-        self.measured: dict[str, float] = {}  # the monitor's latest values
+        self.measured: Row = {}  # the monitor's latest values
         epochs = config.eval_every or max(1, config.epochs / 10)
         self.measure_every = max(1, round(epochs * self.steps_per_epoch))
-        self._stderr = Output(sys.stderr)
+        self.verdict: Verdict | None = None
+        self._line = ProgressLine(self.total, done, quiet=True)
+        self._measurements: list[Row] = []  # the rows that have one
         self._steps: list[_Step] = []
         self._unwritten = b""
         self._warnings: set[str] = set()
         self._saved_step = done if resumed else -1  # of a new run, not even step 0 is saved
         self._resumed = resumed
+        self._fading: tuple[str, ...] = ()  # losses that a warm-up takes away
         self._listeners = [on_log] if on_log else []
         self._exits = contextlib.ExitStack()
 
     def __enter__(self) -> "MetricLogger":
         if self.config.tensorboard:
-            self._listeners.append(self._tensorboard())
+            self._listeners.append(scalars(self.run_dir / "tensorboard", self._exits))
         try:
             drop_lines(self.path, self.done)
             self._file = self._exits.enter_context(open(self.path, "ab", buffering=0))
         except OSError as error:
             reason = f"cannot be written ({error.strerror}); check disk and permissions"
             raise DiskError(f"{printable(self.path)}: {reason}") from error
-        interval = 0.3 if self._stderr.isatty() else 30
-        self._bar = tqdm(
-            total=self.total,
-            initial=self.done,
-            file=self._stderr,
-            unit="step",
-            mininterval=interval,
-            dynamic_ncols=True,
-        )
-        self._exits.enter_context(self._bar)
+        self._measurements = [row for row in read_log(self.path) if "feature_std" in row]
+        self._line = ProgressLine(self.total, self.done, self.config.quiet)
+        self._exits.callback(self._line.close)
         self._restart_clock()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._exits.close()
-
-    def _tensorboard(self) -> Callable[[dict[str, float]], None]:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            install = "type pip install '.[tensorboard]'"
-            raise InputError(f"--tensorboard: not installed; {install}") from error
-        board = SummaryWriter(self.run_dir / "tensorboard")
-        self._exits.callback(board.close)
-
-        def add(row: dict[str, float]) -> None:
-            for key in row.keys() - {"step"}:
-                board.add_scalar(key, row[key], row["step"])
-
-        return add
 
     def timed(self, items: Iterator[Item]) -> Iterator[Item]:
         """The same items; the time spent waiting for each is added up."""
@@ -123,34 +108,58 @@ class MetricLogger:
             start = time.perf_counter()
 
     def log_step(
-        self, step: int, lr: float, losses: Losses, indices: np.ndarray, backbone: nn.Module
+        self,
+        step: int,
+        lr: float,
+        losses: Losses,
+        indices: np.ndarray,
+        method: Any,
+        optimizer: torch.optim.Optimizer,
     ) -> None:
-        """Collects the numbers of one step; writes, or measures the backbone, if it is time to."""
+        """Collects the numbers of one step; writes, measures and saves where it is time to.
+
+        Raises InputError, after saving, if ``stop_when_collapsed`` and the embeddings have.
+        """
         before = step - 1
         epoch = before // self.steps_per_epoch
         row = {"step": step, "epoch": epoch, "progress": before / self.total, "lr": lr}
         self._steps.append(_Step(row, losses, indices))
+        self._order_jump = float(np.abs(np.diff(indices)).mean()) / len(self.images)
         if step == self.total or (self.measures and step % self.measure_every == 0):
-            self.measure(step, backbone)
+            self.measure(step, method)
+            if self.config.stop_when_collapsed and self.verdict and self.verdict.collapsed:
+                raise InputError(
+                    f"step {step}: {self.verdict}{self.rescue(step, method, optimizer)}"
+                )
         elif step % self.log_every == 0:
             self.flush()
+        if step % self.config.checkpoint_every == 0:
+            self.save_checkpoint(step, method, optimizer)
 
-    def measure(self, step: int, backbone: nn.Module) -> None:
+    def measure(self, step: int, method: Any) -> None:
         """Writes the collected steps; the monitor's values go into the line of ``step``."""
         rows = self._finished_rows() or [{"step": step}]
-        values = self.monitor(backbone) if self.measures else {}
+        values = self.monitor(method) if self.measures else {}
+        if self.measures and step:
+            rows[-1]["order_jump"] = self._order_jump
         rows[-1] |= values
         self._write(rows)
-        self._report(step, values)
+        self._report(rows[-1], values, method)
 
-    def _report(self, step: int, values: dict[str, float]) -> None:
+    def _report(self, row: Row, values: Row, method: Any) -> None:
+        """Says what was measured and what it means."""
         if values:
             self.measured = values
-            numbers = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-            tqdm.write(f"step {step}: {numbers}", file=self._stderr)
+            self._measurements.append(row)
+            run = {"train": vars(self.config), "method_config": vars(method.config)}
+            self.verdict = verdict(self._measurements, run)
+            names = [name for name in SHOWN if name in values]
+            numbers = ", ".join(f"{name} {values[name]:.4g}" for name in names)
+            said = f"{self.verdict}; " if self.verdict else ""
+            self._line.say(f"step {row['step']}: {said}{numbers}")
         self._restart_clock()
 
-    def missed(self, step: int) -> tuple[bytes, dict[str, float]] | None:
+    def missed(self, step: int) -> tuple[bytes, Row] | None:
         """The last line and its row if a signal left out its measurement, due after ``step``."""
         if not self.measures or (step % self.measure_every and step != self.total):
             return None
@@ -161,18 +170,18 @@ class MetricLogger:
 
     def start(self, method: Any, optimizer: torch.optim.Optimizer) -> None:
         """Measures and saves a new run; of a resumed one, measures what `missed` says."""
-        backbone = method.student.backbone
+        self._fading = getattr(method, "fading", ())
         if self._saved_step < 0:
-            self.measure(0, backbone)
+            self.measure(0, method)
             self.save_checkpoint(0, method, optimizer, must=True)
             return
         missed = self.missed(self.done)
-        values = self.monitor(backbone) if missed else {}
+        values = self.monitor(method) if missed else {}
         if missed and values:
             line, row = missed
             self._file.truncate(os.fstat(self._file.fileno()).st_size - len(line))
             self._write([row | values])
-            self._report(self.done, values)
+            self._report(row | values, values, method)
 
     def flush(self) -> None:
         """Writes the collected steps. Raises InputError if one of them was not finite."""
@@ -209,7 +218,7 @@ class MetricLogger:
         self.save_checkpoint(step, method, optimizer, must=True)
         return f"; saved at step {step}, {shell_command('cgh', 'resume', self.run_dir)}"
 
-    def _finished_rows(self) -> list[dict[str, float]]:
+    def _finished_rows(self) -> list[Row]:
         """The lines of the collected steps. One that is not finite ends the run."""
         steps = self._steps
         self._steps = []
@@ -231,15 +240,22 @@ class MetricLogger:
         seconds = time.perf_counter() - self._since
         speed = len(rows) * self.config.batch_size / seconds
         waiting = self._waited / seconds
-        names = [name for name in steps[-1].losses if name not in ("grad_norm", "finite")]
-        losses = ", ".join(f"{name} {rows[-1][name]:.3f}" for name in names)
         rows[-1] |= {"images_per_second": round(speed, 1), "waiting": round(waiting, 4)}
-        self._bar.set_postfix_str(
-            f"{losses}, {speed:.0f} images/s, {100 * waiting:.0f} % waiting for data"
-        )
-        self._bar.update(len(rows))
+        self._show(rows, list(steps[-1].losses), speed, waiting)
         self._restart_clock()
         return rows
+
+    def _show(self, rows: list[Row], losses: list[str], speed: float, waiting: float) -> None:
+        """The progress line. Where a part fades, the total falls with it: the others are shown."""
+        last = rows[-1]
+        fading = [name for name in self._fading if name in losses]
+        parts = [name for name in losses if name not in ("loss", "grad_norm", "finite", *fading)]
+        first = parts if fading else ["loss"]
+        texts = [", ".join(f"{name} {last[name]:.3f}" for name in first)]
+        texts.append(f"{speed:.0f} images/s")
+        texts += [f"{name} {self.measured[name]:.3g}" for name in MAIN if name in self.measured][:1]
+        further = [f"{n} {last[n]:.3f}" for n in (*parts, *fading) if n not in first]
+        self._line.show(len(rows), texts, [*further, f"{100 * waiting:.0f} % waiting for data"])
 
     def _restart_clock(self) -> None:
         self._waited = 0.0
@@ -248,9 +264,9 @@ class MetricLogger:
     def _warn(self, text: str) -> None:
         if text not in self._warnings:
             self._warnings.add(text)
-            tqdm.write(f"warning: {text}", file=self._stderr)
+            self._line.say(f"warning: {text}")
 
-    def _write(self, rows: list[dict[str, float]]) -> None:
+    def _write(self, rows: list[Row]) -> None:
         """Appends lines. Those that a full disk refuses are kept and written with the next."""
         for row in rows:
             self._unwritten += (json.dumps(row) + "\n").encode()

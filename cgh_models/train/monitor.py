@@ -1,6 +1,6 @@
-"""Measurements of the backbone while it trains: spread of the embeddings and kNN accuracy."""
+"""Measurements while a method trains: spread of the embeddings, kNN accuracy, signs of health."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from ..evaluate.collapse import spread
 from ..evaluate.extraction import embeddings
 from ..evaluate.neighbours import knn
 from ..evaluate.protocols import EvalSettings
+from .health import Health, dead_channels
 from .metric_log import ADVICE
 from .signals import StopSignals
 
@@ -49,6 +50,7 @@ class Monitor:
         self.signals = signals
         fits = min(256, config.batch_size // config.accumulate)  # images at once
         self.settings = EvalSettings(fits, config.workers, device)
+        self.health = Health(images, config, device, fits)
         self.knn: tuple[str, Sample, Sample] | None = None  # name of the value, memory, queries
         shuffled = order(0, 0, len(images))
         self.spread = Sample(images, shuffled[:SPREAD])
@@ -62,19 +64,22 @@ class Monitor:
             memory = Sample(images, shuffled[count : count + MEMORY])
             self.knn = ("knn_train", memory, Sample(images, shuffled[:count]))
 
-    def __call__(self, backbone: nn.Module) -> dict[str, float]:
-        """feature_std, effective_rank and, in percent, knn or knn_train; none if a signal comes."""
-        return self.signals.unless_stopped(lambda: self._measure(backbone)) or {}
+    def __call__(self, method: Any) -> dict[str, float]:
+        """Spread, kNN in percent (knn or knn_train) and signs of health; none if a signal comes."""
+        return self.signals.unless_stopped(lambda: self._measure(method)) or {}
 
-    def _measure(self, backbone: nn.Module) -> dict[str, float]:
-        values = spread(self._embed(backbone, self.spread))
+    def _measure(self, method: Any) -> dict[str, float]:
+        backbone = method.student.backbone
+        embedded = self._embed(backbone, self.spread)
+        values = spread(embedded) | {"dead_channels": dead_channels(embedded)}
         if self.knn:
             name, memory, queries = self.knn
             embedded = self._embed(backbone, memory)
             k = min(20, len(embedded))
             predicted = knn(embedded, memory.labels(), self._embed(backbone, queries), k=k)
             values[name] = 100 * float((predicted == queries.labels()).mean())
-        return values
+            values["knn_queries"] = len(predicted)
+        return values | self.health(method)
 
     def _embed(self, backbone: nn.Module, sample: Sample) -> np.ndarray:
         """Embeddings (N, D) of a sample."""

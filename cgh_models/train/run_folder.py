@@ -67,6 +67,20 @@ def lock_run_dir(run_dir: Path) -> Iterator[None]:
         yield
 
 
+def is_training(run_dir: Path) -> bool:
+    """Whether another process holds the run's lock; False where a system has no such locks."""
+    try:
+        import fcntl
+
+        with open(run_dir / LOCK, "rb") as file:
+            fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # for as long as the file is open
+    except OSError as error:
+        return error.errno in (errno.EACCES, errno.EAGAIN)
+    except ImportError:
+        return False
+    return False
+
+
 def settle(config: TrainConfig, device: torch.device, run_dir: Path, resume: bool) -> TrainConfig:
     """The config with a full path for ``eval_data``, and with what "auto" stands for.
 

@@ -261,8 +261,9 @@ def test_an_export_of_a_run_that_collapsed_says_so(run, tmp_path, capsys):
         log.write('{"step": 4, "feature_std": 0.002}\n{"step": 5, "feature_std": 0.5}\n')
     export(tmp_path / "run", tmp_path / "w")
     found = "all images have nearly one embedding (feature_std 2.0e-03)"
-    assert f"{tmp_path}/run: collapsed: {found}; start anew" in capsys.readouterr().err
-    assert manifest.read_row(tmp_path / "w").notes == [f"Its training collapsed: {found}."]
+    assert f"{tmp_path}/run: collapsed: {found}\n" in capsys.readouterr().err
+    note = f"Verdict of the measurements of its training: collapsed: {found}."
+    assert manifest.read_row(tmp_path / "w").notes == [note]
     assert f"collapsed: {found}." in (tmp_path / "w" / "README.md").read_text()
 
 

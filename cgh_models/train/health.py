@@ -1,0 +1,186 @@
+"""Signs of health that need no labels, measured on a few images while a method trains.
+
+`verdict` says in words what they mean; docs/health.md defines each and has its normal range.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..backbone import embed, eval_mode
+from ..config import TrainConfig
+from ..data.image_set import ImageSet
+from ..data.loader import ViewDataset, normalized, order
+from ..evaluate.collapse import feature_std
+from ..view_recipes import RECIPES
+
+IMAGES = 128
+_FEWEST = 16
+_MOST_BYTES = 2**26  # of the views that are kept
+_EPOCH = 2**31  # whose views no run trains on
+_WEIGHTS = 2**18  # that are compared with those of the measurement before, of each branch
+_QUEUE_ROWS = 2048
+_NEAREST = 10  # neighbours in the queue that the contexts of CGH may agree on
+_FLAT = 0.01  # standard deviation of pixels in [0, 1] below which an image is of one colour
+
+# What the first measurement alone has, and what is compared with the one before: of a resumed run
+# both are other than without the stop.
+OF_THE_VIEWS = ("view_mean", "view_std", "view_difference", "flat_images")
+COMPARED = ("moved", "teacher_moved", "queue_moved")
+
+Values = dict[str, float]
+
+
+class Health:
+    """Measures a method on two views each of at most IMAGES images, the same ones every time."""
+
+    def __init__(self, images: ImageSet, config: TrainConfig, device: torch.device, at_once: int):
+        self.images = images
+        self.config = config
+        self.device = device
+        self.at_once = at_once
+        self._views: list[Tensor] = []  # two of uint8 (N, S, S, 3)
+        self._before: dict[str, Tensor] = {}  # what is compared with the next measurement
+
+    def __call__(self, method: Any) -> Values:
+        """The signs by name; not in the first: those that compare with the measurement before."""
+        values = {}
+        if not self._views:
+            self._views = self._make_views(method.view_recipe)
+            values = self._of_views()
+        with torch.inference_mode(), eval_mode(method):
+            values |= self._of_embeddings(method)
+            values |= self._of_weights(method)
+            if hasattr(method, "queue"):
+                values |= self._of_queue(method)
+        return values
+
+    def _make_views(self, recipe: str) -> list[Tensor]:
+        config = dataclasses.replace(self.config, views="exact")
+        dataset = ViewDataset(self.images, RECIPES[recipe][:2], config)
+        fits = _MOST_BYTES // (2 * 3 * config.image_size**2)
+        chosen = order(0, 0, len(self.images))[: min(IMAGES, max(_FEWEST, fits))]
+        samples = [dataset[_EPOCH, index].tensors for index in chosen.tolist()]
+        return [torch.stack(views) for views in zip(*samples, strict=True)]
+
+    def _of_views(self) -> Values:
+        """What the networks see: mean and spread, how the views differ, images of one colour."""
+        first, second = (self._pixels(views) for views in self._views)
+        pixels = torch.cat([first, second])
+        plain = self._views[0].float() / 255
+        return {
+            "view_mean": float(pixels.mean()),
+            "view_std": float(pixels.std()),
+            "view_difference": float((first - second).abs().mean() / pixels.std().clamp(min=1e-6)),
+            "flat_images": float((plain.flatten(1).std(1) < _FLAT).float().mean()),
+        }
+
+    def _pixels(self, views: Tensor) -> Tensor:
+        mean, std = torch.tensor(self.config.mean), torch.tensor(self.config.std)
+        return normalized(views, mean, std)
+
+    def _of_embeddings(self, method: Any) -> Values:
+        """Whether two views of an image are alike, and images unlike, to student and teacher."""
+        first, maps = self._embed(method.student, 0)
+        second, _ = self._embed(method.student, 1)
+        one, two = F.normalize(first), F.normalize(second)
+        cosines = one @ two.T  # (N, N)
+        nearest = cosines.argmax(1).cpu()
+        values = {
+            "alignment": float((one - two).square().sum(1).mean()),
+            "uniformity": uniformity(torch.cat([one, two])),
+            "view_match": 100 * float((nearest == torch.arange(len(nearest))).float().mean()),
+        }
+        if hasattr(method.student, "projector"):
+            values["projection_std"] = feature_std(method.student.projector(second).float())
+        teacher: Any = getattr(method, "teacher", None)
+        if hasattr(teacher, "projector"):
+            embedding, maps = self._embed(teacher, 0)
+            self._projections = [F.normalize(teacher.projector(embedding).float())]
+            if hasattr(teacher, "hypercolumn"):
+                hyper = teacher.hyper_projector(teacher.hypercolumn(maps)).float()
+                self._projections.append(F.normalize(hyper))
+            values["teacher_std"] = feature_std(self._projections[0])
+        return values
+
+    def _embed(self, branch: Any, view: int) -> tuple[Tensor, list[Tensor]]:
+        """Embeddings (N, D) and the maps of the hypercolumn of one view of all images."""
+        taps = getattr(branch, "taps", 0)
+        embeddings, maps = [], []
+        for piece in self._views[view].split(self.at_once):
+            embedding, found = embed(branch.backbone, self._pixels(piece).to(self.device), taps)
+            embeddings.append(embedding.float())
+            maps.append(found)
+        return torch.cat(embeddings), [torch.cat(tap) for tap in zip(*maps, strict=True)]
+
+    def _of_weights(self, method: Any) -> Values:
+        """How far the backbone and the teacher's have moved since the measurement before."""
+        student = sample_of(method.student.backbone)
+        size = student.norm().clamp(min=1e-12)
+        values = {"weight_norm": float(size)} | self._moved("moved", student)
+        teacher: Any = getattr(method, "teacher", None)
+        if hasattr(teacher, "backbone"):
+            weights = sample_of(teacher.backbone)
+            values["teacher_distance"] = float((weights - student).norm() / size)
+            values |= self._moved("teacher_moved", weights)
+            wanted = [parameter.requires_grad for parameter in teacher.parameters()]
+            values["teacher_gradient"] = float(any(wanted))
+        return values
+
+    def _moved(self, name: str, now: Tensor) -> Values:
+        before = self._before.get(name)
+        self._before[name] = now
+        if before is None:
+            return {}
+        return {name: float((now - before).norm() / before.norm().clamp(min=1e-12))}
+
+    def _of_queue(self, method: Any) -> Values:
+        """Whether the queue is renewed and varied, and how sharp the relations to it are."""
+        rows = method.queue.rows.float()  # (count, K, P)
+        step = -(-rows.shape[1] // _QUEUE_ROWS)
+        sample = rows[0, ::step].clone()
+        values = {"queue_std": feature_std(sample)} | self._moved("queue_moved", sample)
+        if getattr(self, "_projections", None) and len(self._projections) <= len(rows):
+            cosines = [p @ q.T for p, q in zip(self._projections, rows, strict=False)]  # (N, K)
+            temperature = _teacher_temperature(method.config)
+            if temperature and not hasattr(method.student, "predictor"):  # else only the nearest
+                chances = (cosines[0] / temperature).softmax(1)
+                entropy = -(chances * chances.clamp(min=1e-30).log()).sum(1).mean()
+                values["relation_entropy"] = float(entropy) / math.log(rows.shape[1])
+            if len(cosines) == 2:
+                count = min(_NEAREST, rows.shape[1])
+                near, others = (c.topk(count).indices for c in cosines)
+                common = (near[:, :, None] == others[:, None]).any(2)
+                values["context_agreement"] = float(common.float().mean())
+        return values
+
+
+def uniformity(unit: Tensor) -> float:
+    """log of the mean over pairs of exp(-2 d^2) of unit rows (N, D): 0 if all are equal.
+
+    Source: Wang and Isola, arXiv 2005.10242, equation 2 with t = 2.
+    """
+    squares = torch.pdist(unit.double()).square()
+    return float(squares.mul(-2).exp().mean().clamp(min=1e-30).log()) if len(squares) else 0.0
+
+
+def sample_of(module: nn.Module) -> Tensor:
+    """At most about 2**18 of a module's parameters, evenly taken, in float32 on the CPU."""
+    parameters = [parameter.detach().flatten() for parameter in module.parameters()]
+    step = max(1, sum(map(len, parameters)) // _WEIGHTS)
+    return torch.cat([parameter[::step].float() for parameter in parameters]).cpu()
+
+
+def _teacher_temperature(config: Any) -> float:
+    names = ("global_teacher_temperature", "teacher_temperature", "temperature")
+    return next((getattr(config, name) for name in names if hasattr(config, name)), 0.0)
+
+
+def dead_channels(embeddings: np.ndarray) -> float:
+    """Share of the dimensions of embeddings (N, D) that have one value for all images."""
+    return float((np.ptp(embeddings, axis=0) < 1e-7).mean())

@@ -1,0 +1,214 @@
+"""What a run is going to do, said before its first step, and what speaks against it."""
+
+import copy
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..backbone import architecture
+from ..config import TrainConfig
+from ..data.image_set import ImageSet
+from ..data.loader import ViewDataset, normalized, order
+from ..errors import out_of_memory, printable, say
+from ..evaluate.devices import pick_device, pick_precision
+from ..schedule import learning_rate
+from ..view_recipes import RECIPES
+from .optim import create_optimizer
+from .step import prepare, train_step
+from .verdict import FEW_IN_BATCH, swapped_temperatures
+
+FEW_STEPS = 500
+_TIMED = 16  # images of the first timed step; of a second, where that was fast, a whole batch
+_FAST = 1.0  # seconds
+_SMALL = 64  # pixels, of the proposal for a CPU
+_HOUR = 3600.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Lines for people, and warnings of a sentence each."""
+
+    lines: list[str]
+    warnings: list[str]
+
+
+def say_plan(method: Any, images: ImageSet, config: TrainConfig) -> None:
+    """Says the plan of a run on stderr, a line each."""
+    planned = plan(method, images, config)
+    for line in [*planned.lines, *(f"warning: {text}" for text in planned.warnings)]:
+        say(line)
+
+
+def plan(method: Any, images: ImageSet, config: TrainConfig) -> Plan:
+    """The plan of a run that has not begun. Times a step or two on a copy of the method."""
+    device = pick_device(config.device)
+    steps = len(images) // config.batch_size
+    total = steps * config.epochs
+    seconds = total * seconds_of_step(method, images, config, device)
+    warmup = math.ceil(config.warmup * total)
+    recipe = RECIPES[method.view_recipe]
+    views = ", ".join(str(view.side(config.image_size)) for view in recipe)
+    trained = _count(p for p in method.student.parameters() if p.requires_grad)
+    backbone = _count(method.student.backbone.parameters())
+    queue = _queue_length(method)
+    lines = [
+        f"images   {len(images):,} of {printable(images.root)}",
+        f"steps    {total:,}: {config.epochs} epochs of {steps:,}, {config.batch_size} images "
+        f"each; warm-up of {warmup:,}",
+        f"views    {len(recipe)} of each image ({method.view_recipe}; {views} pixels)",
+        f"networks {method.name} on {architecture(method.student.backbone)}: backbone "
+        f"{backbone / 1e6:.1f} M parameters, {trained / 1e6:.1f} M trained with its heads",
+        f"time     about {_duration(seconds)} on {device}, without reading images"
+        if seconds
+        else f"time     not known: a step could not be timed on {device}",
+        f"files    {_megabytes(_checkpoint_bytes(method))} a checkpoint, of which two are kept; "
+        f"{_megabytes(4 * backbone)} of an export",
+    ]
+    if queue:
+        share = queue / len(images)
+        lines.append(f"queue    {queue:,} images, {share:.2g} times those of the set")
+    return Plan(lines, _warnings(method, images, config, total, seconds, device))
+
+
+def _warnings(
+    method: Any,
+    images: ImageSet,
+    config: TrainConfig,
+    total: int,
+    seconds: float,
+    device: torch.device,
+) -> list[str]:
+    """What speaks against the run, and what to type instead."""
+    found = []
+    if total < FEW_STEPS:
+        steps = max(1, len(images) // config.batch_size)
+        epochs = math.ceil(FEW_STEPS / steps)
+        found.append(
+            f"{total} steps are few to learn from: --epochs {epochs} makes {FEW_STEPS} or more, a "
+            "smaller --batch-size more of an epoch"
+        )
+    queue = _queue_length(method)
+    if queue > len(images):
+        found.append(
+            f"the queue ({queue:,}) is larger than the set, so that an image meets itself in it: "
+            f"--set queue_length={_power_of_two(len(images))} is smaller"
+        )
+    if config.batch_size < FEW_IN_BATCH:
+        found.append(
+            f"{config.batch_size} images a batch are few for batch norms: "
+            f"--batch-size {FEW_IN_BATCH} or more"
+        )
+    swapped = swapped_temperatures(vars(method.config))
+    if swapped:
+        found.append(swapped)
+    if device.type == "cpu" and seconds > _HOUR:
+        found.append(_within_an_hour(config, seconds))
+    return found
+
+
+def _within_an_hour(config: TrainConfig, seconds: float) -> str:
+    """Flags with which a run ends within an hour on this CPU."""
+    flags = ""
+    if config.image_size > _SMALL:  # convolutions cost as many times less as there are pixels
+        seconds *= (_SMALL / config.image_size) ** 2
+        flags = f"--image-size {_SMALL} "
+    epochs = int(config.epochs * _HOUR / seconds)
+    if epochs:
+        flags += f"--epochs {min(epochs, config.epochs)}"
+    else:
+        share = config.epochs * _HOUR / seconds
+        flags += f"--epochs 1 and {100 * share:.2g} % of the images"
+    return f"a GPU is meant by these settings; with {flags} it is about an hour here"
+
+
+def seconds_of_step(
+    method: nn.Module, images: ImageSet, config: TrainConfig, device: torch.device
+) -> float:
+    """Seconds that a step of a whole batch takes, without its views; 0 if that is not known.
+
+    Nothing of it stays: neither in the method nor in the random state.
+    """
+    if config.compile:
+        return 0.0
+    devices = [device] if device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices):
+            trained: Any = copy.deepcopy(method)
+            trained.to(device, memory_format=torch.channels_last).train()
+            prepare(trained, config, device)
+            optimizer = create_optimizer(trained, config)
+            parts = config.accumulate
+            count = min(config.batch_size, max(_TIMED, 2 * _splits(method)) * parts)
+            pieces = _pixels(trained, images, config, min(count, len(images)))
+            dtype = pick_precision(config.precision, device)
+            settings = (device.type, dtype, config.clip_norm, parts)
+            rate = learning_rate(0.0, config.lr, config.warmup)
+            taken = 0.0
+            for size in (count, count, config.batch_size):  # the first also allocates
+                views = [_repeated(piece, size).to(device) for piece in pieces]
+                start = time.perf_counter()
+                losses = train_step(trained, optimizer, views, 0.0, rate, *settings)
+                losses["loss"].item()  # waits for the device
+                taken = (time.perf_counter() - start) * config.batch_size / size
+                if taken > _FAST:
+                    break
+            return taken
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        return 0.0
+
+
+def _pixels(method: Any, images: ImageSet, config: TrainConfig, count: int) -> list[Tensor]:
+    """Views (n, 3, S, S) of at most _TIMED images for each view of the recipe."""
+    dataset = ViewDataset(images, RECIPES[method.view_recipe], config)
+    chosen = order(config.seed, 0, len(images))[: min(count, _TIMED)]
+    samples = [dataset[0, index].tensors for index in chosen.tolist()]
+    mean, std = torch.tensor(config.mean), torch.tensor(config.std)
+    pieces = [torch.stack(views) for views in zip(*samples, strict=True)]
+    if config.views == "fast":  # crops that were not augmented, (n, 3, S, S)
+        pieces = [piece.permute(0, 2, 3, 1) for piece in pieces]
+    return [normalized(piece, mean, std) for piece in pieces]
+
+
+def _repeated(piece: Tensor, count: int) -> Tensor:
+    return piece.repeat(-(-count // len(piece)), 1, 1, 1)[:count]
+
+
+def _splits(method: Any) -> int:
+    return getattr(method.config, "batch_norm_splits", 1)
+
+
+def _queue_length(method: Any) -> int:
+    queue = getattr(method, "queue", None)
+    return queue.rows.shape[1] if queue is not None else 0
+
+
+def _count(parameters: Any) -> int:
+    return sum(parameter.numel() for parameter in parameters)
+
+
+def _checkpoint_bytes(method: nn.Module) -> int:
+    """Of all its tensors and the optimizer's state, one number for each that is trained."""
+    tensors = [tensor.numel() * tensor.element_size() for tensor in method.state_dict().values()]
+    return sum(tensors) + 4 * _count(p for p in method.parameters() if p.requires_grad)
+
+
+def _power_of_two(most: int) -> int:
+    return 2 ** max(0, most.bit_length() - 2)
+
+
+def _megabytes(count: float) -> str:
+    return f"{count / 1e6:,.0f} MB" if count > 5e5 else f"{count / 1e6:.1f} MB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} minutes"
+    return f"{seconds / 3600:,.0f} hours"

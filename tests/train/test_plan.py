@@ -1,0 +1,92 @@
+"""The plan before the first step: what it says is true, and making it changes nothing."""
+
+import dataclasses
+import re
+
+import pytest
+import torch
+from small_runs import QUICK, build
+
+from cgh_models.cli.main import parse
+from cgh_models.data.image_set import load
+from cgh_models.errors import InputError
+from cgh_models.methods import METHODS
+from cgh_models.train.checkpoint import newest
+from cgh_models.train.loop import pretrain
+from cgh_models.train.plan import plan
+
+
+@pytest.fixture
+def images(image_root):
+    return load(image_root / "train")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_plan_changes_neither_the_method_nor_what_is_random(images, name):
+    method = build(name)
+    before = {key: value.clone() for key, value in method.state_dict().items()}
+    random = torch.get_rng_state()
+    lines = plan(method, images, QUICK).lines
+    assert 6 <= len(lines) <= 8 and all(len(line) < 160 for line in lines)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(torch.equal(value, before[key]) for key, value in method.state_dict().items())
+    assert all(parameter.grad is None for parameter in method.parameters())
+
+
+def test_the_numbers_of_a_plan_are_those_of_the_run(images, image_root, tmp_path):
+    method = build()
+    text = "\n".join(plan(method, images, QUICK).lines)
+    pretrain(method, image_root / "train", QUICK, tmp_path / "run")
+    _, file = newest(tmp_path / "run", print)
+    megabytes = float(re.search(r"files +([\d.,]+) MB a checkpoint", text)[1].replace(",", ""))
+    assert megabytes == pytest.approx(file.stat().st_size / 1e6, rel=0.05, abs=0.1)
+    assert "12: 3 epochs of 4, 16 images each; warm-up of 2" in text
+    assert "queue    40 images, 0.62 times those of the set" in text
+
+
+@pytest.mark.parametrize(
+    "changes, settings, said",
+    [
+        ({}, {}, r"12 steps are few to learn from: --epochs 125 makes 500 or more"),
+        ({}, {"queue_length": 100}, r"the queue \(100\) is larger than the set.*queue_length=32"),
+        ({"batch_size": 4}, {}, "4 images a batch are few for batch norms"),
+        ({}, {"global_teacher_temperature": 0.2}, "global_teacher_temperature=0.2 is above"),
+    ],
+)
+def test_what_speaks_against_a_run_is_a_sentence(images, changes, settings, said):
+    config = dataclasses.replace(QUICK, **changes)
+    warnings = plan(build(config=config, **settings), images, config).warnings
+    assert any(re.search(said, text) for text in warnings), warnings
+
+
+def test_settings_for_a_gpu_are_named_with_flags_that_end_within_an_hour(images, monkeypatch):
+    monkeypatch.setattr("cgh_models.train.plan.seconds_of_step", lambda *_: 0.5)
+    for side, said in ((32, "--epochs 1800"), (128, "--image-size 64 --epochs 7200")):
+        config = dataclasses.replace(QUICK, epochs=10_000, image_size=side)
+        planned = plan(build(config=config), images, config)
+        assert f"with {said} it is about an hour here" in planned.warnings[-1]
+        assert "about 6 hours on cpu" in "\n".join(planned.lines)
+
+
+def test_a_long_and_well_chosen_run_has_no_warning(images):
+    config = dataclasses.replace(QUICK, epochs=200)
+    assert plan(build(config=config), images, config).warnings == []
+
+
+def test_a_dry_run_makes_no_folder_and_a_small_set_a_smaller_batch(image_root, tmp_path, capsys):
+    out = tmp_path / "run"
+    words = ["pretrain", "--data", str(image_root / "train"), "--out", str(out), "--dry-run"]
+    words += ["--arch", "test_resnet", "--image-size", "32", "--set", "queue_length=32"]
+    parse([*words, "--set", "hidden_width=8"]).run()
+    err = capsys.readouterr().err
+    assert not out.exists() and "batch: 64, as there are 64 images" in err
+    assert "steps    200: 200 epochs of 1, 64 images each" in err
+
+
+def test_one_image_is_no_set_to_train_on(image_root, tmp_path):
+    one = next((image_root / "train").rglob("*.png"))
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.png").write_bytes(one.read_bytes())
+    words = ["pretrain", "--data", str(tmp_path / "images"), "--out", str(tmp_path / "run")]
+    with pytest.raises(InputError, match="1 images: at least 2 are needed"):
+        parse([*words, "--arch", "test_resnet"]).run()
