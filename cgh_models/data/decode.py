@@ -66,6 +66,16 @@ def decoded_bytes(file: IO[bytes]) -> int:
     return width * height * 3
 
 
+def describe(file: IO[bytes]) -> tuple[str, str, int, tuple[int, int]]:
+    """Format, mode, bits a band, and (width, height) of an image, by its header, or BadImage."""
+
+    def read(file: IO[bytes]) -> tuple[str, str, int, tuple[int, int]]:
+        image = _open(file)
+        return image.format or "", image.mode, deep_pixels.bits(image), image.size
+
+    return _with_bad_images(read, file)
+
+
 def decode(file: IO[bytes], min_side: float = 0, pixel_range: str = "auto") -> Image.Image:
     """Reads an image as 8-bit RGB and applies its EXIF orientation, or raises BadImage.
 

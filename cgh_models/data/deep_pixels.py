@@ -124,6 +124,14 @@ def is_deep(image: Any) -> bool:
     return image.mode[0] in "IF" or signed_bytes or _is_deep_colour(image)
 
 
+def bits(image: Any) -> int:
+    """Bits of a band of an image that is opened, but not loaded, as far as its header says."""
+    stated = image.info["depth"] if image.format == "JPEG2000" else max(_tag(image, _BITS, (0,)))
+    packed = re.match(r"(?:L|LA|P|I|F|RGB|RGBA|CMYK);(\d+)", _raw_mode(image))
+    of_mode = {"1": 1, "I": 16, "F": 32}.get(image.mode[0], 8)
+    return stated or (int(packed[1]) if packed else of_mode)
+
+
 def largest(image: Any, file: IO[bytes]) -> Largest | None:
     """What a deep image shows of the range of its set; None for one that states its own."""
     if _stated_range(image):

@@ -1,21 +1,25 @@
 """Batches of single images as timm's evaluation transform makes them."""
 
 import contextlib
+import hashlib
+import io
+import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from PIL import Image
 from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ..errors import BadImage, InputError, printable, say
-from .decode import BadFile
+from .decode import MAX_BYTES, BadFile, decode
 from .image_set import ImageSet
-from .workers import Key, Sample, read_batches
+from .workers import Batch, Key, Sample, read_batches
 
 Transform = Callable[[Image.Image], Tensor]
 OnBad = Literal["raise", "skip", "substitute"]
@@ -26,11 +30,15 @@ _MOST_NAMED = 3  # bad files that get a line on stderr
 
 @dataclass(frozen=True, eq=False)
 class EvalDataset(Dataset[Sample]):
-    """(0, index) -> the transformed image; a bad one is replaced, or has no tensor."""
+    """(0, index) -> the transformed image; a bad one is replaced, or has no tensor.
+
+    With ``describe`` also int64 (3,), its width, height and bytes, and its sha256, uint8 (32,).
+    """
 
     images: ImageSet
     transform: Transform
     substitute: bool
+    describe: bool = False
 
     def __getitem__(self, key: Key) -> Sample:
         index = key[1]
@@ -38,9 +46,23 @@ class EvalDataset(Dataset[Sample]):
             image, bad_files = self.images.load_or_substitute(index)
             return Sample(index, [self.transform(image)], bad_files)
         try:
+            if self.describe:
+                return Sample(index, self._described(index), [])
             return Sample(index, [self.transform(self.images.image(index))], [])
         except BadImage as reason:
             return Sample(index, [], [BadFile(index, str(reason))])
+
+    def _described(self, index: int) -> list[Tensor]:
+        try:
+            with self.images.open(index) as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(0)
+                content = file.read(min(size, MAX_BYTES + 1))  # as many bytes are set aside
+        except OSError as error:
+            raise BadImage(f"cannot be read: {error.strerror}") from error
+        image = decode(io.BytesIO(content), pixel_range=self.images.pixel_range)
+        sha256 = torch.frombuffer(bytearray(hashlib.sha256(content).digest()), dtype=torch.uint8)
+        return [self.transform(image), torch.tensor([*image.size, len(content)]), sha256]
 
 
 def _not_too_long(image: Image.Image) -> Image.Image:
@@ -84,10 +106,19 @@ def eval_batches(
     An image that cannot be read ends them ("raise"), is left out and named on stderr ("skip"), or
     is replaced by another one as in training ("substitute").
     """
+    dataset = EvalDataset(images, transform, on_bad == "substitute")
+    for batch in eval_samples(dataset, indices, batch_size, workers, on_bad):
+        yield batch.tensors[0], batch.indices
+
+
+def eval_samples(
+    dataset: EvalDataset, indices: np.ndarray, batch_size: int, workers: int, on_bad: OnBad
+) -> Generator[Batch, None, None]:
+    """Batches of what the dataset makes of these images, as `eval_batches` has them."""
+    images = dataset.images
     keys = [(0, int(index)) for index in indices]
     batches = [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]
     num_workers = workers if images.pixels is None and sys.platform == "linux" else 0
-    dataset = EvalDataset(images, transform, on_bad == "substitute")
     left_out = 0
     with contextlib.closing(read_batches(dataset, batches, images.path, num_workers)) as read:
         for batch in read:
@@ -101,6 +132,6 @@ def eval_batches(
                     say(f"{printable(images.path(bad.index))}: {bad.reason}; left out")
                 left_out += len(new)
             if batch.tensors:
-                yield batch.tensors[0], batch.indices
+                yield batch
     if left_out > _MOST_NAMED:
         say(f"{printable(images.root)}: {left_out} images in all cannot be read and are left out")

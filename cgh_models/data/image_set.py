@@ -20,7 +20,7 @@ from .archives import Archive, open_archive
 from .decode import BadFile, decide_range, decode, decoded_bytes, open_file, simplejpeg
 from .file_names import ARCHIVES, HIDDEN
 from .formats import EXPECTED
-from .listing import find_split, refuse_compressed, refuse_splits, walk
+from .listing import counted, find_split, refuse_compressed, refuse_splits, walk
 from .memory import pixels_in_memory
 from .path_list import read_list
 from .views import uniform
@@ -179,7 +179,7 @@ class ImageSet:
     def report_skipped(self) -> None:
         """Says on stderr what was left out."""
         if self.skipped:
-            say(f"{printable(self.root)}: left out {_counts(self.skipped, 5)}")
+            say(f"{printable(self.root)}: left out {counted(self.skipped, 5)}")
 
     def report_decoder(self) -> None:
         """Says on stderr what to install to read JPEG files faster, if they are streamed."""
@@ -190,11 +190,14 @@ class ImageSet:
             say(f"JPEG files are decoded by Pillow; with {install} the same pixels come sooner")
 
 
-def load(data: str | Path, follow_links: bool = False, pixel_range: str = "auto") -> ImageSet:
+def load(
+    data: str | Path, follow_links: bool = False, pixel_range: str = "auto", splits: bool = False
+) -> ImageSet:
     """The index of a folder of images (flat, nested or in class folders), or of a list of paths.
 
     Also of what timm's readers read: a tar archive, a folder of those, or ``hfds/NAME``, a dataset
-    of the Hub. ``pixel_range`` is that of TrainConfig. Raises InputError if there are no images.
+    of the Hub. ``pixel_range`` is that of TrainConfig. Raises InputError if there are no images, or
+    folders of splits and not ``splits``, which takes all of them as one set.
     """
     check_pixel_range(pixel_range)
     path = Path(data)
@@ -216,7 +219,7 @@ def load(data: str | Path, follow_links: bool = False, pixel_range: str = "auto"
         root = path.parent
         names, of_rows, skipped = read_list(path)
     if not names:
-        found = _counts(skipped, 3) or "nothing"
+        found = counted(skipped, 3) or "nothing"
         expected = EXPECTED
         if ARCHIVES & set(skipped):
             expected += ", or tar archives and nothing else: unpack the archives"
@@ -229,7 +232,7 @@ def load(data: str | Path, follow_links: bool = False, pixel_range: str = "auto"
     else:
         labels, classes = _class_folders(names) if is_folder else _numbered(of_rows)
         digest = _digest(root, names, {})
-    if is_folder or archive:
+    if (is_folder or archive) and not splits:
         refuse_splits(root, names, 2 if archive else 1)  # `tar cf train.tar train`
     index = (names, labels, classes, digest, skipped, archive)
     return decide_range(ImageSet(source, root, *index, pixel_range=pixel_range))
@@ -254,13 +257,6 @@ def _digest(root: Path, names: list[str], sizes: dict[int, int]) -> str:
         size = sizes[index] if index in sizes else _size(root / name)
         lines.append(f"{name}\t{size}\n")
     return hashlib.sha256("".join(lines).encode("utf-8", "replace")).hexdigest()
-
-
-def _counts(skipped: Counter[str], most: int) -> str:
-    kinds = skipped.most_common()
-    counts = [f"{count} x {printable(kind)}" for kind, count in kinds[:most]]
-    others = sum(count for _, count in kinds[most:])
-    return ", ".join([*counts, f"{others} x others"] if others else counts)
 
 
 def _size(path: Path) -> int:

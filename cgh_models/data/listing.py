@@ -70,11 +70,11 @@ def _unreadable(error: OSError) -> NoReturn:
     raise InputError(f"{what}; mend or remove it") from error
 
 
-def refuse_splits(root: Path, names: list[str], fewest: int = 1) -> None:
-    """Raises InputError if the folders in ``root``, or in the only one there, are splits.
+def splits_among(names: list[str], fewest: int = 1) -> tuple[str, dict[str, str]]:
+    """The folder that holds folders of splits, "" or with a slash at its end, and these.
 
-    They are if all are called so, and are ``fewest`` or more, or if one is for training and another
-    is not.
+    Folders are splits if all are called so, and are ``fewest`` or more, or if one is for training
+    and another is not; the dict, empty if they are none, says of each train, val or test.
     """
     for shared in dict.fromkeys(("", common_folder(names))):
         folders = sorted({name[len(shared) :].partition("/")[0] for name in names})
@@ -82,13 +82,29 @@ def refuse_splits(root: Path, names: list[str], fewest: int = 1) -> None:
         trained_and_not = "train" in splits.values() and len(set(splits.values())) > 1
         exact = [folder for folder in splits if folder.casefold().removesuffix(".tar").isalpha()]
         if trained_and_not or (exact == folders and len(exact) >= fewest):
-            place = root / shared
-            what = f"{printable(place)}: holds the splits {printable(', '.join(splits))}"
-            first = min(splits, key=lambda folder: splits[folder] != "train")
-            give = f"give one of them: {printable(place / first)}"
-            if not os.path.isdir(place):
-                give = f"{_unpack(place)}/{first}"
-            raise InputError(f"{what}; {give}")
+            return shared, splits
+    return "", {}
+
+
+def refuse_splits(root: Path, names: list[str], fewest: int = 1) -> None:
+    """Raises InputError if the folders in ``root``, or in the only one there, are splits."""
+    shared, splits = splits_among(names, fewest)
+    if splits:
+        place = root / shared
+        what = f"{printable(place)}: holds the splits {printable(', '.join(splits))}"
+        first = min(splits, key=lambda folder: splits[folder] != "train")
+        give = f"give one of them: {printable(place / first)}"
+        if not os.path.isdir(place):
+            give = f"{_unpack(place)}/{first}"
+        raise InputError(f"{what}; {give}")
+
+
+def counted(kinds: Counter[str], most: int) -> str:
+    """The ``most`` common kinds with their counts, and how many others there are."""
+    ordered = kinds.most_common()
+    counts = [f"{count} x {printable(kind)}" for kind, count in ordered[:most]]
+    others = sum(count for _, count in ordered[most:])
+    return ", ".join([*counts, f"{others} x others"] if others else counts)
 
 
 def refuse_compressed(path: Path) -> None:

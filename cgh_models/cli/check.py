@@ -1,0 +1,67 @@
+"""The command that looks at images before they are trained on."""
+
+import dataclasses
+import json as json_text
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from ..errors import InputError, say
+from .flags import Folder, Name, Recipe
+from .pretrain import IMAGES, Pretrain
+
+
+@dataclass
+class Check:
+    """Says what images hold, what is wrong with them, and what to type."""
+
+    data: Annotated[Positional[str], arg(metavar="IMAGES", help=IMAGES)]
+    recipe: Recipe = "imagenet"
+    """The recipe of the training, whose views and colours the images are compared with."""
+    method: Name = "cgh"
+    """The method of the training, whose views are drawn."""
+    image_size: int = 0
+    """Side of the views, in pixels; 0: the recipe's."""
+    out: Folder = ""
+    """Folder for check.json, keep.csv (images worth training on) and views.png (their views)."""
+    weights: Annotated[Name, arg(metavar="WEIGHTS")] = ""
+    """Find near duplicates by the embeddings of these weights, not by perceptual hashes."""
+    json: bool = False
+    """Print one JSON object, with the names of all files, in place of text."""
+    workers: int = 2
+    """Processes that read images."""
+    follow_links: bool = False
+    """Also read linked folders, and links that lead out of the data folder."""
+    pixel_range: Name = "auto"
+    """As of `cgh pretrain`: LOW,HIGH, or 12-bit; auto: as images show."""
+
+    def run(self) -> None:
+        from ..data.image_set import load
+        from ..files import make_folder
+        from ..report.check_text import advice, as_text
+        from ..report.contact_sheet import draw_views, views_of
+        from ..report.image_check import FILES, check, write_files
+
+        size = {"image_size": self.image_size} if self.image_size else {}
+        settings = Pretrain(self.data, self.out, size, self.method, recipe=self.recipe)
+        config, method_config = settings.configs()
+        if self.workers < 0:
+            raise InputError(f"--workers {self.workers}: expected 0 or more")
+        images = load(self.data, self.follow_links, self.pixel_range, splits=True)
+        out = Path(self.out)
+        if self.out:
+            make_folder(out, *FILES)
+        checked = check(images, config, self.workers, self.weights)
+        found = {"data": self.data, "recipe": self.recipe} | checked.found
+        found["advice"] = advice(found, self.data, self.out)
+        checked = dataclasses.replace(checked, found=found)
+        if self.out:
+            write_files(out, checked, images)
+            if len(checked.trained) < 2:
+                say("views.png: needs two readable images; give more")
+            else:
+                views = views_of(self.method, method_config)
+                draw_views(out / "views.png", checked.trained, views, config)
+        print(json_text.dumps(found) if self.json else as_text(found))

@@ -1,0 +1,81 @@
+"""A sheet of images and their views, as the first epoch of a training has them."""
+
+import contextlib
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from ..backbone import skeleton
+from ..config import TrainConfig
+from ..data.image_set import ImageSet
+from ..data.loader import batches
+from ..errors import printable
+from ..files import atomic
+from ..methods import METHODS
+from ..view_recipes import RECIPES, View
+
+_CELL = 160  # pixels of a side of a cell
+_GAP = 8
+_LINE = 16  # height of a line of text
+
+
+def views_of(method: str, config: Any) -> tuple[View, ...]:
+    """The views that a method of this name and Config asks for."""
+    with torch.device("meta"):
+        built = METHODS[method](skeleton("resnet18_cifar_w16").to("meta"), config)
+    return RECIPES[built.view_recipe]
+
+
+def draw_views(
+    path: Path, images: ImageSet, views: tuple[View, ...], config: TrainConfig, rows: int = 8
+) -> None:
+    """Writes a PNG with the first images of a training, a row each: the image, then its views.
+
+    They are those of epoch 0 for the config's seed. Needs two images or more. Raises InputError
+    for too many bad images, DiskError if it cannot be written.
+    """
+    rows = min(rows, len(images))
+    config = dataclasses.replace(config, batch_size=rows, accumulate=1, workers=0)
+    loader = batches(images, views, config, 0, 1, torch.device("cpu"))
+    with contextlib.closing(loader):
+        made, indices = next(loader)
+    mean = torch.tensor(config.mean)[:, None, None]
+    std = torch.tensor(config.std)[:, None, None]
+    width = _GAP + (1 + len(views)) * (_CELL + _GAP)
+    height = _GAP + _LINE + rows * (_CELL + _LINE + _GAP)
+    sheet = Image.new("RGB", (width, height), "white")
+    pen = ImageDraw.Draw(sheet)
+    font = ImageFont.load_default(12)
+    captions = ["image", *[_caption(view, config.image_size) for view in views]]
+    for column, caption in enumerate(captions):
+        pen.text((_GAP + column * (_CELL + _GAP), _GAP // 2), caption, "black", font)
+    largest = max(view.side(config.image_size) for view in views)
+    for row, index in enumerate(indices.tolist()):
+        top = _GAP + _LINE + row * (_CELL + _LINE + _GAP)
+        image = images.load_or_substitute(index)[0]
+        scale = _CELL / max(image.size)
+        _paste(sheet, image, _GAP, top, scale)
+        for column, view in enumerate(made, start=1):
+            pixels = ((view[row] * std + mean) * 255).round().clamp(0, 255).byte()
+            shown = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+            _paste(sheet, shown, _GAP + column * (_CELL + _GAP), top, _CELL / largest)
+        name = f"{printable(images.names[index])[-60:]}, {image.width} x {image.height}"
+        pen.text((_GAP, top + _CELL), name, "black", font)
+    with atomic(path) as temporary:
+        sheet.save(temporary, "PNG")
+
+
+def _paste(sheet: Image.Image, image: Image.Image, left: int, top: int, scale: float) -> None:
+    """The image in the middle of a cell; small ones are enlarged by whole pixels."""
+    size = [max(1, round(side * scale)) for side in image.size]
+    way = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
+    shown = image.resize((size[0], size[1]), way)
+    sheet.paste(shown, (left + (_CELL - size[0]) // 2, top + (_CELL - size[1]) // 2))
+
+
+def _caption(view: View, image_size: int) -> str:
+    changes = view.jitter_p or view.grey_p or view.blur_p or view.solarize_p
+    return f"{'strong' if changes else 'weak'}, {view.side(image_size)} px"
