@@ -2,12 +2,13 @@
 
 import contextlib
 import difflib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
 import timm
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn import init
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -131,6 +132,25 @@ def embed(
         return backbone(images), []
     final, maps = backbone.forward_intermediates(images, indices=taps)
     return backbone.forward_head(final, pre_logits=True), maps
+
+
+def stack_maps(maps: Sequence[Tensor]) -> Tensor:
+    """A hypercolumn (N, sum of C, h, w): maps [(N, C, h, w)] resized to the last one and stacked.
+
+    Bilinear resizing without anti-aliasing; a factor of 2 is exactly 2x2 average pooling. Maps of
+    the same size (ViT) are stacked as they are.
+    """
+    size = maps[-1].shape[-2:]
+    resized = [m if m.shape[-2:] == size else F.interpolate(m, size, mode="bilinear") for m in maps]
+    return torch.cat(resized, 1)
+
+
+def map_names(backbone: TimmModel) -> list[str]:
+    """timm's names of the modules that end in a map, shallow to deep; [] where it has no maps."""
+    info = getattr(backbone, "feature_info", ())
+    if not hasattr(backbone, "forward_intermediates"):
+        return []
+    return [info[number]["module"] for number in range(len(info))]
 
 
 def embed_with_pixels(backbone: TimmModel, images: Tensor) -> tuple[Tensor, Tensor, torch.Size]:

@@ -16,6 +16,7 @@ GROUND = {
     "config",
     "errors",
     "files",
+    "progress",
     "public_names",
     "recipes",
     "schedule",
@@ -32,7 +33,8 @@ ROOMS = {
     "evaluate": {"backbone", "data", "methods"},
     "train": {"backbone", "data", "methods", "evaluate"},
     "hub": {"backbone", "data", "methods", "evaluate", "train"},
-    "cli": {"backbone", "data", "methods", "evaluate", "train", "hub"},
+    "report": {"backbone", "data", "methods", "evaluate", "train", "hub"},
+    "cli": {"backbone", "data", "methods", "evaluate", "train", "hub", "report"},
     "__main__": {"cli"},
 }
 DOORS = {
@@ -40,13 +42,18 @@ DOORS = {
     "huggingface_hub": {"hub"},
     "pooch": {"hub"},
     "requests": {"hub"},
-    "matplotlib": {"hub"},
-    "PIL": {"data"},
+    "matplotlib": {"hub", "report"},
+    "jinja2": {"report"},
+    "imagehash": {"report"},
+    "umap": {"report"},
+    "pyarrow": {"evaluate"},
+    "PIL": {"data", "report"},
+    "wandb": {"train.wandb_log"},
     "simplejpeg": {"data"},
     "torchvision": {"data"},
     "tyro": {"cli"},
     "docstring_parser": {"cli"},
-    "tqdm": {"train", "hub"},
+    "tqdm": {"progress", "train", "hub"},
 }
 FILES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
@@ -55,8 +62,10 @@ FILES = {
 METHOD_FILES = {
     f"methods.{name}" for name in ("byol", "cgh", "lewel", "mnclglf", "moco_v2", "nnclr", "ressl")
 }
-LONGEST_CHAIN = 7
-MOST_LINES = 12_200
+LONGEST_CHAIN = 8
+# What has to be read to trust a number; the pages for people are counted apart.
+MOST_LINES = 14_300
+MOST_LINES_OF_PAGES = 2_050
 
 
 def room(name: str) -> str:
@@ -128,7 +137,7 @@ def test_a_module_imports_only_from_the_rooms_below_its_own(name):
 
 
 def test_no_chain_of_imports_is_long():
-    names = [name for name in FILES if name not in ("__init__", "__main__") and room(name) != "cli"]
+    names = [name for name in FILES if room(name) not in ("", "__main__", "cli", "report")]
     longest = max((chain(name) for name in names), key=len)
     assert len(longest) <= LONGEST_CHAIN, " -> ".join(longest)
 
@@ -162,9 +171,12 @@ def test_files_stay_small(name):
 
 
 def test_the_package_stays_small_and_plainly_formatted():
-    texts = [path.read_text("utf-8") for path in FILES.values()]
-    assert sum(text.count("\n") for text in texts) <= MOST_LINES
-    assert sum(text.count("fmt: skip") for text in texts) <= 10
+    texts = {name: path.read_text("utf-8") for name, path in FILES.items()}
+    lines = {name: text.count("\n") for name, text in texts.items()}
+    pages = sum(count for name, count in lines.items() if room(name) == "report")
+    assert pages <= MOST_LINES_OF_PAGES
+    assert sum(lines.values()) - pages <= MOST_LINES
+    assert sum(text.count("fmt: skip") for text in texts.values()) <= 10
 
 
 @pytest.mark.parametrize("name", sorted(FILES))
@@ -190,7 +202,7 @@ def test_every_public_function_and_class_says_what_it_is():
 def test_every_folder_says_what_is_in_it_and_hands_out_its_names():
     import importlib
 
-    for folder in ("data", "methods", "train", "evaluate", "hub", "cli"):
+    for folder in ("data", "methods", "train", "evaluate", "hub", "report", "cli"):
         module = importlib.import_module(f"cgh_models.{folder}")
         assert len((module.__doc__ or "").splitlines()) >= 1
         for public in getattr(module, "__all__", ()):

@@ -49,7 +49,7 @@ def test_there_are_exactly_two_set_up_commands_and_ci_runs_what_they_run():
 def test_every_command_and_every_python_block_works_as_written(tmp_path, loopback):
     with resources.as_file(resources.files("cgh_models") / "sample" / "cifar10.zip") as sample:
         zipfile.ZipFile(sample).extractall(tmp_path / "cgh-demo" / "images")
-    assert len(COMMANDS) == 17 and loopback.repos == {}
+    assert len(COMMANDS) == 23 and loopback.repos == {}
     knn = {}
     for command in COMMANDS:
         done = cgh(*shlex.split(command)[1:], cwd=tmp_path, env={"HF_TOKEN": TOKEN})

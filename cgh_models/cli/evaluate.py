@@ -39,6 +39,19 @@ class Embeddings:
     """Keep embeddings in this folder, by the images' names, sizes and times of change."""
 
 
+def pixel_range(asked: str, weights: str, data: str) -> str:
+    """That of the training of the weights, if none is asked for, which is said where it matters."""
+    from ..hub.registry import trained_pixel_range
+
+    if asked != "auto":
+        return asked
+    trained = trained_pixel_range(weights)
+    if "," in trained:
+        rule = f"pixels of more than 8 bits are read as in the training, {trained}"
+        say(f"{printable(data)}: {rule}; --pixel-range says otherwise")
+    return trained
+
+
 @dataclass
 class Measurement:
     """What is measured, on which images, and whether the number is recorded."""
@@ -76,16 +89,11 @@ class Measurement:
         import torch
 
         from ..data.image_set import load_splits
-        from ..hub.registry import create_model, trained_pixel_range
+        from ..hub.registry import create_model
         from ..hub.weights_folder import is_weights
 
         torch.manual_seed(self.seed)
-        asked = self.pixel_range
-        if asked == "auto":
-            asked = trained_pixel_range(self.weights)
-            if "," in asked:
-                rule = f"pixels of more than 8 bits are read as in the training, {asked}"
-                say(f"{printable(self.data)}: {rule}; --pixel-range says otherwise")
+        asked = pixel_range(self.pixel_range, self.weights, self.data)
         train, val = load_splits(self.data, self.follow_links, asked)
         if not self.record:
             return create_model(self.weights, pretrained=not self.random), train, val

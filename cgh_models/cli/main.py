@@ -20,10 +20,13 @@ from ..errors import (
     say,
 )
 from ..version import __version__
+from .check import Check
+from .embed import Embed, Neighbours
 from .evaluate import Finetune, Knn, Linear, Reproduce
 from .flags import check_paths
 from .parse_errors import explain, on_parse_error
 from .pretrain import Backbones, Demo, Export, Pretrain, Resume
+from .report import Compare, Report
 from .weights import Autoload, Convert, Info, List, Publish, Verify
 
 COMMANDS = {
@@ -33,7 +36,12 @@ COMMANDS = {
     "evaluate linear": Linear,
     "evaluate finetune": Finetune,
     "reproduce": Reproduce,
+    "compare": Compare,
+    "report": Report,
+    "embed": Embed,
+    "neighbours": Neighbours,
     "backbones": Backbones,
+    "check": Check,
     "export": Export,
     "demo": Demo,
     "list": List,

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import UseAppendAction, arg
 
-from ..config import CHANGES, TrainConfig, from_dict
+from ..config import CHANGES, TrainConfig, from_dict, to_dict
 from ..errors import InputError, printable, say
 from ..recipes import RECIPES, method_config, train_config
 from .flags import Folder, Name, Pattern, Recipe, RunFolder, Text, flags_of
@@ -21,6 +21,9 @@ IMAGES = (
     "Images: a folder (flat, nested or class folders), a text file with a path a line, a tar "
     "archive, a folder of tar archives, or hfds/NAME, a dataset of the Hugging Face Hub."
 )
+
+
+_WANDB = arg(metavar="PROJECT")
 
 
 @dataclass
@@ -42,6 +45,10 @@ class Pretrain:
     """Weights to start from: a name of `cgh list` or of timm, a weights or a run folder."""
     set: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="KEY=VALUE")] = ()
     """A setting of the method, for example --set taps=3."""
+    dry_run: bool = False
+    """Say what the run would do and how long it would take, and stop there."""
+    wandb: Annotated[Name, _WANDB] = ""
+    """Also send each line of the log to this project (`pip install '.[wandb]'`)."""
 
     def configs(self) -> tuple[TrainConfig, Any]:
         """Settings of the trainer and of the method."""
@@ -60,11 +67,17 @@ class Pretrain:
         from ..hub.registry import start_from
         from ..methods import build_method, preprocessing
         from ..train.loop import open_images, pretrain
+        from ..train.plan import say_plan
+        from ..train.wandb_log import wandb_log
 
         if not self.data or not self.out:
             raise InputError("--data and --out: neither may be empty; give images and a folder")
         train, config = self.configs()
         images = open_images(self.data, train)
+        if len(images) < train.batch_size:
+            self.train["batch_size"] = _most_in_batch(len(images), train.accumulate)
+            train, config = self.configs()
+            say(f"batch: {train.batch_size}, as there are {len(images)} images")
         epochs = train.warmup * train.epochs
         if epochs < train.warmup_epochs:
             say(f"warm-up: {epochs:g} of {train.epochs} epochs, a tenth of this short run")
@@ -73,7 +86,20 @@ class Pretrain:
         method = build_method(self.method, arch, preprocessing(train), config)
         if self.init:
             say(start_from(method, self.init))
-        pretrain(method, images, train, self.out)
+        if self.dry_run:
+            say_plan(method, images, train)
+            return
+        described = {"method": self.method, "arch": arch, **to_dict(train)}
+        described["method_config"] = to_dict(config)
+        with wandb_log(self.wandb, self.out, described) as on_log:
+            pretrain(method, images, train, self.out, plan=True, on_log=on_log)
+
+
+def _most_in_batch(count: int, parts: int) -> int:
+    """The largest batch of at most ``count`` images in equal parts. Raises InputError for one."""
+    if count < 2 * parts:
+        raise InputError(f"{count} images: at least {2 * parts} are needed; give more of them")
+    return count - count % parts
 
 
 @dataclass
@@ -86,14 +112,19 @@ class Resume:
     """Settings that a resumed run may change."""
     data: Annotated[str, arg(metavar="IMAGES", help_behavior_hint="(default: the run's)")] = ""
     """Where the same images are now, if they were moved."""
+    wandb: Annotated[Name, _WANDB] = ""
+    """Also send each line of the log from now on to this project, as another run there."""
 
     def run(self) -> None:
         from ..hub.registry import new_method_of_run
         from ..train.loop import pretrain
+        from ..train.wandb_log import wandb_log
 
         method, run = new_method_of_run(Path(self.run_dir))
         train = dataclasses.replace(from_dict(TrainConfig, run["train"]), **self.train)
-        pretrain(method, self.data or run["data"]["path"], train, self.run_dir, resume=True)
+        data = self.data or run["data"]["path"]
+        with wandb_log(self.wandb, self.run_dir, run) as on_log:
+            pretrain(method, data, train, self.run_dir, resume=True, on_log=on_log)
 
 
 @dataclass

@@ -33,7 +33,7 @@ def key(model: nn.Module, images: ImageSet, indices: np.ndarray, fast: bool = Fa
         # Shows activations and strides, which are no tensors.
         "structure": re.sub(r" at 0x[0-9a-f]+", "", repr(model)),
         "settings": [*_plain_attributes(model), f"fast={fast}"],
-        "tensors": _state_sha256(model),
+        "tensors": state_sha256(model),
         "preprocessing": {name: str(cfg.get(name)) for name in _PREPROCESSING},
         "images": [images.pixel_range, images.digest, hashlib.sha256(times.tobytes()).hexdigest()],
         "indices": hashlib.sha256(np.asarray(indices, "<i8").tobytes()).hexdigest(),
@@ -53,7 +53,8 @@ def _plain_attributes(model: nn.Module) -> list[str]:
     ]
 
 
-def _state_sha256(model: nn.Module) -> str:
+def state_sha256(model: nn.Module) -> str:
+    """Hex sha256 of a network's tensors, with their names, types and shapes."""
     total = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())

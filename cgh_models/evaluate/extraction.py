@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,9 +17,11 @@ from ..data.decode import decide_range, read_as
 from ..data.eval_loader import OnBad, eval_batches, eval_size, eval_transform
 from ..data.image_set import ImageSet, load
 from ..errors import InputError, out_of_memory, printable, say
+from ..progress import bar
 from ..tensors import plain_defaults
 from . import cache
 from .devices import pick_device, pick_precision
+from .feature_maps import POOLED, Features, taker
 from .inference import inference_copy
 from .protocols import EvalSettings
 from .splits import subset
@@ -39,7 +41,8 @@ def extract(
     fast: bool = False,
     cache_dir: str | Path | None = None,
     pixel_range: str = "auto",
-) -> np.ndarray:
+    return_names: bool = False,
+) -> Any:
     """Pooled embeddings (N, D) float32 of a headless timm module, in the set's order.
 
     Images pass through timm's evaluation transform for the model. The model's training mode and
@@ -55,6 +58,7 @@ def extract(
         cache_dir: a folder to keep embeddings in and read them from, by network, preprocessing, and
             the files' names, sizes and times of change; None: no cache.
         pixel_range: of images of more than 8 bits, as in TrainConfig.
+        return_names: return (embeddings, names), where names are paths from the root of the set.
 
     Raises:
         InputError: nothing to read there, a bad image, indices out of range, or a model that makes
@@ -63,7 +67,8 @@ def extract(
     check_pixel_range(pixel_range)
     settings = EvalSettings(batch_size, workers, device, fast, cache_dir)
     images = open_images(data, pixel_range)
-    return embeddings(model, images, _positions(indices, len(images)), settings)[0]
+    rows, kept = embeddings(model, images, _positions(indices, len(images)), settings)
+    return (rows, [images.names[index] for index in kept]) if return_names else rows
 
 
 def open_images(data: Any, pixel_range: str = "auto") -> ImageSet:
@@ -147,25 +152,46 @@ def embeddings(
         cached = cache.read(settings.cache_dir, key, images, indices)
         if cached is not None and (on_bad == "skip" or len(cached[1]) == len(indices)):
             return cached
-    device = pick_device(settings.device)
-    transform = eval_transform(plain)
-    image_bytes = 3 * 4 * math.prod(eval_size(plain))
-    batch_size = min(settings.batch_size, max(1, _MOST_BYTES // image_bytes))
-    kept = np.empty(len(indices), np.int64)
-    count = 0
-    with eval_mode_on(plain, device):
-        rows = np.empty((len(indices), _width(plain, device)), np.float32)
-        embed = embedder(plain if settings.fast else model, device, settings.fast)
+    with embedder_of(model, settings) as embedder, bar(len(indices), "embedding") as shown:
+        count = 0
+        kept = np.empty(len(indices), np.int64)
+        rows = np.empty((len(indices), *embedder.shape), np.float32)
+        batch_size, workers = embedder.batch_size, settings.workers
         for batch, batch_indices in eval_batches(
-            images, indices, transform, batch_size, settings.workers, on_bad
+            images, indices, eval_transform(plain), batch_size, workers, on_bad
         ):
             end = count + len(batch)
-            rows[count:end] = embed(batch).cpu().numpy()
+            rows[count:end] = embedder.embed(batch).cpu().numpy()
             kept[count:end] = batch_indices
             count = end
+            shown.update(len(batch))
     if settings.cache_dir:
         cache.write(settings.cache_dir, key, rows[:count], kept[:count])
     return rows[:count], kept[:count]
+
+
+class Embedder(NamedTuple):
+    """A network that is ready to embed."""
+
+    embed: Callable[[Tensor], Tensor]  # images (N, 3, H, W) -> embeddings (N, ...) float32
+    shape: tuple[int, ...]  # of an image's embedding
+    batch_size: int  # images that it takes at once
+
+
+@contextlib.contextmanager
+def embedder_of(
+    model: nn.Module, settings: EvalSettings, features: Features = POOLED
+) -> Iterator[Embedder]:
+    """Within it, the network on its device in evaluation mode. Raises InputError, as `extract`."""
+    plain: Any = getattr(model, "_orig_mod", model)
+    _check_headless(plain)
+    device = pick_device(settings.device)
+    image_bytes = 3 * 4 * math.prod(eval_size(plain))
+    batch_size = min(settings.batch_size, max(1, _MOST_BYTES // image_bytes))
+    with eval_mode_on(plain, device):
+        shape = _shape(plain, device, features)
+        runs = plain if settings.fast or features != POOLED else model
+        yield Embedder(embedder(runs, device, settings.fast, features), shape, batch_size)
 
 
 def _check_headless(model: Any) -> None:
@@ -188,12 +214,13 @@ def _check_headless(model: Any) -> None:
 
 
 @torch.inference_mode()
-def _width(model: Any, device: torch.device) -> int:
-    """The width of the model's embeddings, of one image of zeros. Raises InputError."""
+def _shape(model: Any, device: torch.device, features: Features) -> tuple[int, ...]:
+    """The shape of the embedding of an image, one of zeros. Raises InputError."""
     size = eval_size(model)
     image = torch.zeros(1, 3, *size, device=device, dtype=next(model.parameters()).dtype)
+    take = taker(model, features)
     try:
-        shape = tuple(model(image).shape)
+        shape = tuple(take(image).shape)
     except (
         AssertionError,
         AttributeError,
@@ -207,20 +234,23 @@ def _width(model: Any, device: torch.device) -> int:
         reason = printable(" ".join(str(error).split()))[:120]
         what = f"a {type(model).__name__} cannot take images of {' x '.join(map(str, size))}"
         raise InputError(f"{what} ({reason}); build it for 3 channels and that size") from error
-    if len(shape) != 2:
+    if len(shape) != (4 if features.dense else 2):
         what = f"a {type(model).__name__} makes {shape[1:]} of an image, not one embedding"
         raise InputError(f"{what}; build it with pooling (global_pool)")
-    return shape[1]
+    return shape[1:]
 
 
-def embedder(model: nn.Module, device: torch.device, fast: bool) -> Callable[[Tensor], Tensor]:
+def embedder(
+    model: nn.Module, device: torch.device, fast: bool, features: Features = POOLED
+) -> Callable[[Tensor], Tensor]:
     """A function from images (N, 3, H, W) to embeddings (N, D); the model is in eval mode."""
     network = inference_copy(model, pick_precision("auto", device)) if fast else model
     dtype = next(network.parameters()).dtype
+    take = taker(network, features)
 
     @torch.inference_mode()
     def embed(images: Tensor) -> Tensor:
-        return network(images.to(device, dtype, memory_format=torch.channels_last)).float()
+        return take(images.to(device, dtype, memory_format=torch.channels_last)).float()
 
     return embed
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InputError
+from ..progress import watched
 from ..tensors import plain_defaults
 from .devices import pick_device, pick_precision
 
@@ -48,24 +49,68 @@ def knn(
         raise InputError(f"{what}; give another --k")
     if not temperature > 0:
         raise InputError(f"temperature={temperature}: it has to be positive")
-    keys = torch.from_numpy(memory).float()
-    norms = torch.cat([part.norm(dim=1) for part in keys.split(4096)]).clamp_(min=1e-12)
-    device = pick_device(device)
-    search = _nearest
-    if device.type == "cpu" and pick_precision("auto", device) is torch.bfloat16:
-        search = _nearest_by_candidates
     targets = torch.from_numpy(labels.astype(np.int64))
     classes = int(targets.max()) + 1
     predicted = []
     block = max(_MIN_CHUNK, _MAX_FOUND // max(_candidates(k), classes))
-    for part in torch.from_numpy(queries).float().split(block):
-        cosine, nearest = (found.cpu() for found in search(keys, norms, part, k, device))  # (n, k)
+    found = _search(memory, queries, k, block, pick_device(device))
+    for cosine, nearest in watched(found, "kNN", -(-len(queries) // block), "block"):
         # Relative to the nearest one, which has weight 1, so that they cannot all underflow.
         weights = ((cosine - cosine[:, :1]) / temperature).exp()
-        votes = torch.zeros(len(part), classes)  # (n, classes)
+        votes = torch.zeros(len(cosine), classes)  # (n, classes)
         votes.scatter_add_(1, targets[nearest], weights)
         predicted.append(votes.argmax(1))
     return torch.cat(predicted).numpy()
+
+
+@plain_defaults()
+def nearest(
+    memory: np.ndarray, queries: np.ndarray, k: int, device: str | torch.device = "cpu"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Indices (M, k) and cosines (M, k) of the rows of memory (N, D) nearest to queries (M, D).
+
+    The nearest first; all of them are compared, in float32. A k above N is N.
+    """
+    k = min(k, len(memory))
+    block = max(_MIN_CHUNK, _MAX_FOUND // _candidates(k))
+    found = list(_search(memory, queries, k, block, pick_device(device)))
+    cosine, indices = (torch.cat(parts).numpy() for parts in zip(*found, strict=True))
+    return indices, cosine
+
+
+def groups(embeddings: np.ndarray, least: float) -> list[np.ndarray]:
+    """Indices of images that chains of pairs with a cosine of at least ``least`` connect.
+
+    All pairs of the embeddings (N, D) are compared. The largest group first; single images are in
+    none.
+    """
+    unit = F.normalize(torch.from_numpy(embeddings).float())
+    group = np.arange(len(unit))  # (N,) the first image of each one's group
+    rows = max(1, _MAX_SCORES // max(1, len(unit)))
+    for start in range(0, len(unit), rows):
+        similar = (unit[start : start + rows] @ unit.t() >= least).numpy()
+        for index, of_index in enumerate(similar, start):
+            of_index[index] = True  # its own product may be rounded to less than 1
+            joined = group[of_index]
+            if (joined != group[index]).any():
+                group[np.isin(group, joined)] = joined.min()
+    firsts, sizes = np.unique(group, return_counts=True)
+    largest = firsts[np.argsort(-sizes, kind="stable")]
+    return [np.flatnonzero(group == first) for first in largest[: int((sizes > 1).sum())]]
+
+
+def _search(
+    memory: np.ndarray, queries: np.ndarray, k: int, block: int, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Cosines and indices (n, k) of the nearest, in order, for ``block`` queries at a time."""
+    keys = torch.from_numpy(memory).float()
+    norms = torch.cat([part.norm(dim=1) for part in keys.split(4096)]).clamp_(min=1e-12)
+    search = _nearest
+    if device.type == "cpu" and pick_precision("auto", device) is torch.bfloat16:
+        search = _nearest_by_candidates
+    for part in torch.from_numpy(queries).float().split(block):
+        cosine, indices = search(keys, norms, part, k, device)
+        yield cosine.cpu(), indices.cpu()
 
 
 def _check_arrays(memory: np.ndarray, labels: np.ndarray, queries: np.ndarray) -> None:
@@ -82,6 +127,12 @@ def _check_arrays(memory: np.ndarray, labels: np.ndarray, queries: np.ndarray) -
     if not are_classes:
         wanted = f"{len(memory)} whole numbers from 0 to {_MOST_CLASSES - 1}"
         raise InputError(f"labels: {given}; expected {wanted}, the class of each training image")
+
+
+def common_share(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """The share (M,) of the indices (M, k) in a row that are in both arrays."""
+    pairs = zip(first, second, strict=True)
+    return np.array([len(np.intersect1d(*pair)) for pair in pairs]) / first.shape[1]
 
 
 def _nearest(

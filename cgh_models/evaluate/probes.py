@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data.image_set import ImageSet
-from .classifier import accuracy, check_classes, choose
+from .classifier import accuracy, check_classes, choose, predictions
 from .devices import pick_device
 from .extraction import extract_labelled
 from .protocols import EvalSettings, Measurement
@@ -32,30 +33,40 @@ class Fit:
 def probe(
     protocol: str, model: nn.Module, train: ImageSet, val: ImageSet, settings: EvalSettings
 ) -> Measurement:
-    """Accuracy of a classifier fitted to embeddings of the evaluation transform.
+    """Accuracy of a classifier fitted to embeddings of the evaluation transform; see `classified`.
 
-    Each dimension is standardized with the mean and deviation of the training images that are
-    fitted. The penalty is chosen on held-out training images; then all training images are fitted.
-    The arithmetic is float64; the embeddings take 8 N D bytes. ``protocol`` is "lbfgs" or "ridge".
+    ``protocol`` is "lbfgs" or "ridge".
     """
     assert train.labels is not None
     check_classes(train)
     held_out(train.labels, settings.seed)  # refuses too few images before the work
+    rows, labels = extract_labelled(model, train, settings)
+    queries, query_labels = extract_labelled(model, val, settings)
+    predicted, parameters = classified(protocol, rows, labels, queries, settings)
+    name = "multinomial logistic regression (L-BFGS)"
     if protocol == "ridge":
-        path = ridge_path
-        grid = RIDGE_STRENGTHS
         name = "one-vs-all ridge regression (closed form)"
-    else:
-        path = lbfgs_path
-        grid = LBFGS_STRENGTHS
-        name = "multinomial logistic regression (L-BFGS)"
+    name += " on standardized embeddings of plain train/, top-1 of val/"
+    value = 100 * float((predicted == query_labels).mean())
+    return Measurement(name, parameters | settings.recorded, value, len(queries))
+
+
+def classified(
+    protocol: str, rows: np.ndarray, labels: np.ndarray, queries: np.ndarray, settings: EvalSettings
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Classes (M,) of queries (M, D) by a layer fitted to rows (N, D), and how it was fitted.
+
+    Each dimension is standardized with the mean and deviation of the training images that are
+    fitted. The penalty is chosen on held-out training images; then all training images are fitted.
+    The arithmetic is float64; the embeddings take 8 N D bytes.
+    """
+    path = ridge_path if protocol == "ridge" else lbfgs_path
+    grid = RIDGE_STRENGTHS if protocol == "ridge" else LBFGS_STRENGTHS
     device = pick_device(settings.device)
     if device.type == "mps":  # it has no float64
         device = torch.device("cpu")
-    rows, labels = extract_labelled(model, train, settings)
-    queries, query_labels = extract_labelled(model, val, settings)
     y = torch.from_numpy(labels.astype(np.int64)).to(device)
-    classes = len(train.classes)
+    classes = int(labels.max()) + 1
     rest, held = held_out(labels, settings.seed)
     known, asked = standardized(rows[rest], rows[held])
     accuracies = []
@@ -68,10 +79,8 @@ def probe(
     known, asked = standardized(rows, queries)
     (fit,) = path(torch.from_numpy(known).to(device), y, classes, (strength,))
     parameters = {"protocol": protocol, "l2": strength, "embeddings": "standardized", **fit.numbers}
-    parameters |= {"seed": settings.seed, "choice": choice, "train": len(rows), **settings.recorded}
-    name += " on standardized embeddings of plain train/, top-1 of val/"
-    value = accuracy(fit.weight, fit.bias, asked, query_labels)
-    return Measurement(name, parameters, value, len(queries))
+    parameters |= {"seed": settings.seed, "choice": choice, "train": len(rows)}
+    return predictions(fit.weight, fit.bias, asked), parameters
 
 
 def standardized(rows: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -122,11 +122,10 @@ def subset(images: ImageSet, indices: np.ndarray) -> ImageSet:
     places = None
     if images.pixels is not None:  # they are not copied
         places = indices if images.places is None else images.places[indices]
-    assert images.labels is not None
     return dataclasses.replace(
         images,
         names=[images.names[index] for index in indices],
-        labels=images.labels[indices],
+        labels=None if images.labels is None else images.labels[indices],
         digest=digest.hexdigest(),
         archive=images.archive and images.archive.take(indices),
         places=places,

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..backbone import check_size, fixed_size, input_size, norm_momentum
+from ..backbone import check_size, eval_mode, fixed_size, input_size, norm_momentum
 from .feature_queue import FeatureQueue
 from .heads import Branch, mlp
 from .losses import batch_info_nce, nearest, nt_xent
@@ -125,3 +125,14 @@ class MNCLGLF(nn.Module):
         """Moves the teacher towards the student and its projections into the queue."""
         update_teacher(self.teacher, self.student, self.config.teacher_momentum)
         self.queue.enqueue(finite)
+
+
+@torch.no_grad()
+def tile_cosines(model: MNCLGLF, anchors: Tensor, others: Tensor) -> Tensor:
+    """Cosines (6, N, N) of predictions of views with the pairs of tiles of other views, by PAIRS.
+
+    Row i, column i are the positives of the local loss. The student is used, in eval mode; views
+    are (N, 3, H, W), normalized.
+    """
+    with eval_mode(model):
+        return model._predict(anchors) @ model._pairs_of_tiles(others).transpose(1, 2)

@@ -18,6 +18,8 @@ from cgh_models.cli.main import COMMANDS, SHELLS, main, parse
 from cgh_models.cli.pretrain import Pretrain
 from cgh_models.cli.weights import List
 from cgh_models.config import TrainConfig
+from cgh_models.errors import InputError
+from cgh_models.files import make_folder
 from cgh_models.hub import manifest
 from cgh_models.methods import METHODS
 from cgh_models.methods.cgh import CGH
@@ -158,6 +160,7 @@ def test_every_command_explains_its_flags(command, printed):
             "INT",
             "FLOAT",
             "RANGE",
+            "PROJECT",
         ]
     }
 
@@ -288,7 +291,6 @@ MISTAKES = [
     ("pretrain --data empty --out o", "empty: no images (nothing found)"),
     ("pretrain --data text --out o", "text: no images (1 x .txt found)"),
     ("pretrain --data {images} --out o", "holds the splits train, val; give one of them"),
-    ("{pretrain} --batch-size 65 --arch test_resnet", "batch size 65: larger than the set of 64"),
     (
         "{pretrain} --arch resnet81 --batch-size 9",
         "architecture 'resnet81': timm has no model of this name",
@@ -506,3 +508,15 @@ def test_a_damaged_checkpoint_is_exit_4(road, tmp_path):
         path.write_bytes(b"x")
     done = cgh("export", "run", "--out", "w", cwd=tmp_path)
     assert done.returncode == 4 and "every checkpoint is damaged" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("name", ["\ud8ff", "a\0b"], ids=["half a character", "NUL"])
+def test_characters_that_no_path_has_are_named(image_root, tmp_path, monkeypatch, capsys, name):
+    folder = str(image_root / "train")
+    for words in (["verify", name], ["pretrain", "--data", folder, "--out", name]):
+        monkeypatch.setattr(sys, "argv", ["cgh", *words])
+        with pytest.raises(SystemExit, match="2"):
+            main()
+        assert "has a character that no path has" in capsys.readouterr().err
+    with pytest.raises(InputError, match="has a character that no path has"):
+        make_folder(Path(name))

@@ -206,3 +206,11 @@ def _batches(_images, indices, _transform, size, *_):
     for start in range(0, len(indices), size):
         part = indices[start : start + size]
         yield torch.empty(len(part)), part
+
+
+def test_names_come_with_the_embeddings(image_root, model):
+    rows, names = extract(model, image_root / "val", return_names=True, workers=0)
+    assert names == load(image_root / "val").names and len(rows) == 20
+    some, few = extract(model, image_root / "val", indices=[7, 2], return_names=True, workers=0)
+    assert few == [names[7], names[2]]
+    np.testing.assert_allclose(some, rows[[7, 2]], atol=1e-5)
