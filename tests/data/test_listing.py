@@ -11,7 +11,7 @@ from conftest import make_images
 from cgh_models.config import TrainConfig
 from cgh_models.data.image_set import load, load_splits
 from cgh_models.errors import InputError
-from cgh_models.train.loop import open_images
+from cgh_models.train.loop import check_batch, open_images
 
 HIDDEN = [
     ".ipynb_checkpoints/a-checkpoint.png",
@@ -232,7 +232,7 @@ def test_names_that_are_not_text_are_read_printed_and_hashed(tmp_path, capfd):
     assert len(images) == 4 and sorted(set(images.labels)) == [0, 1] and len(images.digest) == 64
     assert load(json.loads(json.dumps(images.source))).digest == images.digest  # as in config.json
     with pytest.raises(InputError) as caught:
-        open_images(root, TrainConfig(batch_size=99))
+        check_batch(open_images(root, TrainConfig()), TrainConfig(batch_size=99))
     said = capfd.readouterr().err + str(caught.value)
     assert r"ph\udce9tos\x1b[31m: left out 1 x hidden or system file" in said
     assert said.isascii() and "\x1b" not in said

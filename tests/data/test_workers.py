@@ -242,6 +242,7 @@ def few_files(number):
 def long_folder(path):
     tempfile.tempdir = str(path / ("x" * 200))
     os.mkdir(tempfile.tempdir)
+    multiprocessing.current_process()._config.pop("tempdir", None)  # of processes begun before
 
 
 @pytest.mark.parametrize(
