@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from ..data.image_set import ImageSet
-from ..errors import BadImage, printable
+from ..errors import BadImage, InputError, printable
 from ..evaluate.neighbours import nearest
 from ..progress import watched
 from .page import thumbnail
@@ -28,8 +28,10 @@ def neighbour_rows(
     """Indices (M, k) and cosines (M, k) of the images nearest to some of them, without themselves.
 
     ``queries`` (M,) are indices into the embeddings (N, D); all of these are compared. A k above
-    N - 1 is N - 1.
+    N - 1 is N - 1. Raises InputError for fewer than two images.
     """
+    if len(embeddings) < 2:
+        raise InputError(f"images to compare: {len(embeddings)}; give --data two or more")
     k = min(k, len(embeddings) - 1)
     indices, cosines = nearest(embeddings, embeddings[queries], k + 1)
     others = indices != np.asarray(queries)[:, None]

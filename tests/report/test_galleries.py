@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from cgh_models.data.image_set import load
+from cgh_models.errors import InputError
 from cgh_models.evaluate.neighbours import nearest
 from cgh_models.report import galleries
 
@@ -72,3 +73,10 @@ def test_pictures_of_another_class_are_marked(image_root):
     query, same, other = [galleries.shown(images, i, addresses, "n", of=0) for i in (0, 1, 19)]
     assert (same["differs"], other["differs"]) == (False, True)
     assert query["label"] == images.classes[0] and other["name"] == images.names[19]
+
+
+def test_one_image_has_no_neighbours_and_that_is_a_sentence():
+    with pytest.raises(InputError, match="images to compare: 1; give --data two or more"):
+        neighbour_rows(np.ones((1, 4), np.float32), np.array([0]), 3)
+    indices, _ = neighbour_rows(np.eye(2, 4, dtype=np.float32), np.array([0]), 3)
+    assert indices.tolist() == [[1]]
