@@ -4,6 +4,7 @@ import base64
 import io
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from cgh_models.data.image_set import load
@@ -77,6 +78,6 @@ def test_pictures_of_another_class_are_marked(image_root):
 
 def test_one_image_has_no_neighbours_and_that_is_a_sentence():
     with pytest.raises(InputError, match="images to compare: 1; give --data two or more"):
-        neighbour_rows(np.ones((1, 4), np.float32), np.array([0]), 3)
-    indices, _ = neighbour_rows(np.eye(2, 4, dtype=np.float32), np.array([0]), 3)
+        galleries.neighbour_rows(np.ones((1, 4), np.float32), np.array([0]), 3)
+    indices, _ = galleries.neighbour_rows(np.eye(2, 4, dtype=np.float32), np.array([0]), 3)
     assert indices.tolist() == [[1]]
