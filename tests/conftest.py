@@ -125,6 +125,22 @@ def benchmark(name: str):
     return importlib.import_module(name)
 
 
+@pytest.fixture
+def in_process(monkeypatch, capsys, tmp_path):
+    """Runs the command line in this process, in a folder of the test's; gives stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: object):
+        from cgh_models.cli.main import main
+
+        monkeypatch.setattr(sys, "argv", ["cgh", *map(str, words)])
+        capsys.readouterr()
+        main()
+        return capsys.readouterr()
+
+    return run
+
+
 # Processes that begin with torch and timm imported, which takes a fresh one five seconds.
 FORKS = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
 FORKS.set_forkserver_preload(["cgh_models.hub.registry", "cgh_models.train.loop"])

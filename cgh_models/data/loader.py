@@ -5,6 +5,7 @@ the batch of any step at any time.
 """
 
 import contextlib
+import dataclasses
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
@@ -161,6 +162,15 @@ def _batches_in_memory(
         chosen = torch.from_numpy(indices if places is None else places[indices])
         chosen = chosen.to(pixels.device, non_blocking=True)
         yield Batch(indices, [pixels[chosen]] * views, [])
+
+
+def exact_views(
+    images: ImageSet, recipe: tuple[View, ...], config: TrainConfig, epoch: int, indices: np.ndarray
+) -> list[Tensor]:
+    """The exact views [(N, S, S, 3)], uint8, of a few images in an epoch, made by this process."""
+    dataset = ViewDataset(images, recipe, dataclasses.replace(config, views="exact"))
+    samples = [dataset[epoch, index].tensors for index in indices.tolist()]
+    return [torch.stack(views) for views in zip(*samples, strict=True)]
 
 
 def normalized(views: Tensor, mean: Tensor, std: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from ..tensors import rounded, write_tensors
 from ..train import checkpoint
 from ..train.checkpoint import is_run
 from ..train.log_file import read_log
-from ..train.verdict import verdict_of_run
+from ..train.verdict import Verdict, verdict_at
 from . import manifest, weights_folder
 from .card import CURVE, write_description
 from .registry import load_method, new_method_of_run
@@ -63,7 +63,7 @@ def export(
     made = _how_it_was_trained(method, run, step)
     made["notes"] += kept + _note_if_unfinished(run_dir, run, step)
     rows = read_log(run_dir / "metrics.jsonl")
-    made["notes"] += _note_of_verdict(run_dir, step)
+    made["notes"] += _note_of_verdict(run_dir, verdict_at(step, rows, run))
     made["license"] = license or None
     made["data"].name = printable(data_name) or made["data"].name
     made["data"].license_note = data_license or _NO_TERMS
@@ -154,8 +154,7 @@ def _note_if_unfinished(run_dir: Path, run: dict[str, Any], step: int) -> list[s
     return [f"Exported at {at}, before the end of its training."]
 
 
-def _note_of_verdict(run_dir: Path, step: int) -> list[str]:
-    found = verdict_of_run(run_dir, step)
+def _note_of_verdict(run_dir: Path, found: Verdict | None) -> list[str]:
     if found is None:
         return []
     if found.alarm:

@@ -1,23 +1,22 @@
 """What networks make of the same images, before and after training: neighbours and maps; views."""
 
-import dataclasses
 import time
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ..config import TrainConfig
 from ..data.eval_loader import eval_size
 from ..data.image_set import ImageSet
-from ..data.loader import batches, order
+from ..data.loader import order
 from ..errors import printable
 from ..evaluate.extraction import embedder, embeddings, eval_mode_on
 from ..evaluate.protocols import EvalSettings
 from ..view_recipes import RECIPES, View
+from .contact_sheet import picture_of
 from .galleries import map_points, neighbour_rows, pictures, shown
 from .map_2d import project
 from .page import thumbnail
@@ -128,19 +127,6 @@ def maps(networks: list[Learned], sample: Sample) -> dict[str, Any]:
     return map_points(sample.images, sample.indices, points)
 
 
-def first_views(
-    config: TrainConfig, images: ImageSet, view_recipe: str
-) -> tuple[list[Tensor], np.ndarray]:
-    """The views [(n, 3, S, S)], normalized, of the first images of a run's epoch 0, their indices.
-
-    Order and views depend on seed, epoch and index alone: a smaller batch begins with the same.
-    """
-    count = min(QUERIES, config.batch_size)
-    config = dataclasses.replace(config, batch_size=count, accumulate=1, workers=0, device="cpu")
-    read = batches(images, RECIPES[view_recipe], config, 0, 1, torch.device("cpu"))
-    return next(iter(read))
-
-
 def contact_sheet(
     config: TrainConfig,
     images: ImageSet,
@@ -166,10 +152,3 @@ def what_is_drawn(view: View) -> str:
     parts = {"colours": view.jitter_p, "grey": view.grey_p, "blur": view.blur_p}
     parts |= {"solarize": view.solarize_p}
     return ", ".join(["crop", "flip", *(name for name, chance in parts.items() if chance)])
-
-
-def picture_of(view: Tensor, config: TrainConfig) -> Image.Image:
-    """The picture that a normalized view (3, H, W) shows."""
-    colours = view.permute(1, 2, 0) * torch.tensor(config.std) + torch.tensor(config.mean)
-    pixels = colours.clamp(0, 1) * 255
-    return Image.fromarray(pixels.round().byte().numpy())

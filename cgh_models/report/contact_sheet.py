@@ -5,8 +5,10 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
 from ..backbone import skeleton
 from ..config import TrainConfig
@@ -37,13 +39,8 @@ def draw_views(
     They are those of epoch 0 for the config's seed. Needs two images or more. Raises InputError
     for too many bad images, DiskError if it cannot be written.
     """
-    rows = min(rows, len(images))
-    config = dataclasses.replace(config, batch_size=rows, accumulate=1, workers=0)
-    loader = batches(images, views, config, 0, 1, torch.device("cpu"))
-    with contextlib.closing(loader):
-        made, indices = next(loader)
-    mean = torch.tensor(config.mean)[:, None, None]
-    std = torch.tensor(config.std)[:, None, None]
+    made, indices = first_views(config, images, views, rows)
+    rows = len(indices)
     width = _GAP + (1 + len(views)) * (_CELL + _GAP)
     height = _GAP + _LINE + rows * (_CELL + _LINE + _GAP)
     sheet = Image.new("RGB", (width, height), "white")
@@ -59,13 +56,32 @@ def draw_views(
         scale = _CELL / max(image.size)
         _paste(sheet, image, _GAP, top, scale)
         for column, view in enumerate(made, start=1):
-            pixels = ((view[row] * std + mean) * 255).round().clamp(0, 255).byte()
-            shown = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+            shown = picture_of(view[row], config)
             _paste(sheet, shown, _GAP + column * (_CELL + _GAP), top, _CELL / largest)
         name = f"{printable(images.names[index])[-60:]}, {image.width} x {image.height}"
         pen.text((_GAP, top + _CELL), name, "black", font)
     with atomic(path) as temporary:
         sheet.save(temporary, "PNG")
+
+
+def first_views(
+    config: TrainConfig, images: ImageSet, views: tuple[View, ...], count: int
+) -> tuple[list[Tensor], np.ndarray]:
+    """The views [(n, 3, S, S)], normalized, of the first images of a run's epoch 0, their indices.
+
+    Order and views depend on seed, epoch and index alone: a smaller batch begins with the same.
+    """
+    count = min(count, len(images))
+    config = dataclasses.replace(config, batch_size=count, accumulate=1, workers=0, device="cpu")
+    with contextlib.closing(batches(images, views, config, 0, 1, torch.device("cpu"))) as loader:
+        return next(loader)
+
+
+def picture_of(view: Tensor, config: TrainConfig) -> Image.Image:
+    """The picture that a normalized view (3, H, W) shows."""
+    colours = view.permute(1, 2, 0) * torch.tensor(config.std) + torch.tensor(config.mean)
+    pixels = colours.clamp(0, 1) * 255
+    return Image.fromarray(pixels.round().byte().numpy())
 
 
 def _paste(sheet: Image.Image, image: Image.Image, left: int, top: int, scale: float) -> None:

@@ -16,7 +16,8 @@ from ..evaluate.neighbours import common_share
 from ..methods.cgh import CGH
 from ..methods.lewel import LEWEL, LEWELM, alignment_maps
 from ..methods.mnclglf import MNCLGLF, PAIRS, tile_cosines
-from .before_after import NEIGHBOURS, Row, Sample, picture_of
+from .before_after import NEIGHBOURS, Row, Sample
+from .contact_sheet import picture_of
 from .galleries import neighbour_rows, pictures, shown
 from .page import library, thumbnail
 

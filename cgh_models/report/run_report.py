@@ -15,8 +15,10 @@ from ..hub.registry import new_method_of_run
 from ..train import checkpoint
 from ..train.checkpoint import is_run
 from ..version import __version__
+from ..view_recipes import RECIPES
 from . import before_after
 from .before_after import Learned, Sample
+from .contact_sheet import first_views
 from .curves import colour, panels
 from .method_pictures import own_numbers, own_pictures
 from .page import write_page
@@ -179,7 +181,8 @@ def _own(run: Run, method: Any, sample: Sample, begun: dict[str, float]) -> dict
     """A run's views, and what is its method's own."""
     config = from_dict(TrainConfig, run.described["train"])
     recipe = method.view_recipe
-    views, indices = before_after.first_views(config, sample.images, recipe)
+    count = min(before_after.QUERIES, config.batch_size)
+    views, indices = first_views(config, sample.images, RECIPES[recipe], count)
     ended, text, groups = own_pictures(method, sample, config, views, indices)
     return {
         "name": run.name,

@@ -3,7 +3,6 @@
 `verdict` says in words what they mean; docs/health.md defines each and has its normal range.
 """
 
-import dataclasses
 import math
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from ..backbone import embed, eval_mode
 from ..config import TrainConfig
 from ..data.image_set import ImageSet
-from ..data.loader import ViewDataset, normalized, order
+from ..data.loader import exact_views, normalized, order
 from ..evaluate.collapse import feature_std
 from ..view_recipes import RECIPES
 
@@ -54,19 +53,19 @@ class Health:
             self._views = self._make_views(method.view_recipe)
             values = self._of_views()
         with torch.inference_mode(), eval_mode(method):
-            values |= self._of_embeddings(method)
+            values |= self._of_student(method.student)
+            projections = self._projections(getattr(method, "teacher", None))
+            if projections:
+                values["teacher_std"] = feature_std(projections[0])
             values |= self._of_weights(method)
             if hasattr(method, "queue"):
-                values |= self._of_queue(method)
+                values |= self._of_queue(method, projections)
         return values
 
     def _make_views(self, recipe: str) -> list[Tensor]:
-        config = dataclasses.replace(self.config, views="exact")
-        dataset = ViewDataset(self.images, RECIPES[recipe][:2], config)
-        fits = _MOST_BYTES // (2 * 3 * config.image_size**2)
+        fits = _MOST_BYTES // (2 * 3 * self.config.image_size**2)
         chosen = order(0, 0, len(self.images))[: min(IMAGES, max(_FEWEST, fits))]
-        samples = [dataset[_EPOCH, index].tensors for index in chosen.tolist()]
-        return [torch.stack(views) for views in zip(*samples, strict=True)]
+        return exact_views(self.images, RECIPES[recipe][:2], self.config, _EPOCH, chosen)
 
     def _of_views(self) -> Values:
         """What the networks see: mean and spread, how the views differ, images of one colour."""
@@ -84,33 +83,33 @@ class Health:
         mean, std = torch.tensor(self.config.mean), torch.tensor(self.config.std)
         return normalized(views, mean, std)
 
-    def _of_embeddings(self, method: Any) -> Values:
-        """Whether two views of an image are alike, and images unlike, to student and teacher."""
-        first, maps = self._embed(method.student, 0)
-        second, _ = self._embed(method.student, 1)
+    def _of_student(self, student: Any) -> Values:
+        """Whether two views of an image are alike to it, and images unlike."""
+        first, _ = self._embed(student, 0)
+        second, _ = self._embed(student, 1)
         one, two = F.normalize(first), F.normalize(second)
-        cosines = one @ two.T  # (N, N)
-        nearest = cosines.argmax(1).cpu()
+        nearest = (one @ two.T).argmax(1).cpu()
         values = {
             "alignment": float((one - two).square().sum(1).mean()),
             "uniformity": uniformity(torch.cat([one, two])),
             "view_match": 100 * float((nearest == torch.arange(len(nearest))).float().mean()),
         }
-        if hasattr(method.student, "projector"):
-            values["projection_std"] = feature_std(method.student.projector(second).float())
-        teacher: Any = getattr(method, "teacher", None)
-        if hasattr(teacher, "projector"):
-            embedding, maps = self._embed(teacher, 0)
-            self._projections = [F.normalize(teacher.projector(embedding).float())]
-            if hasattr(teacher, "hypercolumn"):
-                hyper = teacher.hyper_projector(teacher.hypercolumn(maps)).float()
-                self._projections.append(F.normalize(hyper))
-            values["teacher_std"] = feature_std(self._projections[0])
+        if hasattr(student, "projector"):
+            values["projection_std"] = feature_std(student.projector(second).float())
         return values
 
-    def _embed(self, branch: Any, view: int) -> tuple[Tensor, list[Tensor]]:
-        """Embeddings (N, D) and the maps of the hypercolumn of one view of all images."""
-        taps = getattr(branch, "taps", 0)
+    def _projections(self, teacher: Any) -> list[Tensor]:
+        """The teacher's unit projections (N, P) of the first view; of CGH in both contexts."""
+        if not hasattr(teacher, "projector"):
+            return []
+        embedding, maps = self._embed(teacher, 0, getattr(teacher, "taps", 0))
+        projections = [teacher.projector(embedding)]
+        if hasattr(teacher, "hypercolumn"):
+            projections.append(teacher.hyper_projector(teacher.hypercolumn(maps)))
+        return [F.normalize(projection.float()) for projection in projections]
+
+    def _embed(self, branch: Any, view: int, taps: int = 0) -> tuple[Tensor, list[Tensor]]:
+        """Embeddings (N, D) of one view of all images, and their deepest maps."""
         embeddings, maps = [], []
         for piece in self._views[view].split(self.at_once):
             embedding, found = embed(branch.backbone, self._pixels(piece).to(self.device), taps)
@@ -139,14 +138,14 @@ class Health:
             return {}
         return {name: float((now - before).norm() / before.norm().clamp(min=1e-12))}
 
-    def _of_queue(self, method: Any) -> Values:
+    def _of_queue(self, method: Any, projections: list[Tensor]) -> Values:
         """Whether the queue is renewed and varied, and how sharp the relations to it are."""
         rows = method.queue.rows.float()  # (count, K, P)
         step = -(-rows.shape[1] // _QUEUE_ROWS)
         sample = rows[0, ::step].clone()
         values = {"queue_std": feature_std(sample)} | self._moved("queue_moved", sample)
-        if getattr(self, "_projections", None) and len(self._projections) <= len(rows):
-            cosines = [p @ q.T for p, q in zip(self._projections, rows, strict=False)]  # (N, K)
+        if projections and len(projections) <= len(rows):
+            cosines = [p @ q.T for p, q in zip(projections, rows, strict=False)]  # (N, K)
             temperature = _teacher_temperature(method.config)
             if temperature and not hasattr(method.student, "predictor"):  # else only the nearest
                 chances = (cosines[0] / temperature).softmax(1)

@@ -25,6 +25,7 @@ from ..view_recipes import RECIPES
 from . import checkpoint
 from .arguments import check_arguments
 from .cuda_graphs import replayed_passes
+from .log_file import read_log
 from .metric_log import MetricLogger
 from .monitor import Monitor
 from .optim import create_optimizer
@@ -32,7 +33,7 @@ from .plan import say_plan
 from .run_folder import lock_run_dir, settle, write_or_check_config
 from .signals import StopSignals
 from .step import MemoryGuard, batch_too_large, half_fits, prepare, train_step
-from .verdict import verdict_of_run
+from .verdict import verdict_at
 
 Item = TypeVar("Item")
 
@@ -139,7 +140,8 @@ def _saved_if_it_ends(items: Iterator[Item], save: Callable[[], str]) -> Iterato
 
 def _ending(run_dir: Path, text: str, done: int) -> str:
     """The last line of a run that is done: what comes next, or that it is worth nothing."""
-    found = verdict_of_run(run_dir, done)
+    log = read_log(run_dir / "metrics.jsonl")
+    found = verdict_at(done, log, checkpoint.read_run(run_dir))
     if found and found.collapsed:
         return f"{run_dir}: {text}, but it {found}; start anew with a lower --base-lr"
     export = shell_command("cgh", "export", run_dir, "--out", "WEIGHTS")

@@ -70,7 +70,6 @@ class MetricLogger:
         epochs = config.eval_every or max(1, config.epochs / 10)
         self.measure_every = max(1, round(epochs * self.steps_per_epoch))
         self.verdict: Verdict | None = None
-        self._line = ProgressLine(self.total, done, quiet=True)
         self._measurements: list[Row] = []  # the rows that have one
         self._steps: list[_Step] = []
         self._unwritten = b""
@@ -124,7 +123,6 @@ class MetricLogger:
         epoch = before // self.steps_per_epoch
         row = {"step": step, "epoch": epoch, "progress": before / self.total, "lr": lr}
         self._steps.append(_Step(row, losses, indices))
-        self._order_jump = float(np.abs(np.diff(indices)).mean()) / len(self.images)
         if step == self.total or (self.measures and step % self.measure_every == 0):
             self.measure(step, method)
             if self.config.stop_when_collapsed and self.verdict and self.verdict.collapsed:
@@ -138,10 +136,12 @@ class MetricLogger:
 
     def measure(self, step: int, method: Any) -> None:
         """Writes the collected steps; the monitor's values go into the line of ``step``."""
+        last = self._steps[-1:]
         rows = self._finished_rows() or [{"step": step}]
         values = self.monitor(method) if self.measures else {}
-        if self.measures and step:
-            rows[-1]["order_jump"] = self._order_jump
+        if self.measures and last:
+            jumps = np.abs(np.diff(last[0].indices))
+            rows[-1]["order_jump"] = float(jumps.mean()) / len(self.images)
         rows[-1] |= values
         self._write(rows)
         self._report(rows[-1], values, method)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..backbone import architecture
 from ..config import TrainConfig
 from ..data.image_set import ImageSet
-from ..data.loader import ViewDataset, normalized, order
+from ..data.loader import exact_views, normalized, order
 from ..errors import out_of_memory, printable, say
 from ..evaluate.devices import pick_device, pick_precision
 from ..schedule import learning_rate
@@ -165,13 +165,9 @@ def seconds_of_step(
 
 def _pixels(method: Any, images: ImageSet, config: TrainConfig, count: int) -> list[Tensor]:
     """Views (n, 3, S, S) of at most _TIMED images for each view of the recipe."""
-    dataset = ViewDataset(images, RECIPES[method.view_recipe], config)
     chosen = order(config.seed, 0, len(images))[: min(count, _TIMED)]
-    samples = [dataset[0, index].tensors for index in chosen.tolist()]
+    pieces = exact_views(images, RECIPES[method.view_recipe], config, 0, chosen)
     mean, std = torch.tensor(config.mean), torch.tensor(config.std)
-    pieces = [torch.stack(views) for views in zip(*samples, strict=True)]
-    if config.views == "fast":  # crops that were not augmented, (n, 3, S, S)
-        pieces = [piece.permute(0, 2, 3, 1) for piece in pieces]
     return [normalized(piece, mean, std) for piece in pieces]
 
 

@@ -6,12 +6,10 @@ docs/health.md has the rules in prose; benchmarks/health how often they were rig
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from ..config import TrainConfig, from_older
 from ..evaluate.collapse import COLLAPSED
-from . import checkpoint
-from .log_file import read_log
 
 Row = dict[str, float]
 
@@ -89,11 +87,9 @@ def verdict(rows: list[Row], run: dict[str, Any]) -> Verdict | None:
     return _of_learning(rows, run)
 
 
-def verdict_of_run(run_dir: Path, step: int) -> Verdict | None:
-    """The verdict of a run folder's log until ``step``; None if nothing was measured."""
-    rows = read_log(run_dir / "metrics.jsonl")
-    measured = [row for row in rows if "feature_std" in row and row["step"] <= step]
-    return verdict(measured, checkpoint.read_run(run_dir))
+def verdict_at(step: int, log: list[Row], run: dict[str, Any]) -> Verdict | None:
+    """The verdict of a whole log until ``step``; ``run`` is as for `verdict`."""
+    return verdict([row for row in log if "feature_std" in row and row["step"] <= step], run)
 
 
 def _is_normal(row: Row, name: str) -> bool:
@@ -205,8 +201,8 @@ def _of_weights(rows: list[Row], run: dict[str, Any]) -> Verdict | None:
         now = f"{spread} is {last[spread]:.2g}, {rows[0][spread]:.2g} untrained"
         found = f"weights move by {moved:.1e} of their norm a step, and {now}"
         return Verdict("diverging", f"{found}; lower --base-lr")
-    highest = run["train"]["base_lr"] * run["train"]["batch_size"] / 256
-    if last["moved"] / math.sqrt(steps) < _STILL and last.get("lr", 0.0) > 0.1 * highest:
+    slow = last.get("lr", 0.0) <= 0.1 * _trainer(run).lr
+    if last["moved"] / math.sqrt(steps) < _STILL and not slow:
         found = f"the backbone's weights move by {moved:.1e} of their norm a step"
         return _wrong(f"{found}; raise --base-lr, and see that it is not frozen")
     return None
@@ -231,7 +227,7 @@ def _of_learning(rows: list[Row], run: dict[str, Any]) -> Verdict | None:
             shown = text.format(last[name], first[name])
             if last[name] > first[name] + _chance(last[name], count):
                 return Verdict("learning", shown)
-            in_warmup = last.get("progress", 0.0) < _warmup(run["train"])
+            in_warmup = last.get("progress", 0.0) < _trainer(run).warmup
             return Verdict("warm-up still on" if in_warmup else "not yet", shown)
     return None
 
@@ -243,6 +239,5 @@ def _chance(percent: float, count: float) -> float:
     return 100 * 2 * math.sqrt(2 * share * (1 - share) / count)
 
 
-def _warmup(train: dict[str, Any]) -> float:
-    most = 0.1 if train["epochs"] < 50 else 1.0
-    return min(train["warmup_epochs"] / train["epochs"], most)
+def _trainer(run: dict[str, Any]) -> TrainConfig:
+    return from_older(TrainConfig, run["train"])

@@ -4,34 +4,30 @@ import json
 import re
 import shlex
 import shutil
-import sys
 
 import pytest
 from PIL import Image
 
-from cgh_models.cli.main import main, parse
+from cgh_models.cli.main import parse
 from cgh_models.data.image_set import load
 
 
 @pytest.fixture
-def here(monkeypatch, capsys, tmp_path, image_root):
+def here(in_process, monkeypatch, capsys, tmp_path, image_root):
     """Runs `cgh check` in a folder with photos/, made images and faults; gives its output."""
     shutil.copytree(image_root, tmp_path / "photos")
     train = tmp_path / "photos" / "train"
     (train / "class0" / "bad.jpg").write_text("no image")
     shutil.copy(train / "class0" / "00000.png", train / "class1" / "same.png")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
-    monkeypatch.chdir(tmp_path)
 
     def run(*words, code=None):
-        monkeypatch.setattr(sys, "argv", ["cgh", "check", *map(str, words), "--workers", "0"])
-        capsys.readouterr()
+        words = ["check", *words, "--workers", 0]
         if code is None:
-            main()
-        else:
-            with pytest.raises(SystemExit) as end:
-                main()
-            assert end.value.code == code
+            return in_process(*words)
+        with pytest.raises(SystemExit) as end:
+            in_process(*words)
+        assert end.value.code == code
         return capsys.readouterr()
 
     return run

@@ -12,24 +12,19 @@ import pytest
 from conftest import PACKAGED, make_images
 
 from cgh_models import create_model, extract
-from cgh_models.cli.main import main
 
 COMMON = [PACKAGED, "--device", "cpu", "--workers", 0]
 
 
 @pytest.fixture
-def here(monkeypatch, capsys, tmp_path):
+def here(in_process, capsys):
     """Runs a command in this process, in a folder of the test's; gives code, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
 
     def run(*words):
-        monkeypatch.setattr(sys, "argv", ["cgh", *map(str, words)])
-        capsys.readouterr()
         try:
-            main()
+            return 0, *in_process(*words)
         except SystemExit as stop:
             return stop.code, *capsys.readouterr()
-        return 0, *capsys.readouterr()
 
     return run
 

@@ -23,17 +23,9 @@ SMALL = ["resnet18_cifar_w16", "--random", "--device", "cpu", "--workers", 0]
 
 
 @pytest.fixture
-def here(monkeypatch, capsys, tmp_path):
+def here(in_process):
     """Runs a command in this process, in a folder of the test's; gives its JSON."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["cgh", *map(str, words)])
-        capsys.readouterr()
-        main()
-        return json.loads(capsys.readouterr().out.splitlines()[-1])
-
-    return run
+    return lambda *words: json.loads(in_process(*words).out.splitlines()[-1])
 
 
 @pytest.fixture(scope="module")

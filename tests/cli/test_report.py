@@ -1,26 +1,15 @@
 """`cgh compare` and `cgh report` on the command line."""
 
 import json
-import sys
 
 import pytest
 from conftest import PACKAGED
 
-from cgh_models.cli.main import main
-
 
 @pytest.fixture
-def here(monkeypatch, capsys, tmp_path):
+def here(in_process):
     """Runs a command in this process, in a folder of the test's; gives stdout."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["cgh", *map(str, words)])
-        capsys.readouterr()
-        main()
-        return capsys.readouterr().out
-
-    return run
+    return lambda *words: in_process(*words).out
 
 
 def test_compare_prints_a_table_or_json_with_the_same_numbers(here, run, image_root):

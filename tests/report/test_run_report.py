@@ -21,6 +21,7 @@ from cgh_models.errors import InputError
 from cgh_models.evaluate.protocols import EvalSettings
 from cgh_models.methods.mnclglf import tile_cosines
 from cgh_models.report import before_after, method_pictures, runs
+from cgh_models.report.contact_sheet import first_views, picture_of
 from cgh_models.report.page import MOST_BYTES
 from cgh_models.report.run_report import report, trained, untrained
 from cgh_models.tensors import read_tensors
@@ -95,8 +96,8 @@ def test_the_views_are_those_that_the_first_step_trained_on(name, folders, image
     images = load(image_root / "train")
     method = untrained(run)
     config = from_dict(TrainConfig, run.described["train"])
-    views, indices = before_after.first_views(config, images, method.view_recipe)
     recipe, cpu = RECIPES[method.view_recipe], torch.device("cpu")
+    views, indices = first_views(config, images, recipe, before_after.QUERIES)
     trained, order = next(iter(batches(images, recipe, config, 0, run.total, cpu)))
     assert len(indices) == 6 and indices.tolist() == order[:6].tolist()
     for shown, view in zip(views, trained, strict=True):
@@ -107,7 +108,7 @@ def test_a_picture_of_a_view_undoes_its_normalization():
     pixels = torch.randint(0, 256, (5, 4, 3), dtype=torch.uint8)
     mean, std = torch.tensor(TrainConfig().mean), torch.tensor(TrainConfig().std)
     view = ((pixels / 255 - mean) / std).permute(2, 0, 1)
-    assert np.array_equal(np.array(before_after.picture_of(view, TrainConfig())), pixels.numpy())
+    assert np.array_equal(np.array(picture_of(view, TrainConfig())), pixels.numpy())
 
 
 def test_only_settings_that_differ_are_in_the_table(folders, tmp_path, image_root):

@@ -13,7 +13,7 @@ from small_runs import QUICK, build
 from cgh_models.errors import InputError
 from cgh_models.train import checkpoint
 from cgh_models.train.loop import pretrain
-from cgh_models.train.verdict import ALARMS, Verdict, verdict, verdict_of_run
+from cgh_models.train.verdict import ALARMS, Verdict, verdict, verdict_at
 
 RUN = {
     "train": {"batch_size": 64, "base_lr": 0.06, "epochs": 10, "warmup_epochs": 1},
@@ -167,5 +167,6 @@ def test_a_collapsed_run_stops_saved_if_that_is_asked_for(image_root, tmp_path):
     assert checkpoint.read_index(tmp_path / "run")[0].step == 4
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
     assert rows[-1]["step"] == 4
-    assert verdict_of_run(tmp_path / "run", 4).collapsed
-    assert verdict_of_run(tmp_path / "run", 0) is None
+    described = checkpoint.read_run(tmp_path / "run")
+    assert verdict_at(4, rows, described).collapsed
+    assert verdict_at(0, rows, described) is None
