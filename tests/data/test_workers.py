@@ -37,6 +37,7 @@ def evaluation(images):
     return eval_batches(images, order(0, 0, len(images)), lambda _: torch.zeros(1), 16, 2)
 
 
+SLOW = 600  # seconds that nothing may wait for; a busy machine may be slow itself
 both = pytest.mark.parametrize("make", [training, evaluation])
 
 
@@ -68,7 +69,7 @@ def test_an_exception_of_a_signal_handler_ends_slow_readers_at_once(images_that,
     def stop(*_):
         raise StopTraining
 
-    images = images_that(lambda _: time.sleep(5))
+    images = images_that(lambda _: time.sleep(SLOW))
     before = signal.signal(signal.SIGUSR1, stop)
     start = time.monotonic()
     timer = threading.Timer(delay, os.kill, (os.getpid(), signal.SIGUSR1))
@@ -82,19 +83,19 @@ def test_an_exception_of_a_signal_handler_ends_slow_readers_at_once(images_that,
             timed_next(make(images))
     finally:
         signal.signal(signal.SIGUSR1, before)
-    assert time.monotonic() - start < delay + 2
+    assert time.monotonic() - start < SLOW / 5
     assert not multiprocessing.active_children()
 
 
 @both
 def test_closing_the_batches_ends_slow_readers_at_once(images_that, make):
     slow = set(order(0, 0, 64)[16:].tolist())
-    made = make(images_that(lambda index: time.sleep(5 * (index in slow))))
+    made = make(images_that(lambda index: time.sleep(SLOW * (index in slow))))
     next(made)
     assert len(multiprocessing.active_children()) == 2
     start = time.monotonic()
     made.close()
-    assert time.monotonic() - start < 1
+    assert time.monotonic() - start < SLOW / 5
     assert not multiprocessing.active_children()
 
 
@@ -103,13 +104,13 @@ def test_the_end_of_the_program_does_not_wait_for_readers_that_nobody_closed(ima
 import time
 from cgh_models.data.eval_loader import eval_batches
 from cgh_models.data.image_set import ImageSet, load
-ImageSet.image = lambda self, index: time.sleep(60 * (index > 7))
+ImageSet.image = lambda self, index: time.sleep(600 * (index > 7))
 made = eval_batches(load({str(image_root / "train")!r}), range(64), lambda _: torch.ones(1), 8, 2)
 import torch
 next(made)
 raise SystemExit(3)
 """
-    done = subprocess.run([sys.executable, "-c", code], timeout=40, start_new_session=True)
+    done = subprocess.run([sys.executable, "-c", code], timeout=120, start_new_session=True)
     assert done.returncode == 3
 
 
@@ -144,9 +145,7 @@ def test_a_folder_that_goes_away_ends_a_run_in_one_sentence(tmp_path):
             assert run.poll() is None and time.monotonic() < deadline, run.communicate()
             time.sleep(0.1)
         (tmp_path / "photos").rename(tmp_path / "elsewhere")
-        start = time.monotonic()
-        _, stderr = run.communicate(timeout=60)
-        assert time.monotonic() - start < 10
+        _, stderr = run.communicate(timeout=120)
         lines = [line for line in re.split(r"[\r\n]+", stderr) if "error" in line.lower()]
         assert run.returncode == 2 and len(lines) == 1
         assert re.match(r"error: photos/class\d/\d+.png: cannot be opened: No such file", lines[0])

@@ -453,7 +453,7 @@ def test_a_signal_to_the_whole_process_group_saves_and_exits_75(tmp_path, name):
     ):
         time.sleep(0.2)
     os.killpg(process.pid, getattr(signal, name))
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=120)
     assert process.returncode == 75, err
     assert err.splitlines()[-1].startswith("saved: run: " + name) and "Traceback" not in err
     assert checkpoint.newest(tmp_path / "run", print)[0] >= 3

@@ -18,6 +18,7 @@ from cgh_models.train import checkpoint, loop
 from cgh_models.train.signals import StopSignals
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals")
+SLOW = 600  # seconds that nothing may wait for; a busy machine may be slow itself
 
 
 def signal_me(after: float) -> None:
@@ -28,13 +29,13 @@ def test_a_signal_ends_a_wait_at_once_and_nothing_else():
     def slowly():
         yield from (0, 1)
         signal_me(0.2)
-        time.sleep(60)
+        time.sleep(SLOW)
         yield 2
 
     with StopSignals() as signals:
         start = time.monotonic()
         assert list(signals.until_stopped(slowly())) == [0, 1]
-        assert signals.received == "SIGTERM" and time.monotonic() - start < 10
+        assert signals.received == "SIGTERM" and time.monotonic() - start < SLOW / 5
         assert signals.unless_stopped(lambda: 1) is None
         assert list(signals.until_stopped(iter([1, 2]))) == []
 
@@ -99,14 +100,14 @@ from cgh_models.data.image_set import ImageSet
 def image(*_):
     sys.stdout.write("reading\\n")
     sys.stdout.flush()
-    time.sleep(60)
+    time.sleep(600)
 ImageSet.image = image
 sys.argv = ["cgh", *sys.argv[1:]]
 main()
 """
 
 
-def test_the_process_ends_within_10_seconds_though_threads_read_slowly(image_root, tmp_path):
+def test_the_process_does_not_wait_for_threads_that_read_slowly(image_root, tmp_path):
     words = ["pretrain", "--data", str(image_root / "train"), "--out", str(tmp_path / "run")]
     words += ["--recipe", "cifar", "--arch", "resnet18_cifar_w16", "--batch-size", "16"]
     words += ["--epochs", "1", "--eval-every", "-1", "--set", "queue_length=16"]
@@ -118,15 +119,15 @@ def test_the_process_ends_within_10_seconds_though_threads_read_slowly(image_roo
     )
     assert run.stdout is not None and run.stdout.readline() == "reading\n"
     run.send_signal(signal.SIGTERM)
-    _, said = run.communicate(timeout=10)
+    _, said = run.communicate(timeout=SLOW / 5)
     assert run.returncode == 75 and "saved: " in said.splitlines()[-1], said
 
 
 @pytest.mark.parametrize("phase", ["images are decoded", "step 0 is measured", "workers read"])
-def test_a_signal_during_slow_reads_saves_and_ends_within_10_seconds(
+def test_a_signal_during_slow_reads_saves_and_does_not_wait_for_them(
     image_root, tmp_path, monkeypatch, phase
 ):
-    """Each image takes a minute; a resumed run goes on as if nothing had happened."""
+    """Each image takes ten minutes; a resumed run goes on as if nothing had happened."""
     data, run, slow = image_root / "train", tmp_path / "run", tmp_path / "slow"
     config = dataclasses.replace(QUICK, memory_gib=int(phase == "images are decoded"))
     if phase == "workers read":
@@ -138,7 +139,7 @@ def test_a_signal_during_slow_reads_saves_and_ends_within_10_seconds(
     def image(self, *rest):
         if slow.exists():
             reading.touch()
-            time.sleep(60)
+            time.sleep(SLOW)
         return real_image(self, *rest)
 
     def train_step(*args):
@@ -175,7 +176,7 @@ def test_a_signal_during_slow_reads_saves_and_ends_within_10_seconds(
         threading.Thread(target=send_signal, daemon=True).start()
         with pytest.raises(Interrupted, match="SIGTERM at step .* of 12, saved"):
             loop.pretrain(build(config=config), data, config, run)
-        assert time.monotonic() - signalled[0] < 10
+        assert time.monotonic() - signalled[0] < SLOW / 5
     step = checkpoint.newest(run, print)[0]
     if phase != "workers read":
         assert step == 0
