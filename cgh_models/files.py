@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import DiskError, InputError, IntegrityError, printable
+from .progress import bar
 
 _MAX_JSON = 2**20  # bytes
 _OF_SYSTEMS = ("lost+found", ".DS_Store")  # in a folder that somebody calls empty
@@ -122,7 +123,8 @@ def _refuse_constant(constant: str) -> None:
 def sha256(path: Path) -> str:
     """Returns the hex digest of a file."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with open(path, "rb") as file, bar(path.stat().st_size, f"hash of {path.name}", "B") as shown:
         while block := file.read(2**20):
             digest.update(block)
+            shown.update(len(block))
     return digest.hexdigest()

@@ -10,6 +10,8 @@ from .errors import Output
 
 Item = TypeVar("Item")
 
+_DELAY = 1.0  # seconds before a bar is shown
+
 
 def bar(total: int | None, what: str, unit: str = "image") -> tqdm:
     """A bar with the time left, on stderr after a second; nothing where that is no terminal."""
@@ -18,8 +20,9 @@ def bar(total: int | None, what: str, unit: str = "image") -> tqdm:
         total=total,
         desc=what,
         unit=unit,
+        unit_scale=unit == "B",
         file=stderr,
-        delay=1,
+        delay=_DELAY,
         leave=False,
         disable=not stderr.isatty(),
         dynamic_ncols=True,

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from .errors import DiskError, InputError, IntegrityError, printable
 from .files import atomic
+from .progress import bar
 
 MAX_HEADER = 2**20  # bytes
 MAX_TENSORS = 10_000
@@ -99,11 +100,17 @@ def read_tensors(path: Path, sha256: str | None = None, *, ours: bool = False) -
         raise InputError(f"{name}: not found; expected a safetensors file")
     digest = hashlib.sha256()
     try:
-        with open(path, "rb", buffering=0) as file:
+        size = path.stat().st_size
+        with open(path, "rb", buffering=0) as file, bar(size, f"reading {path.name}", "B") as shown:
             if sha256 is None:
-                return _read(file, lambda block: None, ours)
+                return _read(file, lambda block: shown.update(len(block)), ours)
+
+            def update(block: bytes | memoryview) -> None:
+                digest.update(block)
+                shown.update(len(block))
+
             with ThreadPoolExecutor(1) as hasher:  # hashes while more is read
-                tensors = _read(file, partial(hasher.submit, digest.update), ours)
+                tensors = _read(file, partial(hasher.submit, update), ours)
     except (OSError, ValueError, RecursionError) as error:
         raise _unreadable(path, error) from error
     found = digest.hexdigest()

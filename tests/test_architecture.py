@@ -64,7 +64,7 @@ METHOD_FILES = {
 }
 LONGEST_CHAIN = 8
 # What has to be read to trust a number; the pages for people are counted apart.
-MOST_LINES = 14_300
+MOST_LINES = 14_340
 MOST_LINES_OF_PAGES = 2_050
 
 

@@ -21,10 +21,8 @@ from ..methods.method import Losses
 from . import checkpoint
 from .log_file import LONGEST_LINE, drop_lines, lines, read_log
 from .progress_line import ProgressLine
-from .tensorboard import scalars
-from .verdict import Row, Verdict, verdict
-
-ADVICE = "start anew with a lower --base-lr, or with --precision float32"
+from .tensorboard import TensorBoard
+from .verdict import ADVICE, Row, Verdict, verdict
 
 MAIN = ("knn", "knn_train", "effective_rank")  # the first of them is in the progress line
 SHOWN = ("knn", "knn_train", "view_match", "feature_std", "effective_rank")
@@ -42,7 +40,7 @@ class _Step:
 class MetricLogger:
     """Collects a run's numbers on the device and writes them every ``log_every`` steps.
 
-    ``monitor`` measures a method; ``done`` steps of a ``resumed`` run were taken before.
+    ``monitor`` is a `Monitor`; ``done`` steps of a ``resumed`` run were taken before.
     """
 
     def __init__(
@@ -51,7 +49,7 @@ class MetricLogger:
         images: ImageSet,
         config: TrainConfig,
         device: torch.device,
-        monitor: Callable[[Any], Row],
+        monitor: Any,
         done: int,
         resumed: bool,
         on_log: Callable[[Row], object] | None = None,
@@ -82,7 +80,9 @@ class MetricLogger:
 
     def __enter__(self) -> "MetricLogger":
         if self.config.tensorboard:
-            self._listeners.append(scalars(self.run_dir / "tensorboard", self._exits))
+            folder = self.run_dir / "tensorboard"
+            board = TensorBoard(folder, self.images, self.config, self.monitor)
+            self._listeners.append(self._exits.enter_context(board))
         try:
             drop_lines(self.path, self.done)
             self._file = self._exits.enter_context(open(self.path, "ab", buffering=0))
@@ -192,8 +192,7 @@ class MetricLogger:
     ) -> None:
         """Saves the state after ``step`` steps, once; a full disk is a warning, unless it ``must``.
 
-        Raises:
-            InputError: the weights are not finite.
+        Raises InputError if the weights are not finite.
         """
         if step == self._saved_step:
             return

@@ -16,8 +16,8 @@ from ..evaluate.extraction import embeddings
 from ..evaluate.neighbours import knn
 from ..evaluate.protocols import EvalSettings
 from .health import Health, dead_channels
-from .metric_log import ADVICE
 from .signals import StopSignals
+from .verdict import ADVICE
 
 # Images of a measurement, few enough that it takes seconds.
 MEMORY = 10_000
@@ -36,6 +36,14 @@ class Sample(NamedTuple):
         return self.images.labels[self.indices]
 
 
+class Seen(NamedTuple):
+    """What the latest measurement was of, for pictures."""
+
+    view_recipe: str
+    embedded: np.ndarray  # (N, D)
+    indices: np.ndarray  # (N,) of the images
+
+
 class Monitor:
     """Measures the spread of the embeddings and, if there are classes, kNN accuracy.
 
@@ -51,6 +59,7 @@ class Monitor:
         fits = min(256, config.batch_size // config.accumulate)  # images at once
         self.settings = EvalSettings(fits, config.workers, device)
         self.health = Health(images, config, device, fits)
+        self.seen: Seen | None = None
         self.knn: tuple[str, Sample, Sample] | None = None  # name of the value, memory, queries
         shuffled = order(0, 0, len(images))
         self.spread = Sample(images, shuffled[:SPREAD])
@@ -71,6 +80,7 @@ class Monitor:
     def _measure(self, method: Any) -> dict[str, float]:
         backbone = method.student.backbone
         embedded = self._embed(backbone, self.spread)
+        self.seen = Seen(method.view_recipe, embedded, self.spread.indices)
         values = spread(embedded) | {"dead_channels": dead_channels(embedded)}
         if self.knn:
             name, memory, queries = self.knn

@@ -1,27 +1,69 @@
-"""Rows of a run's log as TensorBoard files."""
+"""A run's log as TensorBoard files, with pictures of views and of nearest neighbours."""
 
-import contextlib
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from ..config import TrainConfig
+from ..data.image_set import ImageSet
+from ..data.loader import exact_views, order
 from ..errors import InputError
+from ..evaluate.neighbours import nearest
+from ..view_recipes import RECIPES
+
+_ROWS = 8  # images that are shown
+_NEAREST = 5  # neighbours beside each
+_SIDE = 64  # pixels of a thumbnail
 
 
-def scalars(folder: Path, exits: contextlib.ExitStack) -> Callable[[dict[str, float]], None]:
-    """What takes the rows of a log and writes their numbers; closed by ``exits``.
+class TensorBoard:
+    """Takes the rows of a run's log, until it is left, and draws what its ``monitor`` saw.
 
     Raises InputError if TensorBoard is not installed.
     """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        install = "type pip install '.[tensorboard]'"
-        raise InputError(f"--tensorboard: not installed; {install}") from error
-    board = SummaryWriter(folder)
-    exits.callback(board.close)
 
-    def add(row: dict[str, float]) -> None:
+    def __init__(self, folder: Path, images: ImageSet, config: TrainConfig, monitor: Any):
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            install = "type pip install '.[tensorboard]'"
+            raise InputError(f"--tensorboard: not installed; {install}") from error
+        self.writer = SummaryWriter(folder)
+        self.images = images
+        self.config = config
+        self.monitor = monitor
+
+    def __enter__(self) -> "TensorBoard":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.writer.close()
+
+    def __call__(self, row: dict[str, float]) -> None:
+        """Writes the numbers of a row; of a measurement also what it saw."""
+        step = int(row["step"])
         for key in row.keys() - {"step"}:
-            board.add_scalar(key, row[key], row["step"])
+            self.writer.add_scalar(key, row[key], step)
+        if "feature_std" not in row or not self.monitor.seen:
+            return
+        if step == 0:
+            self._draw_views(self.monitor.seen.view_recipe)
+        self._draw_neighbours(step, self.monitor.seen)
 
-    return add
+    def _draw_views(self, recipe: str) -> None:
+        """The views of the first images of the run, as `data.views` makes them."""
+        chosen = order(self.config.seed, 0, len(self.images))[:_ROWS]
+        made = exact_views(self.images, RECIPES[recipe], self.config, 0, chosen)
+        for number, views in enumerate(made):
+            self.writer.add_images(f"views/{number}", views, 0, dataformats="NHWC")
+
+    def _draw_neighbours(self, step: int, seen: Any) -> None:
+        """A row for each of some images: itself, then its nearest among all that were measured."""
+        found, _ = nearest(seen.embedded, seen.embedded[:_ROWS], 1 + _NEAREST)
+        rows = []
+        for indices in seen.indices[found]:
+            images = [self.images.load_or_substitute(int(index))[0] for index in indices]
+            thumbnails = [np.asarray(image.resize((_SIDE, _SIDE))) for image in images]
+            rows.append(np.concatenate(thumbnails, axis=1))
+        self.writer.add_image("neighbours", np.concatenate(rows), step, dataformats="HWC")

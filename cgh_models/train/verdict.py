@@ -13,6 +13,8 @@ from ..evaluate.collapse import COLLAPSED
 
 Row = dict[str, float]
 
+ADVICE = "start anew with a lower --base-lr, or with --precision float32"
+
 ALARMS = ("collapsed", "collapsing", "diverging", "not learning")
 FEW_IN_BATCH = 16
 QUERIES = 2_000  # images whose kNN is measured, at most: what chance can change

@@ -2,27 +2,32 @@
 
 import dataclasses
 import errno
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from conftest import make_images
+from PIL import Image
 from small_runs import QUICK, build, final, lines, small, stop_at
 
 from cgh_models import tensors
 from cgh_models.backbone import create
 from cgh_models.data.decode import BadFile
 from cgh_models.data.image_set import load
+from cgh_models.data.loader import order
 from cgh_models.errors import DiskError, InputError, Interrupted
 from cgh_models.hub.registry import load_run
 from cgh_models.train import checkpoint
 from cgh_models.train.loop import pretrain
 from cgh_models.train.metric_log import MetricLogger
 from cgh_models.train.run_folder import LOCK
+from cgh_models.view_recipes import RECIPES
 
 
 def test_one_line_per_step_with_named_losses_and_measurements(image_root, tmp_path):
@@ -86,6 +91,16 @@ def test_tensorboard_files_are_written_when_asked_for(image_root, tmp_path):
     assert [e.step for e in events.Scalars("loss")] == list(range(1, 13))
     logged = [row["loss"] for row in lines(tmp_path / "run")[1:]]
     assert [e.value for e in events.Scalars("loss")] == pytest.approx(logged)
+    measured = [row["step"] for row in lines(tmp_path / "run") if "feature_std" in row]
+    assert [e.step for e in events.Images("neighbours")] == measured
+    sheet = np.asarray(Image.open(io.BytesIO(events.Images("neighbours")[0].encoded_image_string)))
+    assert sheet.shape == (8 * 64, 6 * 64, 3)
+    images = load(image_root / "train")
+    first = images.image(int(order(0, 0, 64)[0])).resize((64, 64))
+    assert np.array_equal(sheet[:64, :64], np.asarray(first))  # an image is its own nearest
+    for number, view in enumerate(RECIPES[build().view_recipe]):
+        (views,) = events.Images(f"views/{number}")
+        assert views.step == 0 and views.height == view.side(QUICK.image_size)
 
 
 def test_on_log_gets_each_line_of_the_log(image_root, tmp_path):
