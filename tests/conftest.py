@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import types
 from pathlib import Path
 
 import numpy as np
@@ -148,28 +149,36 @@ FORKS.set_forkserver_preload(["cgh_models.hub.registry", "cgh_models.train.loop"
 
 def cgh(*words: object, cwd: Path, env: dict | None = None) -> subprocess.CompletedProcess:
     """Runs the command line in a process of its own, in another folder."""
+    return python("from cgh_models.cli.main import main; main()", *words, cwd=cwd, env=env)
+
+
+def python(
+    code: str, *words: object, cwd: Path, env: dict | None = None
+) -> subprocess.CompletedProcess:
+    """Runs a program with these arguments, in a process that has imported torch and timm."""
     with tempfile.TemporaryDirectory(prefix="cgh-") as folder:
         files = [Path(folder) / name for name in ("stdout", "stderr")]
         texts = [str(word) for word in words]
         process = FORKS.Process(
-            target=_command, args=(texts, cwd, {**os.environ, **(env or {})}, files)
+            target=_program, args=(code, texts, cwd, {**os.environ, **(env or {})}, files)
         )
         process.start()
         process.join(600)
         if process.exitcode is None:
             process.kill()
-            raise TimeoutError(f"cgh {texts} took more than 600 s")
+            raise TimeoutError(f"{code[:60]} {texts} took more than 600 s")
         out, err = (file.read_text("utf-8") for file in files)
     return subprocess.CompletedProcess(["cgh", *texts], process.exitcode, out, err)
 
 
-def _command(words: list[str], cwd: Path, env: dict[str, str], files: list[Path]) -> None:
+def _program(
+    code: str, words: list[str], cwd: Path, env: dict[str, str], files: list[Path]
+) -> None:
     for number, file in enumerate(files, start=1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
     sys.argv = ["cgh", *words]
-    from cgh_models.cli.main import main
-
-    main()
+    main = sys.modules["__main__"] = types.ModuleType("__main__")
+    exec(compile(code, "a test's program", "exec"), vars(main))

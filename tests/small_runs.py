@@ -28,7 +28,7 @@ def small(name, **settings):
     return defaults | {k: v for k, v in SMALL.items() if k in defaults} | settings
 
 
-def build(name="cgh", config=QUICK, arch="resnet18_cifar_w16", **settings):
+def build(name="cgh", config=QUICK, arch="test_resnet", **settings):
     torch.manual_seed(config.seed)
     backbone = create(arch, {"input_size": (3, config.image_size, config.image_size)})
     return METHODS[name](backbone, METHODS[name].Config(**small(name, **settings)))

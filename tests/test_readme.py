@@ -5,7 +5,6 @@ import math
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 import zipfile
 from importlib import resources
@@ -13,7 +12,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 import pytest
-from conftest import cgh
+from conftest import cgh, python
 from loopback_hub import TOKEN
 
 from cgh_models.config import TrainConfig
@@ -60,9 +59,7 @@ def test_every_command_and_every_python_block_works_as_written(tmp_path, loopbac
     assert list(loopback.repos) == ["your-name/your-weights"] and not autoload.path().exists()
     assert len(PYTHON) == 4
     for number, block in enumerate(PYTHON):
-        done = subprocess.run(
-            [sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, check=False
-        )
+        done = python(block, cwd=tmp_path)
         assert done.returncode == 0, done.stderr[-800:]
         assert number or README.split("```\n\n```\n")[1].startswith(
             f"{done.stdout}```\n"

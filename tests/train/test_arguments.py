@@ -35,7 +35,7 @@ METHODS = [
     (lambda method: torch.compile(method), "its state would have other names; give the method"),
     (torch.nn.DataParallel, "a DataParallel: its state would have other names"),
     (torch.nn.Sequential, "a Sequential: expected an nn.Module with the members of"),
-    (lambda method: method.student.backbone, "a SmallResNet: expected an nn.Module with"),
+    (lambda method: method.student.backbone, "a ResNet: expected an nn.Module with"),
     (lambda method: "cgh", "a str: expected an nn.Module with the members of"),
     (lambda method: type(method), "a type: expected an nn.Module with"),
 ]

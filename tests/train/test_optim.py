@@ -36,7 +36,7 @@ def test_norms_and_biases_are_not_decayed_by_type(name):
     kept = undecayed(name)
     method = build(name)
     expected = {key for key, p in method.student.named_parameters() if p.ndim == 1}
-    assert kept == expected and "backbone.layer2.0.downsample.1.weight" in kept
+    assert kept == expected and "backbone.layer2.0.bn1.weight" in kept
     assert undecayed(name, decay_norms=True) == set()
 
 

@@ -33,7 +33,7 @@ CASES = {
     "two workers": ("mnclglf", {"memory_gib": 0, "workers": 2}, {}),
     "lars": ("lewel", {"optimizer": "lars"}, {}),
     "adamw": ("cgh", {"optimizer": "adamw"}, {}),
-    "multi-crop": ("ressl", {}, {"multi_crop": True}),
+    "multi-crop": ("ressl", {}, {"multi_crop": True, "arch": "resnet18_cifar_w16"}),
     "symmetric": ("moco_v2", {}, {"symmetric": True}),
     "batch negatives": ("lewel_m", {"clip_norm": 0.1}, {"negatives": "batch"}),
 }
@@ -127,10 +127,14 @@ def test_a_resumed_run_refuses_what_would_change_it_and_explains_what_does_not(
             build(teacher_momentum=0.5), image_root / "train", QUICK, tmp_path / "run", resume=True
         )
     with pytest.raises(
-        InputError, match="arch: resnet18_cifar_w16 -> test_resnet changes the model"
+        InputError, match="arch: test_resnet -> resnet18_cifar_w16 changes the model"
     ):
         pretrain(
-            build(arch="test_resnet"), image_root / "train", QUICK, tmp_path / "run", resume=True
+            build(arch="resnet18_cifar_w16"),
+            image_root / "train",
+            QUICK,
+            tmp_path / "run",
+            resume=True,
         )
     with pytest.raises(InputError, match="data: 64 -> 20 images, and not the same files"):
         pretrain(build(), image_root / "val", QUICK, tmp_path / "run", resume=True)

@@ -99,7 +99,7 @@ def test_a_backbone_that_cannot_be_checkpointed_is_one_sentence(monkeypatch):
     method = build()
     monkeypatch.setattr(type(method.student.backbone), "set_grad_checkpointing", None)
     with pytest.raises(
-        InputError, match="^resnet18_cifar_w16: timm cannot checkpoint it; leave --grad-checkp"
+        InputError, match="^test_resnet: timm cannot checkpoint it; leave --grad-checkp"
     ):
         prepare(method, dataclasses.replace(QUICK, grad_checkpointing=True), CPU)
 
