@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
 from .errors import InputError
+from .own_network import OWN
 from .view_recipes import View
 
 # timm's modules have no common class with pretrained_cfg, forward_intermediates and forward_head.
@@ -35,6 +36,9 @@ def create(arch: str, preprocessing: dict[str, Any] | None = None, **model_args)
         InputError: timm has no such architecture, or cannot build it with these arguments.
     """
     preprocessing = preprocessing or {}
+    if arch.startswith(OWN):
+        advice = "`cgh export RUN --format state-dict` writes its tensors"
+        raise InputError(f"{arch}: a network of your own, which only your code can build; {advice}")
     if "." in arch:
         name, _, _ = arch.partition(".")
         raise InputError(
@@ -106,6 +110,12 @@ def model_args(backbone: TimmModel) -> dict[str, Any]:
     """Returns the arguments timm needs to build it again: the image size, where that is fixed."""
     cfg = backbone.pretrained_cfg
     return {"img_size": cfg["input_size"][-1]} if cfg.get("fixed_input_size") else {}
+
+
+def channels(backbone: TimmModel) -> int:
+    """Returns how many channels an image has that the backbone was built for."""
+    cfg = getattr(backbone, "pretrained_cfg", None) or {}
+    return (cfg.get("input_size") or (3,))[0]
 
 
 def embed(
@@ -221,11 +231,14 @@ def on_zeros(
     """Output of ``forward(backbone, image)`` in eval mode for an image of zeros, to measure it."""
     with eval_mode(backbone):
         device = next(backbone.parameters()).device
-        return forward(backbone, torch.zeros(1, 3, height, width, device=device))
+        return forward(backbone, torch.zeros(1, channels(backbone), height, width, device=device))
 
 
 def input_size(backbone: TimmModel) -> tuple[int, int]:
-    """Returns the height and width that the backbone was built for."""
+    """The height and width that the backbone was built for. Raises InputError for none of timm."""
+    if not getattr(backbone, "pretrained_cfg", None):
+        given = f"backbone: a {type(backbone).__name__}, which is not timm's"
+        raise InputError(f"{given}; wrap it: OwnNetwork(module, preprocessing(config))")
     patches = getattr(backbone, "patch_embed", None)
     height, width = getattr(patches, "img_size", None) or backbone.pretrained_cfg["input_size"][-2:]
     return height, width

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import difflib
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -19,6 +20,9 @@ BEFORE = {
     "exempt_head_norms": False,
     "wide_crops": False,
 }
+
+
+MOST_CHANNELS = 16
 
 
 def setting(default: object, changes: str) -> Any:
@@ -45,6 +49,13 @@ def check_pixel_range(pixel_range: str) -> None:
             return
     expected = "expected auto, LOW,HIGH (for example --pixel-range=0,4095) or 12-bit"
     raise InputError(f"--pixel-range {printable(pixel_range)[:60]}: {expected}")
+
+
+def check_reader(reader: str) -> None:
+    """Raises InputError for a text that is not MODULE:FUNCTION, nor empty."""
+    if reader and not re.fullmatch(r"\w+(\.\w+)*:\w+(\.\w+)*", reader):
+        expected = "expected MODULE:FUNCTION, for example --reader my_reader:read"
+        raise InputError(f"--reader {printable(reader)[:60]}: {expected}")
 
 
 @dataclass(frozen=True)
@@ -84,13 +95,20 @@ class TrainConfig:
     """Seed of the initial weights, the order of the images and the views."""
     precision: Literal["auto", "float32", "bfloat16"] = setting("auto", "the arithmetic")
     """Precision of the networks, not of losses and weights; auto: bfloat16 if it is computed in."""
-    mean: tuple[float, float, float] = setting((0.485, 0.456, 0.406), "the images")
-    """Mean of each channel, for normalization."""
-    std: tuple[float, float, float] = setting((0.229, 0.224, 0.225), "the images")
+    in_chans: int = setting(3, "the images")
+    """Channels of an image, 1 to 16. 3: 8-bit RGB; others: the bands that the files hold."""
+    reader: str = setting("", "the images")
+    """MODULE:FUNCTION that makes an array (H, W) or (H, W, channels) of a path, for formats that
+    are not read."""
+    mean: tuple[float, ...] = setting((0.485, 0.456, 0.406), "the images")
+    """Mean of each channel, for normalization; of other than 3, measured if it is not given."""
+    std: tuple[float, ...] = setting((0.229, 0.224, 0.225), "the images")
     """Standard deviation of each channel, for normalization."""
     pixel_range: str = setting("auto", "the images")
     """Of pixels of more than 8 bits. LOW,HIGH: the values that become black and white; 12-bit: 0
     to 4095, others are refused; auto: 8 to 16 bits, by the largest value of some of the images."""
+    view: tuple[str, ...] = setting((), "the images")
+    """Changes of the method's views, such as weak.scale=0.4,1; see `view_recipes.recipe_of`."""
     crop_pct: float = setting(0.875, "the images")
     """Share of the resized image that the exported model's evaluation crop has: 224 of 256."""
 
@@ -108,6 +126,8 @@ class TrainConfig:
     it does for small networks and images; ignored on a CPU."""
     memory_gib: float = setting(2.0, "nothing but rounding and the decoded size of photographs")
     """Images that fit decoded in this many GiB are kept in memory; 2 hold Tiny ImageNet."""
+    cache_gib: float = setting(10.0, "nothing")
+    """GiB on the disk for what is fetched from an address or unpacked from a .tar.gz."""
     log_every: int = setting(0, "nothing")
     """Steps between log lines; 0: 10 on a GPU, 1 on a CPU."""
     checkpoint_every: int = setting(1000, "nothing")
@@ -139,6 +159,7 @@ class TrainConfig:
                 given = f"cuda_graphs=True with {name}"
                 raise InputError(f"{given}: they exclude each other; leave one out")
         check_range(self, 0, 2**62, "workers", "log_every", "seed", "memory_gib", "warmup_epochs")
+        check_range(self, 0, 2**62, "cache_gib")
         if self.eval_every != -1:
             check_range(self, 0, 2**62, "eval_every")
         check_range(self, 0, 1e6, "base_lr", "weight_decay", "clip_norm")
@@ -147,8 +168,20 @@ class TrainConfig:
         if not all(abs(value) <= 1e6 for value in self.mean):
             raise InputError(f"mean={self.mean}: each has to be a number")
         check_pixel_range(self.pixel_range)
+        check_range(self, 1, MOST_CHANNELS, "in_chans")
+        check_reader(self.reader)
+        for name in ("mean", "std"):
+            count = len(getattr(self, name))
+            if count != self.in_chans:
+                expected = f"{self.in_chans} are expected, one for each channel of in_chans"
+                raise InputError(f"{name}: {count} numbers; {expected}; `cgh check` measures them")
         if not all(0 < value <= 1e6 for value in self.std):
             raise InputError(f"std={self.std}: each has to be above 0")
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """What decides how files become pixels, as arguments of `data.image_set.load`."""
+        return {name: getattr(self, name) for name in READING}
 
     @property
     def warmup(self) -> float:
@@ -162,6 +195,8 @@ class TrainConfig:
         return self.base_lr * self.batch_size / 256
 
 
+# The fields that decide how files become pixels.
+READING = ("pixel_range", "in_chans", "reader")
 # What another value changes in a resumed run, by the name of the setting.
 CHANGES: dict[str, str] = {f.name: f.metadata["changes"] for f in dataclasses.fields(TrainConfig)}
 
@@ -221,7 +256,11 @@ def _is_of_type(value: object, kind: Any) -> bool:
     if get_origin(kind) is Literal:
         return value in kinds
     if get_origin(kind) is tuple:
-        if not isinstance(value, tuple) or len(value) != len(kinds):
+        if not isinstance(value, tuple):
+            return False
+        if kinds[1:] == (...,):
+            return all(_is_of_type(item, kinds[0]) for item in value)
+        if len(value) != len(kinds):
             return False
         return all(map(_is_of_type, value, kinds))
     return type(value) is kind or (kind is float and type(value) is int)
@@ -230,39 +269,3 @@ def _is_of_type(value: object, kind: Any) -> bool:
 def to_dict(config: object) -> dict[str, Any]:
     """JSON values of a dataclass."""
     return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(config).items()}
-
-
-def explain_changes(
-    before: dict[str, Any], after: dict[str, Any], further: dict[str, int] | None = None
-) -> tuple[list[str], list[str]]:
-    """What differs between two ``config.json``: changes a resumed run may have, then the others.
-
-    ``further`` counts the images, by ending, that versions left out which read fewer formats.
-    """
-    allowed = []
-    refused = []
-    for key, changes in CHANGES.items():
-        old = before["train"][key]
-        new = after["train"][key]
-        if old != new:
-            lines = allowed if changes.startswith("nothing") else refused
-            lines.append(f"{key}: {old} -> {new} changes {changes}")
-    model_before, model_after = (
-        run["method_config"] | {"method": run["method"], "arch": run["arch"]}
-        for run in (before, after)
-    )
-    for key, old in model_before.items():
-        new = model_after.get(key)
-        if old != new:
-            refused.append(f"{key}: {old} -> {new} changes the model")
-    if before["data"]["digest"] != after["data"]["digest"]:
-        counts = f"{before['data']['count']} -> {after['data']['count']} images"
-        hidden = after["data"].get("hidden", 0) - before["data"].get("hidden", 0)
-        if hidden > 0:
-            counts += f" ({hidden} hidden or system entries are left out now)"
-        if further:
-            kinds = [f"{count} x {ending}" for ending, count in further.items()]
-            others = ", ..." if len(kinds) > 3 else ""
-            counts += f" ({', '.join(kinds[:3])}{others} are read, as earlier versions did not)"
-        refused.append(f"data: {counts}, and not the same files: changes the images")
-    return allowed, refused

@@ -27,7 +27,7 @@ class InputError(Exception):
 
 
 class NetworkError(Exception):
-    """Weights could not be fetched."""
+    """Weights or images could not be fetched."""
 
     exit_code = 3
 

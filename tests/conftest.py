@@ -85,7 +85,7 @@ def weights(run) -> Path:
     """The weights folder exported from ``run``."""
     from cgh_models.hub.export import export
 
-    export(run, run.parent / "weights")
+    export(run, run.parent / "weights", with_queue=True)
     return run.parent / "weights"
 
 

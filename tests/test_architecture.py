@@ -16,6 +16,7 @@ GROUND = {
     "config",
     "errors",
     "files",
+    "own_network",
     "progress",
     "public_names",
     "recipes",
@@ -46,10 +47,13 @@ DOORS = {
     "jinja2": {"report"},
     "imagehash": {"report"},
     "umap": {"report"},
-    "pyarrow": {"evaluate"},
+    "pyarrow": {"evaluate", "data.parquet"},
+    "datasets": {"data.hf_datasets"},
+    "fsspec": {"data.file_cache"},
     "PIL": {"data", "report"},
     "wandb": {"train.wandb_log"},
     "simplejpeg": {"data"},
+    "tifffile": {"data"},
     "torchvision": {"data"},
     "tyro": {"cli"},
     "docstring_parser": {"cli"},
@@ -62,10 +66,10 @@ FILES = {
 METHOD_FILES = {
     f"methods.{name}" for name in ("byol", "cgh", "lewel", "mnclglf", "moco_v2", "nnclr", "ressl")
 }
-LONGEST_CHAIN = 8
+LONGEST_CHAIN = 9
 # What has to be read to trust a number; the pages for people are counted apart.
-MOST_LINES = 14_340
-MOST_LINES_OF_PAGES = 2_050
+MOST_LINES = 17_550
+MOST_LINES_OF_PAGES = 2_110
 
 
 def room(name: str) -> str:

@@ -4,12 +4,13 @@ import dataclasses
 
 import pytest
 
-from cgh_models.config import TrainConfig, explain_changes, from_dict, from_older, to_dict
+from cgh_models.config import TrainConfig, from_dict, from_older, to_dict
 from cgh_models.errors import InputError
 from cgh_models.methods import METHODS
 from cgh_models.methods.cgh import CGH
 from cgh_models.recipes import RECIPES, method_config, train_config
 from cgh_models.schedule import learning_rate
+from cgh_models.train.run_folder import explain_changes
 
 
 def test_the_defaults_are_the_papers_imagenet_values():

@@ -91,7 +91,7 @@ def checkout(run, tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("release")
     for name in (FIRST, SECOND):
         tag = name.partition(".")[2]
-        export(run, root / tag, tag=tag)
+        export(run, root / tag, tag=tag, with_queue=True)
     checkout = root / "checkout"
     for name in git(REPO, "ls-files", "-co", "--exclude-standard").splitlines():
         if not name.startswith(LEFT_OUT) and (REPO / name).is_file():

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from cgh_models.config import TrainConfig, explain_changes, to_dict
+from cgh_models.config import TrainConfig, to_dict
 from cgh_models.data.image_set import ImageSet, load_splits
 from cgh_models.errors import InputError, Interrupted, say, shell_command
 from cgh_models.evaluate.splits import subset
@@ -28,6 +28,7 @@ from cgh_models.methods import build_method, preprocessing
 from cgh_models.train import checkpoint
 from cgh_models.train.log_file import read_log
 from cgh_models.train.loop import pretrain
+from cgh_models.train.run_folder import explain_changes
 
 from .rows import DATA, Wanted
 
@@ -104,6 +105,7 @@ def export_run(row: Wanted, run: Path, folder: Path) -> Path:
         made,
         dtype="float16",
         heads=row.heads,
+        with_queue=True,
         tag=row.tag,
         license="apache-2.0",
         data_name=name,

@@ -8,9 +8,10 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from ..config import READING
 from ..errors import InputError, say
 from .flags import Folder, Name, Recipe
-from .pretrain import IMAGES, Pretrain
+from .pretrain import IMAGES, Pretrain, ViewChanges
 
 
 @dataclass
@@ -24,6 +25,8 @@ class Check:
     """The method of the training, whose views are drawn."""
     image_size: int = 0
     """Side of the views, in pixels; 0: the recipe's."""
+    view: ViewChanges = ()
+    """A change of the views, as of `cgh pretrain`: weak.scale=0.4,1."""
     out: Folder = ""
     """Folder for check.json, keep.csv (images worth training on) and views.png (their views)."""
     weights: Annotated[Name, arg(metavar="WEIGHTS")] = ""
@@ -36,6 +39,10 @@ class Check:
     """Also read linked folders, and links that lead out of the data folder."""
     pixel_range: Name = "auto"
     """As of `cgh pretrain`: LOW,HIGH, or 12-bit; auto: as images show."""
+    in_chans: int = 3
+    """As of `cgh pretrain`: channels of an image."""
+    reader: Name = ""
+    """As of `cgh pretrain`: MODULE:FUNCTION that makes an array of a path."""
 
     def run(self) -> None:
         from ..data.image_set import load
@@ -44,12 +51,16 @@ class Check:
         from ..report.contact_sheet import draw_views, views_of
         from ..report.image_check import FILES, check, write_files
 
+        how = {name: getattr(self, name) for name in READING}
         size = {"image_size": self.image_size} if self.image_size else {}
-        settings = Pretrain(self.data, self.out, size, self.method, recipe=self.recipe)
+        settings = Pretrain(
+            self.data, self.out, size | how, self.method, recipe=self.recipe, view=self.view
+        )
         config, method_config = settings.configs()
+        views = views_of(self.method, method_config, self.view)
         if self.workers < 0:
             raise InputError(f"--workers {self.workers}: expected 0 or more")
-        images = load(self.data, self.follow_links, self.pixel_range, splits=True)
+        images = load(self.data, self.follow_links, splits=True, **how)
         out = Path(self.out)
         if self.out:
             make_folder(out, *FILES)
@@ -62,6 +73,8 @@ class Check:
             if len(checked.trained) < 2:
                 say("views.png: needs two readable images; give more")
             else:
-                views = views_of(self.method, method_config)
+                if self.in_chans != 3:
+                    own = {name: tuple(found[name]) for name in ("mean", "std")}
+                    config = dataclasses.replace(config, **own)
                 draw_views(out / "views.png", checked.trained, views, config)
         print(json_text.dumps(found) if self.json else as_text(found))

@@ -10,7 +10,7 @@ from tyro.conf import arg
 
 from ..errors import InputError, printable, say
 from ..evaluate.protocols import EvalSettings
-from .evaluate import pixel_range
+from .evaluate import reading
 from .flags import File, Folder, Name, Weights
 from .pretrain import IMAGES
 
@@ -43,6 +43,8 @@ class Embedded:
     """Also read linked folders, and links that lead out of the data folder."""
     pixel_range: Name = "auto"
     """As of `cgh pretrain`: LOW,HIGH, or 12-bit; auto: the weights' own, else as images show."""
+    reader: Name = ""
+    """As of `cgh pretrain`: MODULE:FUNCTION that makes an array of a path."""
 
     @property
     def settings(self) -> EvalSettings:
@@ -62,8 +64,8 @@ class Embedded:
         from ..hub.registry import create_model
 
         torch.manual_seed(self.seed)
-        asked = pixel_range(self.pixel_range, self.weights, self.data)
-        images = load(self.data, self.follow_links, asked)
+        how = reading(self.pixel_range, self.reader, self.weights, self.data)
+        images = load(self.data, self.follow_links, **how)
         images.report_skipped()
         return create_model(self.weights, pretrained=not self.random), images
 

@@ -7,11 +7,14 @@ import os
 import shlex
 import sys
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from tyro.conf import arg
 
 from ..config import BEFORE
-from ..errors import InputError, NotReproduced, printable, say, shell_command
+from ..errors import InputError, printable, say
 from ..evaluate.protocols import FINETUNE, LINEAR, EvalSettings, FinetuneConfig, LinearConfig
 from ..evaluate.protocols import Measurement as Measured
 from ..hub import manifest
@@ -27,6 +30,12 @@ FINETUNE_DEFAULTS = {recipe: FINETUNE[recipe, "1%"] for recipe in LINEAR}
 FINETUNE_DEFAULTS["all labels"] = FINETUNE["imagenet", "100%"]
 LinearFlags = flags_of(LinearConfig, LINEAR)
 FinetuneFlags = flags_of(FinetuneConfig, FINETUNE_DEFAULTS)
+_TABLE = (
+    "Table (CSV) with the columns file, from --data, and label or several, and split (train, val) "
+    "where the folders do not say it. One column of words or whole numbers: accuracy; several of "
+    "0 and 1: mAP; other numbers: R2."
+)
+LabelTable = Annotated[File, arg(help=_TABLE)]
 
 
 @dataclass
@@ -39,17 +48,23 @@ class Embeddings:
     """Keep embeddings in this folder, by the images' names, sizes and times of change."""
 
 
-def pixel_range(asked: str, weights: str, data: str) -> str:
-    """That of the training of the weights, if none is asked for, which is said where it matters."""
-    from ..hub.registry import trained_pixel_range
+def reading(pixel_range: str, reader: str, weights: str, data: str) -> dict[str, Any]:
+    """Arguments of `load`: what is asked for, else those of the training, said where it matters.
 
-    if asked != "auto":
-        return asked
-    trained = trained_pixel_range(weights)
-    if "," in trained:
-        rule = f"pixels of more than 8 bits are read as in the training, {trained}"
+    A reader that a file of weights names is not run unless it is asked for.
+    """
+    from ..hub.trained_reading import trained_reading
+
+    trained = trained_reading(weights)
+    if pixel_range == "auto" and "," in trained["pixel_range"]:
+        rule = f"pixels of more than 8 bits are read as in the training, {trained['pixel_range']}"
         say(f"{printable(data)}: {rule}; --pixel-range says otherwise")
-    return trained
+    if pixel_range != "auto":
+        trained["pixel_range"] = pixel_range
+    if trained["reader"] and not reader:
+        name = printable(trained["reader"])
+        say(f"{printable(data)}: the training read files by {name}; --reader {name} does so here")
+    return trained | {"reader": reader}
 
 
 @dataclass
@@ -59,7 +74,7 @@ class Measurement:
     weights: Weights
     """A name of `cgh list` or of timm, a weights folder, or a run folder."""
     data: Folder
-    """Folder with train/ and val/, class folders in both."""
+    """Folder with train/ and val/, class folders in both (or what the command says)."""
     seed: int = 0
     """Seed of untrained weights, held-out and labelled images, order, views and new layers."""
     random: bool = False
@@ -78,25 +93,39 @@ class Measurement:
     """Also read linked folders, and links that lead out of the data folder."""
     pixel_range: Name = "auto"
     """As of `cgh pretrain`: LOW,HIGH, or 12-bit; auto: the weights' own, else as images show."""
+    reader: Name = ""
+    """As of `cgh pretrain`: MODULE:FUNCTION that makes an array of a path."""
 
     def settings(self, fast: bool = False, cache: str = "") -> EvalSettings:
         return EvalSettings(
             self.batch_size, self.workers, self.device, fast, cache, self.seed, log=say
         )
 
-    def load(self) -> "tuple[nn.Module, ImageSet, ImageSet]":
+    def load(self, labels: str = "") -> "tuple[nn.Module, ImageSet, ImageSet]":
         """The model, train/ and val/. Raises InputError if the number could not be recorded."""
+        from ..data.image_set import load_splits
+        from ..evaluate.label_table import load_labelled, metric_of
+
+        how = reading(self.pixel_range, self.reader, self.weights, self.data)
+        if labels:
+            train, val = load_labelled(self.data, labels, self.follow_links, **how)
+        else:
+            train, val = load_splits(self.data, self.follow_links, **how)
+        if self.record and metric_of(train) == "r2":
+            what = "--record: cards hold percentages, and R2 is none"
+            raise InputError(f"{what}; leave --record out")
+        return self.model(), train, val
+
+    def model(self) -> "nn.Module":
+        """The network. Raises InputError if the number could not be recorded."""
         import torch
 
-        from ..data.image_set import load_splits
         from ..hub.registry import create_model
         from ..hub.weights_folder import is_weights
 
         torch.manual_seed(self.seed)
-        asked = pixel_range(self.pixel_range, self.weights, self.data)
-        train, val = load_splits(self.data, self.follow_links, asked)
         if not self.record:
-            return create_model(self.weights, pretrained=not self.random), train, val
+            return create_model(self.weights, pretrained=not self.random)
         folder = manifest.find_folder(self.weights)
         if self.random or folder is None or not is_weights(folder):
             given = printable(self.weights)
@@ -104,7 +133,7 @@ class Measurement:
         manifest.read_row(folder)
         if not os.access(folder, os.W_OK):
             raise InputError(f"--record: {folder} cannot be written; give a copy of the folder")
-        return create_model(folder), train, val
+        return create_model(folder)
 
     def report(self, metric: str, measured: Measured, images: "ImageSet", **counts: int) -> None:
         """Prints the number as JSON, then records it if that is asked for."""
@@ -134,20 +163,26 @@ class Knn:
     """Neighbours that vote; 20 as in the tables of CGH and most other papers."""
     temperature: float = 0.07
     """Temperature of the votes' weights exp(cosine / temperature); 0.07 as in the same tables."""
+    labels: LabelTable = ""
     embeddings: Embeddings = field(default_factory=Embeddings)
 
     def run(self) -> None:
+        from ..evaluate.label_table import metric_of
         from ..evaluate.measurement import knn
+        from ..evaluate.targets import measure_targets
 
         if not 0 < self.temperature < math.inf:
             raise InputError(f"--temperature {self.temperature}: expected a number above 0")
-        model, train, val = self.measurement.load()
+        model, train, val = self.measurement.load(self.labels)
         if not 1 <= self.k <= len(train):
             expected = f"expected 1 to {len(train)}, the number of training images"
             raise InputError(f"--k {self.k}: {expected}")
         settings = self.measurement.settings(**vars(self.embeddings))
-        found = knn(model, train, val, settings, self.k, self.temperature)
-        self.measurement.report("knn", found, train, queries=found.n)
+        measure = metric_of(train)
+        fit = knn if measure == "accuracy" else partial(measure_targets, "knn")
+        found = fit(model, train, val, settings, self.k, self.temperature)
+        metric = f"knn_{measure}" if self.labels else "knn"
+        self.measurement.report(metric, found, train, queries=found.n)
 
 
 @dataclass
@@ -161,24 +196,36 @@ class Linear:
     """Settings of --protocol sgd."""
     recipe: Recipe = "imagenet"
     """Values of the sgd flags that go together; those that are given win."""
+    labels: LabelTable = ""
     embeddings: Embeddings = field(default_factory=Embeddings)
 
     def run(self) -> None:
+        from ..evaluate.label_table import metric_of
         from ..evaluate.linear import sgd
         from ..evaluate.probes import probe
+        from ..evaluate.targets import measure_targets
 
         if self.protocol != "sgd" and (self.sgd or self.recipe != "imagenet"):
             given = f"--protocol {self.protocol}: has no recipe, rate, epochs or steps"
             raise InputError(f"{given}; give --protocol sgd")
         config = dataclasses.replace(LINEAR[self.recipe], **self.sgd)
         settings = self.measurement.settings(**vars(self.embeddings))
-        model, train, val = self.measurement.load()
+        model, train, val = self.measurement.load(self.labels)
+        measure = metric_of(train)
+        if measure != "accuracy" and self.protocol != "ridge":
+            given = (
+                f"--protocol {self.protocol}: fits classes, and {printable(self.labels)} has none"
+            )
+            raise InputError(f"{given}; give --protocol ridge, or `cgh evaluate knn`")
         if self.protocol == "sgd":
             metric = "linear"
             found = sgd(model, train, val, config, settings).with_parameters(recipe=self.recipe)
         else:
             metric = f"linear_{self.protocol}"
-            found = probe(self.protocol, model, train, val, settings)
+            fit = probe if measure == "accuracy" else measure_targets
+            found = fit(self.protocol, model, train, val, settings)
+        if self.labels:
+            metric = f"linear_{self.protocol}_{measure}"
         self.measurement.report(metric, found, train, val=found.n)
 
 
@@ -218,55 +265,3 @@ class Finetune:
         text = found.protocol.replace("train/", f"{self.labels} of train/")
         found = dataclasses.replace(found, protocol=text)
         self.measurement.report(f"finetune_{percent}", found, train, val=found.n)
-
-
-@dataclass
-class Reproduce:
-    """Measures a published number again; exit code 0 if it agrees, 1 if not."""
-
-    weights: Weights
-    """A name of `cgh list`, or a weights folder."""
-    data: Folder
-    """Folder with train/ and val/ of the images that the number was measured on."""
-    metric: Literal["knn", "linear"] = "knn"
-    """knn agrees within 0.1 percent points, linear (sgd, with the chosen rate) within 0.5."""
-    batch_size: int = 256
-    """Images that are embedded at once; changes speed and memory only."""
-    workers: int = 2
-    """Processes that read images."""
-    device: Name = "auto"
-    """cpu, cuda, cuda:1, ...; auto: a GPU if there is one."""
-    follow_links: bool = False
-    """Also read linked folders, and links that lead out of the data folder."""
-
-    def run(self) -> None:
-        from ..data.image_set import load_splits
-        from ..evaluate import measurement
-        from ..hub.registry import create_model
-
-        row, _ = manifest.find(self.weights)
-        published = row.metrics[self.metric]
-        if not published:
-            others = ", ".join(name for name, metric in row.metrics.items() if metric) or "none"
-            missing = f"no {self.metric} was published of it (there are: {others})"
-            raise InputError(f"{self.weights}: {missing}")
-        pixel_range = published.parameters.get("pixel_range", BEFORE["pixel_range"])
-        train, val = load_splits(self.data, self.follow_links, pixel_range)
-        model = create_model(self.weights)
-        settings = EvalSettings(self.batch_size, self.workers, self.device, log=say)
-        numbers = dataclasses.asdict(published)
-        got = measurement.remeasure(self.metric, numbers, model, train, val, settings)
-        value = published.value
-        tolerance = measurement.TOLERANCE[self.metric]
-        agrees = round(abs(got - value), 6) <= tolerance
-        line = {"metric": self.metric, "published": value, "got": got, "tolerance": tolerance}
-        print(json.dumps(line | {"agrees": agrees, "weights": self.weights, "data": self.data}))
-        if agrees:
-            return
-        verify = shell_command("cgh", "verify", self.weights)
-        hint = f"{verify} says whether the file is the published one"
-        if published.data == row.data.name and train.digest != row.data.digest:
-            images = f"the images of {row.data.name} it was trained on"
-            hint = f"{self.data}/train has other names or sizes than {images}"
-        numbers = f"published {self.metric} {value:.2f} %, got {got:.2f} %"
-        raise NotReproduced(f"{self.weights}: {numbers}, more than {tolerance} apart; {hint}")

@@ -39,7 +39,7 @@ _PATHS = {
     "B",
 }  # they may be paths
 _POSITIONAL: Any = Positional[None].__metadata__[0]  # pyright: ignore
-METAVARS = {"device": "NAME", "eval_data": "FOLDER", "pixel_range": "RANGE"}
+METAVARS = {"device": "NAME", "eval_data": "FOLDER", "pixel_range": "RANGE", "reader": "NAME"}
 
 
 def flags_of(config: type, defaults: Mapping[str, object], left_out: Collection[str] = ()) -> Any:

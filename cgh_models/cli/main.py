@@ -21,12 +21,14 @@ from ..errors import (
 )
 from ..version import __version__
 from .check import Check
+from .dense import KnnDense, Segment
 from .embed import Embed, Neighbours
-from .evaluate import Finetune, Knn, Linear, Reproduce
+from .evaluate import Finetune, Knn, Linear
 from .flags import check_paths
 from .parse_errors import explain, on_parse_error
 from .pretrain import Backbones, Demo, Export, Pretrain, Resume
 from .report import Compare, Report
+from .reproduce import Reproduce
 from .weights import Autoload, Convert, Info, List, Publish, Verify
 
 COMMANDS = {
@@ -35,6 +37,8 @@ COMMANDS = {
     "evaluate knn": Knn,
     "evaluate linear": Linear,
     "evaluate finetune": Finetune,
+    "evaluate segment": Segment,
+    "evaluate knn-dense": KnnDense,
     "reproduce": Reproduce,
     "compare": Compare,
     "report": Report,

@@ -3,26 +3,32 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from tyro.conf import UseAppendAction, arg
+from tyro.conf import FlagCreatePairsOff, UseAppendAction, arg
 
-from ..config import CHANGES, TrainConfig, from_dict, to_dict
+from ..config import CHANGES, MOST_CHANNELS, TrainConfig, from_dict, to_dict
 from ..errors import InputError, printable, say
 from ..recipes import RECIPES, method_config, train_config
+from ..view_recipes import recipe_of
 from .flags import Folder, Name, Pattern, Recipe, RunFolder, Text, flags_of
+
+if TYPE_CHECKING:
+    from ..data.image_set import ImageSet
 
 DEFAULTS = {recipe: train_config(recipe, "cgh") for recipe in RECIPES}
 DEFAULTS["adamw"] = train_config("imagenet", "cgh", "adamw")
 KEPT = [name for name, changes in CHANGES.items() if not changes.startswith("nothing")]
-TrainFlags = flags_of(TrainConfig, DEFAULTS)
+TrainFlags = flags_of(TrainConfig, DEFAULTS, left_out=["view"])
 ResumeFlags = flags_of(TrainConfig, {}, left_out=KEPT)
 IMAGES = (
-    "Images: a folder (flat, nested or class folders), a text file with a path a line, a tar "
-    "archive, a folder of tar archives, or hfds/NAME, a dataset of the Hugging Face Hub."
+    "Images: a folder (flat, nested or class folders), a text file with a path a line, a table, a "
+    "tar, zip or parquet file, a folder or pattern of those, hfds/NAME, a dataset of the Hugging "
+    "Face Hub, or an address as s3://BUCKET/FOLDER; NAME:SPLIT is a part of one (docs/data.md)."
 )
 
 
+ViewChanges = Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="KEY=VALUE")]
 _WANDB = arg(metavar="PROJECT")
 
 
@@ -45,6 +51,10 @@ class Pretrain:
     """Weights to start from: a name of `cgh list` or of timm, a weights or a run folder."""
     set: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="KEY=VALUE")] = ()
     """A setting of the method, for example --set taps=3."""
+    view: ViewChanges = ()
+    """A change of the method's views, such as weak.scale=0.4,1 or strong.jitter=0: of view 1, 2,
+    ..., or of all that are weak, strong or small, their scale, ratio, flip, jitter, jitter_p,
+    grey_p, blur_p, sigma or solarize_p. `cgh check` draws them."""
     dry_run: bool = False
     """Say what the run would do and how long it would take, and stop there."""
     wandb: Annotated[Name, _WANDB] = ""
@@ -58,8 +68,27 @@ class Pretrain:
             given = f"--method {self.method}: there is no such method"
             raise InputError(f"{given}; the methods are {', '.join(METHODS)}")
         recipe = train_config(self.recipe, self.method, self.train.get("optimizer", ""))
-        train = dataclasses.replace(recipe, **self.train)
+        count = self.train.get("in_chans", 3)
+        if type(count) is int and count != 3 and 1 <= count <= MOST_CHANNELS:
+            of_bands = {"in_chans": count, "mean": (0.5,) * count, "std": (0.25,) * count}
+            recipe = dataclasses.replace(recipe, **of_bands)
+        train = dataclasses.replace(recipe, **self.train, view=self.view)
         return train, method_config(METHODS[self.method], self.recipe, train, self.set)
+
+    def measured(self, images: "ImageSet", train: TrainConfig) -> TrainConfig:
+        """The settings with mean and deviation of bands as images have them, unless given."""
+        from ..data.pixels import measured
+
+        names = [name for name in ("mean", "std") if name not in self.train]
+        if train.in_chans == 3 or not names:
+            return train
+        mean, std, count = measured(images)
+        found = {"mean": tuple(mean), "std": tuple(std)}
+        for name in names:
+            self.train[name] = found[name]
+        flags = " ".join(f"--{name} {' '.join(map(str, found[name]))}" for name in names)
+        say(f"{printable(images.place)}: measured on {count} images and used: {flags}")
+        return dataclasses.replace(train, **{name: found[name] for name in names})
 
     def run(self) -> None:
         import torch
@@ -74,6 +103,7 @@ class Pretrain:
             raise InputError("--data and --out: neither may be empty; give images and a folder")
         train, config = self.configs()
         images = open_images(self.data, train)
+        train = self.measured(images, train)
         if len(images) < train.batch_size:
             self.train["batch_size"] = _most_in_batch(len(images), train.accumulate)
             train, config = self.configs()
@@ -84,6 +114,7 @@ class Pretrain:
         torch.manual_seed(train.seed)
         arch = self.arch or RECIPES[self.recipe].arch
         method = build_method(self.method, arch, preprocessing(train), config)
+        recipe_of(method.view_recipe, train.view)  # refuses what is no view
         if self.init:
             say(start_from(method, self.init))
         if self.dry_run:
@@ -117,10 +148,19 @@ class Resume:
 
     def run(self) -> None:
         from ..hub.registry import new_method_of_run
+        from ..own_network import OWN
+        from ..train.checkpoint import read_run
         from ..train.loop import pretrain
+        from ..train.run_folder import how_to_resume
         from ..train.wandb_log import wandb_log
 
-        method, run = new_method_of_run(Path(self.run_dir))
+        run_dir = Path(self.run_dir)
+        if read_run(run_dir)["arch"].startswith(OWN):
+            what = (
+                f"{printable(run_dir)}: has a network of your own, which only your code can build"
+            )
+            raise InputError(f"{what}; go on with {how_to_resume(run_dir)}")
+        method, run = new_method_of_run(run_dir)
         train = dataclasses.replace(from_dict(TrainConfig, run["train"]), **self.train)
         data = self.data or run["data"]["path"]
         with wandb_log(self.wandb, self.run_dir, run) as on_log:
@@ -156,11 +196,18 @@ class Export:
     """Run folder."""
     out: Folder
     """Weights folder to make."""
+    format: Literal["timm", "torchvision", "state-dict"] = "timm"
+    """timm: a weights folder. Without timm, the tensors alone: state-dict, under the module's own
+    keys, also of a network of your own; torchvision, if that has the architecture (ResNets)."""
     dtype: Literal["float32", "float16"] = "float32"
     """Type of the numbers in the files; float16 halves them."""
     heads: Literal["all", "student", "none"] = "all"
-    """Also write the method's heads: all, with teacher and queues, to go on training as if it had
-    not stopped; only the student's, far fewer bytes; or none."""
+    """Also write the method's heads: all, with the teacher, to go on training; only the student's,
+    far fewer bytes; or none."""
+    no_heads: FlagCreatePairsOff[bool] = False
+    """The same as --heads none: the backbone alone."""
+    with_queue: FlagCreatePairsOff[bool] = False
+    """Also write the queues, most of the bytes: training goes on as if it had not stopped."""
     tag: Name = ""
     """What follows the dot in the weights' name; without it, the method."""
     license: Name = ""
@@ -171,11 +218,27 @@ class Export:
     """Terms of the training images in one sentence, for the card."""
 
     def run(self) -> None:
-        from ..hub.export import export
+        from ..hub.export import DTYPES, export
+        from ..hub.plain_tensors import export_tensors
+        from ..small_resnets import default_cfgs
 
-        export(**vars(self))
+        options = dict(vars(self))
+        if options.pop("no_heads"):
+            options["heads"] = "none"
+        if options.pop("format") == "timm":
+            row = export(**options)
+            imports = "after `import cgh_models`, " if row.architecture in default_cfgs else ""
+            loads = f"{imports}timm.create_model({'local-dir:' + self.out!r}, pretrained=True)"
+        else:
+            for name in ("heads", "with_queue", "tag", "license", "data_name", "data_license"):
+                if options[name] not in ("all", False, ""):
+                    flag = f"--{name.replace('_', '-')}"
+                    hint = f"leave out {flag}, which is of --format timm"
+                    raise InputError(f"--format {self.format}: writes tensors alone; {hint}")
+            export_tensors(self.run_dir, self.out, DTYPES[self.dtype], self.format)
+            loads = f"safetensors.torch.load_file({self.out + '/model.safetensors'!r})"
         print(f"{printable(self.out)}: read back, equal to the bit")
-        print(f"timm.create_model({'local-dir:' + self.out!r}, pretrained=True) loads it")
+        print(f"{loads} loads it")
 
 
 @dataclass

@@ -4,7 +4,7 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import Positional, arg
 
@@ -46,11 +46,15 @@ class Compare:
     def run(self) -> None:
         from ..data.image_set import load_splits
         from ..evaluate.comparison import compare
-        from ..hub.registry import create_model, trained_pixel_range
+        from ..hub.registry import create_model
+        from ..hub.trained_reading import trained_reading
 
-        ranges = {trained_pixel_range(weights) for weights in (self.a, self.b)}
-        pixel_range = ranges.pop() if len(ranges) == 1 else "auto"
-        train, val = load_splits(self.data, self.follow_links, pixel_range)
+        how: dict[str, Any]
+        how, other = (trained_reading(weights) for weights in (self.a, self.b))
+        how["reader"] = ""
+        if how["pixel_range"] != other["pixel_range"]:
+            how["pixel_range"] = "auto"
+        train, val = load_splits(self.data, self.follow_links, **how)
         settings = EvalSettings(
             self.batch_size,
             self.workers,
@@ -116,6 +120,8 @@ class Report:
         ""
     )
     """Images to show; weights have neighbours and a map only with it."""
+    reader: Name = ""
+    """MODULE:FUNCTION that reads the files; what a run's folder names is not called."""
     images: int = 0
     """Images that the networks are shown; 0: 2,000, or fewer where that takes minutes."""
     every: float = 0
@@ -138,5 +144,6 @@ class Report:
             raise InputError(f"--every {self.every:g}: expected 0 to 86400, the seconds of a day")
         settings = EvalSettings(self.batch_size, self.workers, self.device)
         out = Path(self.out)
-        report(list(self.given), out, self.data, self.images, settings, self.every)
+        given = list(self.given)
+        report(given, out, self.data, self.images, settings, self.every, self.reader)
         print(f"{printable(out)}: {out.stat().st_size / 1e6:.1f} MB, open it in a browser")

@@ -1,134 +1,104 @@
-"""Images in tar archives, read by Python's tarfile, and in datasets of the Hub, by timm."""
+"""Images in tar and zip archives, read by Python's tarfile and zipfile."""
 
 import contextlib
-import dataclasses
+import functools
 import hashlib
-import importlib.util
+import io
 import os
 import posixpath
-import re
 import tarfile
+import zipfile
+import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any
 
-from timm.data.readers import create_reader
 from timm.utils.misc import natural_key
 
-from ..errors import BadImage, InputError, printable
-from .file_names import common_folder, is_hidden, is_tar, why_hidden
-from .formats import EXTENSIONS
+from ..errors import InputError, printable
+from .archive import Archive, below
+from .file_names import bare_name, common_folder, why_hidden
 
-# timm's readers that go through a set in an order of their own.
-_UNORDERED = ("hfids/", "tfds/", "wds/")
+_MOST_BYTES = 2**28  # of an image that are unpacked; `decode` refuses more
 _BLOCK = 512  # bytes; an archive ends in one or two of zeros
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """Where an image lies in a tar, or in a tar within it; the names are those of `TarInfo`."""
+    """Where an image lies in a zip, a tar, or a tar within it; the names are those of `TarInfo`."""
 
-    tar: Path
+    file: Any  # the archive: its ``open("rb")`` gives the bytes
     name: str  # of the image in the set
     label: str  # the folder it lies in, or the tar; "" for neither
     size: int  # bytes
-    offset_data: int  # bytes from the start of the outer tar
+    offset_data: Any  # bytes from the start of the outer tar; in a zip its ZipInfo
     sparse: Any  # the parts that are not zeros; None: all of it is stored
-    changed: int  # nanoseconds
+    changed: int  # nanoseconds, or a zip's checksum
 
 
-@dataclass
-class Archive:
-    """The index of an archive."""
+def open_tars(root: str, tars: list[Any], endings: Collection[str]) -> Archive:
+    """The images of some tars, `Path`s or `CachedFile`s; their names begin below ``root``.
 
-    root: Path  # the folder that names are relative to, for messages
-    names: list[str]  # of the images, sorted
-    labels: list[int]  # class of each image
-    classes: list[str]  # sorted as timm's readers do
-    digest: str  # sha256 of names and sizes, or of the dataset's own fingerprint
-    places: list[Any]  # a Member for each image, or its position in the reader
-    reader: Any = None  # timm's, of a dataset of the Hub
-    skipped: Counter[str] = field(default_factory=Counter)  # as in `ImageSet`
-
-    def take(self, indices: Iterable[int]) -> "Archive":
-        """These images alone, in this order."""
-        indices = list(indices)
-        return dataclasses.replace(
-            self,
-            names=[self.names[index] for index in indices],
-            labels=[self.labels[index] for index in indices],
-            places=[self.places[index] for index in indices],
-        )
-
-    @contextlib.contextmanager
-    def open(self, index: int) -> Iterator[IO[bytes]]:
-        """An image's bytes as an open file. Raises `BadImage`."""
-        place = self.places[index]
-        with contextlib.ExitStack() as stack:
-            try:
-                if self.reader:
-                    file = stack.enter_context(self.reader[place][0])
-                else:
-                    tar: Any = SimpleNamespace(fileobj=stack.enter_context(open(place.tar, "rb")))
-                    file = tarfile.ExFileObject(tar, place)
-                yield file
-            except (tarfile.TarError, OSError, EOFError, AssertionError) as error:
-                reason = f"cannot be read from its archive: {printable(error)[:120]}"
-                raise BadImage(reason) from error
-
-    def changed(self, index: int) -> int:
-        """As `ImageSet.changed`; 0 for a dataset of the Hub, whose fingerprint says all of it."""
-        return 0 if self.reader else self.places[index].changed
-
-
-def open_archive(data: str | Path) -> Archive | None:
-    """The archive, if ``data`` is a tar, a folder of nothing but those, or ``hfds/NAME``."""
-    text = str(data)
-    path = Path(data)
-    if text.startswith("hfds/") and not os.path.exists(path):
-        return _open_hub_dataset(text)
-    if text.startswith(_UNORDERED) and not os.path.exists(path):
-        what = f"{printable(text)}: gives its images in an order that no run could resume"
-        raise InputError(f"{what}; give a folder, a tar archive or hfds/NAME")
-    if os.path.isfile(path):
-        return _open_tars(path, [path]) if is_tar(path.name) else None
-    tars = _only_tars(path) if os.path.isdir(path) else []
-    return _open_tars(path, tars) if tars else None
-
-
-def _only_tars(path: Path) -> list[Path]:
-    """The tars of a folder of nothing else; it may have millions of other entries."""
-    tars = []
-    try:
-        with os.scandir(path) as entries:
-            for entry in entries:
-                if is_hidden(entry.name):
-                    continue
-                if not is_tar(entry.name) or not entry.is_file():
-                    return []
-                tars.append(Path(entry))
-    except OSError:  # no folder, or one that cannot be read: whoever reads it as a folder says so
-        return []
-    return sorted(tars)
-
-
-def _open_tars(root: Path, tars: list[Path]) -> Archive:
-    found: dict[str, Member] = {}  # by the path they are unpacked to: the last of a name counts
+    ``endings`` are those of images.
+    """
     skipped: Counter[str] = Counter()
+    return _index(root, _members_of_tars(root, tars, endings, skipped), skipped, _open_member)
+
+
+def open_zips(root: str, zips: list[Any], endings: Collection[str]) -> Archive:
+    """The images of some zips, as `open_tars` has those of tars."""
+    skipped: Counter[str] = Counter()
+    return _index(root, _members_of_zips(root, zips, endings, skipped), skipped, _open_zip_member)
+
+
+def _members_of_tars(
+    root: str, tars: list[Any], endings: Collection[str], skipped: Counter[str]
+) -> Iterator[Member]:
     for tar in tars:
         try:
-            with open(tar, "rb") as file:
-                for location, info, start in _images(str(tar), file, 0, skipped):
-                    member = _member(tar, location[len(str(root)) + 1 :], info, start)
-                    unpacked = posixpath.normpath(member.name.lstrip("/"))
-                    skipped["named again"] += unpacked in found
-                    found[unpacked] = member
-        except OSError as error:
-            what = f"{printable(tar)}: cannot be read ({printable(error)[:120]})"
-            raise InputError(f"{what}; mend it or pack it anew") from error
+            with tar.open("rb") as file:
+                for location, info, start in _images(str(tar), file, 0, endings, skipped):
+                    yield _member(tar, below(root, location), info, start)
+        except (OSError, EOFError, zlib.error) as error:
+            raise _unreadable(tar, error) from error
+
+
+def _members_of_zips(
+    root: str, zips: list[Any], endings: Collection[str], skipped: Counter[str]
+) -> Iterator[Member]:
+    for path in zips:
+        try:
+            with path.open("rb") as file, zipfile.ZipFile(file) as packed:
+                infos = packed.infolist()
+        except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
+            raise _unreadable(path, error) from error
+        for info in infos:
+            extension = posixpath.splitext(info.filename)[1].lower()
+            name = below(root, f"{path}/{info.filename}")
+            if info.flag_bits & 1:
+                skipped["encrypted"] += 1
+            elif extension in endings:
+                yield Member(path, name, _label(name), info.file_size, info, None, info.CRC)
+            elif not info.is_dir():
+                skipped[extension or "no extension"] += 1
+
+
+def _unreadable(file: Any, error: Exception) -> InputError:
+    what = f"{printable(file)}: cannot be read ({printable(error)[:120]})"
+    return InputError(f"{what}; mend it or pack it anew")
+
+
+def _index(
+    root: str, members: Iterable[Member], skipped: Counter[str], opener: Callable[[Member], Any]
+) -> Archive:
+    found: dict[str, Member] = {}  # by the path they are unpacked to: the last of a name counts
+    for member in members:
+        unpacked = posixpath.normpath(member.name.lstrip("/"))
+        skipped["named again"] += unpacked in found
+        found[unpacked] = member
     shared = common_folder([member.name for member in found.values()])
     members = []
     for member in sorted(found.values(), key=lambda member: member.name):
@@ -146,11 +116,32 @@ def _open_tars(root: Path, tars: list[Path]) -> Archive:
     digest = hashlib.sha256("".join(lines).encode("utf-8", "replace")).hexdigest()
     if "" in classes:
         classes = []
-    return Archive(root, names, labels, classes, digest, members, skipped=+skipped)
+    return Archive(root, names, labels, classes, digest, members, opener, +skipped)
+
+
+@contextlib.contextmanager
+def _open_member(member: Member) -> Iterator[IO[bytes]]:
+    with member.file.open("rb") as file:
+        tar: Any = SimpleNamespace(fileobj=file)
+        image = tarfile.ExFileObject(tar, member)  # pyright: ignore[reportArgumentType]
+        # Of one with holes tarfile reads zeros after it went back.
+        yield io.BytesIO(image.read(_MOST_BYTES + 1)) if member.sparse else image
+
+
+def _open_zip_member(member: Member) -> IO[bytes]:
+    stamp = member.file.stat().st_mtime_ns if isinstance(member.file, Path) else 0
+    with _zip(member.file, stamp, os.getpid()).open(member.offset_data) as file:
+        return io.BytesIO(file.read(_MOST_BYTES + 1))
+
+
+@functools.lru_cache(maxsize=16)
+def _zip(file: Any, _stamp: object, _process: int) -> zipfile.ZipFile:
+    """Kept open, by each process for itself: two that share a file share its position, too."""
+    return zipfile.ZipFile(file.open("rb"))
 
 
 def _images(
-    location: str, file: IO[bytes], start: int, skipped: Counter[str]
+    location: str, file: IO[bytes], start: int, endings: Collection[str], skipped: Counter[str]
 ) -> Iterator[tuple[str, tarfile.TarInfo, int]]:
     """The images of a tar and of those in it: where they are, and where their tar starts in bytes.
 
@@ -181,8 +172,8 @@ def _images(
             raise _damaged(location, last, f"{info.name} is a sparse tar in it")
         if kind == ".tar":
             child: Any = tar.extractfile(info)
-            yield from _images(inside, child, start + info.offset_data, skipped)
-        elif kind in EXTENSIONS:
+            yield from _images(inside, child, start + info.offset_data, endings, skipped)
+        elif kind in endings:
             yield inside, info, start
         elif kind:
             skipped[kind] += 1
@@ -201,12 +192,16 @@ def _kind(info: tarfile.TarInfo) -> str:
     return extension or "no extension"
 
 
-def _member(tar: Path, name: str, info: tarfile.TarInfo, start: int) -> Member:
-    folders = [part for part in name.split("/")[:-1] if part not in ("", ".", "..")]
-    label = re.sub(r"\.tar$", "", folders[-1], flags=re.IGNORECASE) if folders else ""
+def _member(tar: Any, name: str, info: tarfile.TarInfo, start: int) -> Member:
     nanoseconds = info.mtime * 1e9
     changed = int(nanoseconds) if abs(nanoseconds) < 2**63 else 0  # not for nan
-    return Member(tar, name, label, info.size, start + info.offset_data, info.sparse, changed)
+    offset = start + info.offset_data
+    return Member(tar, name, _label(name), info.size, offset, info.sparse, changed)
+
+
+def _label(name: str) -> str:
+    folders = [part for part in name.split("/")[:-1] if part not in ("", ".", "..")]
+    return bare_name(folders[-1]) if folders else ""
 
 
 def _check_end(file: IO[bytes], offset: int, location: str, last: str) -> None:
@@ -231,28 +226,3 @@ def _damaged(location: str, last: str, reason: str) -> InputError:
     after = f"the last whole member is {printable(last)[-100:]!r}" if last else "no member is whole"
     what = f"{printable(location)}: not a whole tar archive, {printable(reason)[:120]}; {after}"
     return InputError(f"{what}: copy it or pack it anew")
-
-
-def _open_hub_dataset(text: str) -> Archive:
-    """``hfds/NAME`` or ``hfds/NAME:SPLIT``."""
-    if importlib.util.find_spec("datasets") is None:
-        install = "pip install '.[datasets]'"
-        raise InputError(f"{printable(text)}: needs the datasets library; type `{install}`")
-    name, _, split = text.partition(":")
-    try:
-        reader: Any = create_reader(name, split=split or "train")
-        if reader.class_to_idx:
-            labels = [int(label) for label in reader.iter_targets()]
-        else:  # timm's reader wants some label with every image
-            reader = create_reader(name, split=split or "train", target_key=reader.image_key)
-            labels = [0] * len(reader)
-    except Exception as error:  # datasets raises what its dozen back ends raise
-        reason = printable(" ".join(str(error).split()))[:160]
-        what = f"{printable(text)}: cannot be read as a dataset of images ({reason})"
-        raise InputError(f"{what}; give hfds/NAME or hfds/NAME:SPLIT") from error
-    positions = list(range(len(reader)))
-    names = [f"{position:08d}" for position in positions]
-    classes = [str(name) for name in reader.class_to_idx or ()]
-    fingerprint = f"{reader.dataset._fingerprint}\t{len(names)}"
-    digest = hashlib.sha256(fingerprint.encode()).hexdigest()
-    return Archive(Path(text), names, labels, classes, digest, positions, reader)

@@ -2,7 +2,7 @@
 
 Every step up to solarizing is linear in the pixels, so an image needs few products: crop, resize,
 flip and blur are one matrix for its rows and one for its columns; brightness, contrast, saturation,
-hue and grey are one 3 x 4 matrix.
+hue and grey are one 3 x 4 matrix. What colours do to other numbers of bands is in `views`.
 
 Differs from the exact mode: values are clamped once, at the end, and are not rounded; the hue turns
 about the grey axis of RGB, not in HSV; the blur is a Gaussian whose weights stop at the edge, where
@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..view_recipes import View
+from .pixels import unit
 from .views import Draws, draw
 
 _CPU_IMAGES = 64  # at a time on a CPU, so that they stay in its cache
@@ -34,16 +35,17 @@ def fast_views(
     std: Tensor,
     box: np.ndarray | None = None,
 ) -> Tensor:
-    """Views (N, 3, size, size) float32, decided on the host, so that nothing waits for the device.
+    """Views (N, C, size, size) float32, decided on the host, so that nothing waits for the device.
 
-    ``images`` are uint8: whole ones (N, H, W, 3) with a ``box`` (N, 4) for each from `views.boxes`,
-    or crops (N, 3, size, size) without. ``u`` are random numbers (N, COLUMNS).
+    ``images`` fill their type: whole ones (N, H, W, C) with a ``box`` (N, 4) for each from
+    `views.boxes`, or crops (N, C, size, size) without. ``u`` are random numbers (N, COLUMNS).
     """
     drawn = draw(view, u)
-    colours = colour_matrices(drawn) if view.jitter_p or view.grey_p else None
+    channels = len(mean)
+    colours = colour_matrices(drawn, channels) if view.jitter_p or view.grey_p else None
     black = _normalized(0, mean, std)
     white = _normalized(1, mean, std)
-    views = torch.empty(len(u), 3, size, size, device=images.device)
+    views = torch.empty(len(u), channels, size, size, device=images.device)
     step = _CPU_IMAGES if images.device.type == "cpu" else len(u)
     for start in range(0, len(u), step):
         part = slice(start, start + step)
@@ -51,7 +53,7 @@ def fast_views(
             x = _flip_and_blur(images[part], drawn[part], size)
         else:
             x = _crop_flip_and_blur(images[part], drawn[part], box[part], size)
-        x = x.flatten(2)  # (n, 3, pixels) in [0, 255]
+        x = x.flatten(2)  # (n, C, pixels) in [0, 255]
         if colours is None:
             x = x.sub_(255 * mean[:, None]).div_(255 * std[:, None])
         else:
@@ -66,12 +68,14 @@ def fast_views(
 
 
 def crop(pixels: Tensor, box: np.ndarray, size: int) -> Tensor:
-    """A resized crop, uint8 (3, size, size), of an image uint8 (H, W, 3).
+    """A resized crop (C, size, size) of an image (H, W, C): uint8 of uint8, else float32.
 
     Within one step of 255 of Pillow's bilinear resizing.
     """
     top, left, height, width = box.tolist()
     part = pixels[top : top + height, left : left + width].permute(2, 0, 1)
+    if part.dtype != torch.uint8:
+        part = unit(part)
     return F.interpolate(part[None], (size, size), mode="bilinear", antialias=True)[0]
 
 
@@ -79,10 +83,15 @@ def _to(like: Tensor, array: np.ndarray) -> Tensor:
     return torch.from_numpy(array).to(like.device, non_blocking=True)
 
 
+def _to_255(pixels: Tensor) -> Tensor:
+    """float32 in [0, 255] of pixels that fill their type."""
+    return pixels.float() if pixels.dtype == torch.uint8 else unit(pixels) * 255
+
+
 def _flip_and_blur(crops: Tensor, drawn: Draws, size: int) -> Tensor:
-    """uint8 (N, 3, size, size) -> float32."""
+    """(N, C, size, size) -> float32 in [0, 255]."""
     flip = _to(crops, drawn.flip)[:, None, None, None]
-    x = torch.where(flip, crops.flip(3), crops).float()
+    x = _to_255(torch.where(flip, crops.flip(3), crops))
     blurred = np.flatnonzero(drawn.sigma)
     if blurred.size:
         places = _to(crops, blurred)
@@ -92,8 +101,8 @@ def _flip_and_blur(crops: Tensor, drawn: Draws, size: int) -> Tensor:
 
 
 def _crop_flip_and_blur(images: Tensor, drawn: Draws, box: np.ndarray, size: int) -> Tensor:
-    """uint8 (N, H, W, 3) -> float32 (N, 3, size, size), by a matrix for rows and for columns."""
-    count, height, width, _ = images.shape
+    """(N, H, W, C) -> float32 (N, C, size, size), by a matrix for rows and for columns."""
+    count, height, width, channels = images.shape
     top, left, box_height, box_width = _to(images, box.astype(np.float32)).unbind(1)
     place = torch.arange(size, device=images.device) + 0.5
     mirrored = torch.where(_to(images, drawn.flip)[:, None], size - place, place)
@@ -105,9 +114,11 @@ def _crop_flip_and_blur(images: Tensor, drawn: Draws, box: np.ndarray, size: int
         blur = _blur_weights(drawn.sigma[blurred], size, images)
         for weights in (rows, columns):
             weights.index_copy_(0, places, blur @ weights.index_select(0, places))
-    x = torch.bmm(rows, images.reshape(count, height, width * 3).float())  # (N, size, W * 3)
-    x = x.view(count, size, width, 3).permute(0, 3, 1, 2).reshape(count, 3 * size, width)
-    return torch.bmm(x, columns.transpose(1, 2)).view(count, 3, size, size)
+    pixels = _to_255(images.reshape(count, height, width * channels))
+    x = torch.bmm(rows, pixels)  # (N, size, W * C)
+    x = x.view(count, size, width, channels).permute(0, 3, 1, 2)
+    x = x.reshape(count, channels * size, width)
+    return torch.bmm(x, columns.transpose(1, 2)).view(count, channels, size, size)
 
 
 def _resize_weights(start: Tensor, length: Tensor, place: Tensor, pixels: int) -> Tensor:
@@ -138,7 +149,7 @@ def _blur_weights(sigma: np.ndarray, size: int, like: Tensor) -> Tensor:
 def _colour(
     x: Tensor, of_pixel: np.ndarray, of_mean: np.ndarray, mean: Tensor, std: Tensor
 ) -> Tensor:
-    """Jitter, grey and normalization of (N, 3, pixels) in [0, 255]."""
+    """Jitter, grey and normalization of (N, C, pixels) in [0, 255]."""
     pixel = _to(x, (of_pixel / 255).astype(np.float32)).div_(std[:, None])
     average = _to(x, (of_mean / 255).astype(np.float32)).div_(std[:, None])
     added = torch.baddbmm(_normalized(0, mean, std), average, x.mean(2, keepdim=True))
@@ -149,28 +160,33 @@ def _normalized(value: float, mean: Tensor, std: Tensor) -> Tensor:
     return ((value - mean) / std)[:, None]
 
 
-def colour_matrices(drawn: Draws) -> tuple[np.ndarray, np.ndarray]:
-    """(N, 3, 3) A and B with which a pixel x of an image whose mean is m becomes A x + B m.
+def colour_matrices(drawn: Draws, channels: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    """(N, C, C) A and B with which a pixel x of an image whose mean is m becomes A x + B m.
 
-    B comes from contrast, which moves pixels away from the mean of the image's luma.
+    B comes from contrast, which moves pixels away from the mean of the image's luma, or of all its
+    bands where they are not RGB.
     """
     count = len(drawn.flip)
-    eye = np.eye(3)
+    eye = np.eye(channels)
+    is_rgb = channels == 3
+    luma = _GREY if is_rgb else np.full((channels, channels), 1 / channels)
     factors = drawn.factors[:, :, None, None]
     angle = 2 * np.pi * factors[:, 3]
     brightness = factors[:, 0] * eye
     contrast = factors[:, 1] * eye
-    saturation = factors[:, 2] * eye + (1 - factors[:, 2]) * _GREY
-    hue = np.cos(angle) * (eye - _MEAN) + np.sin(angle) * _TURN + _MEAN
-    matrices = np.stack([brightness, contrast, saturation, hue], 1)  # (N, 4, 3, 3)
+    saturation = hue = np.tile(eye, (count, 1, 1))
+    if is_rgb:
+        saturation = factors[:, 2] * eye + (1 - factors[:, 2]) * _GREY
+        hue = np.cos(angle) * (eye - _MEAN) + np.sin(angle) * _TURN + _MEAN
+    matrices = np.stack([brightness, contrast, saturation, hue], 1)  # (N, 4, C, C)
     of_pixel = np.tile(eye, (count, 1, 1))  # A so far
-    of_mean = np.zeros((count, 3, 3))  # B so far
+    of_mean = np.zeros((count, channels, channels))  # B so far
     for operation in drawn.order.T:  # (N,): which of the four comes next for each image
         chosen = matrices[np.arange(count), operation]
         step = np.where(drawn.jittered[:, None, None], chosen, eye)
         contrasted = (drawn.jittered & (operation == 1))[:, None, None]
-        grey_mean = (1 - factors[:, 1]) * _GREY @ (of_pixel + of_mean)
+        grey_mean = (1 - factors[:, 1]) * luma @ (of_pixel + of_mean)
         of_pixel = step @ of_pixel
         of_mean = step @ of_mean + np.where(contrasted, grey_mean, 0)
-    grey = np.where(drawn.grey[:, None, None], _GREY, eye)
+    grey = np.where(drawn.grey[:, None, None] & is_rgb, luma, eye)
     return grey @ of_pixel, grey @ of_mean

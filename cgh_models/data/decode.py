@@ -1,7 +1,6 @@
 """Reads one image file: checked before it is decoded, always 8-bit RGB afterwards."""
 
 import contextlib
-import dataclasses
 import os
 import stat
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from typing import IO, Any, TypeVar
 import numpy as np
 from PIL import Image, ImageOps
 
-from ..errors import BadImage, InputError, printable, say
+from ..errors import BadImage, InputError, printable
 from . import deep_pixels, png
 from .formats import DENSE, FORMATS
 
@@ -27,8 +26,6 @@ MAX_BYTES = 256 * 2**20
 MAX_PIXELS = 100 * 10**6
 _ORIENTATION = 0x0112  # EXIF tag; 1: upright
 BACKGROUND = (255, 255, 255)  # behind transparent pixels
-_SAMPLE = 32  # images of a set that decide its range
-_NEVER_DEEP = (".jpg", ".jpeg", ".webp", ".gif", ".bmp")  # such names are not opened for that
 
 
 @dataclass(frozen=True)
@@ -60,7 +57,7 @@ def open_file(path: Path) -> IO[bytes]:
 def decoded_bytes(file: IO[bytes]) -> int:
     """How many bytes an image takes as 8-bit RGB, by its header; 0 if that cannot be read."""
     try:
-        width, height = _with_bad_images(lambda file: _open(file).size, file)
+        width, height = with_bad_images(lambda file: open_image(file).size, file)
     except BadImage:
         return 0
     return width * height * 3
@@ -70,10 +67,10 @@ def describe(file: IO[bytes]) -> tuple[str, str, int, tuple[int, int]]:
     """Format, mode, bits a band, and (width, height) of an image, by its header, or BadImage."""
 
     def read(file: IO[bytes]) -> tuple[str, str, int, tuple[int, int]]:
-        image = _open(file)
+        image = open_image(file)
         return image.format or "", image.mode, deep_pixels.bits(image), image.size
 
-    return _with_bad_images(read, file)
+    return with_bad_images(read, file)
 
 
 def decode(file: IO[bytes], min_side: float = 0, pixel_range: str = "auto") -> Image.Image:
@@ -84,29 +81,29 @@ def decode(file: IO[bytes], min_side: float = 0, pixel_range: str = "auto") -> I
     half, a quarter or an eighth of its size, which saves most of the work, if its shorter side is
     then at least ``min_side`` > 0 pixels long.
     """
-    return _with_bad_images(lambda file: _decode(file, min_side, pixel_range), file)
+    return with_bad_images(lambda file: _decode(file, min_side, pixel_range), file)
 
 
-def _with_bad_images(read: Callable[[IO[bytes]], T], file: IO[bytes]) -> T:
+def with_bad_images(read: Callable[[IO[bytes]], T], file: IO[bytes]) -> T:
     """What ``read`` makes of a file, or of a PNG without the chunks that it fails on.
 
-    Whatever it raises is a BadImage then.
+    Whatever it raises is a BadImage then, but for an InputError.
     """
     try:
         return read(file)
-    except BadImage:
+    except (BadImage, InputError):
         raise
     except deep_pixels.PixelsRefused as reason:
         raise BadImage(str(reason)) from reason
     except Exception as error:  # Pillow's decoders raise a dozen kinds, struct.error among them
         bare = png.with_fewer_chunks(file)
         if bare:
-            return _with_bad_images(read, bare)
+            return with_bad_images(read, bare)
         raise _unreadable(file, error) from error
 
 
 def _decode(file: IO[bytes], min_side: float, pixel_range: str) -> Image.Image:
-    image = _open(file)
+    image = open_image(file)
     divisor = 1
     if min_side and image.format == "JPEG":  # no other format can be decoded smaller
         divisor = next((n for n in (8, 4, 2) if min(image.size) >= n * min_side), 1)
@@ -121,57 +118,18 @@ def _decode(file: IO[bytes], min_side: float, pixel_range: str) -> Image.Image:
     return rgb
 
 
-def decide_range(images: Any) -> Any:
-    """An ImageSet, whose range of deep pixels is decided if it is "auto".
+def largest(file: IO[bytes]) -> deep_pixels.Largest | None:
+    """What an image shows of the range of its set; None if it has 8 bits. Raises BadImage."""
 
-    It becomes N-bit by the largest value of some of the images, the same ones whenever the set is
-    loaded, and is said on stderr; it stays auto if none of those is deep. Raises InputError if none
-    of them can be used.
-    """
-    if images.pixel_range != "auto":
-        return images
-    names = images.names
-    candidates = [i for i, name in enumerate(names) if not name.lower().endswith(_NEVER_DEEP)]
-    places = np.linspace(0, len(candidates) - 1, min(_SAMPLE, len(candidates))).astype(int)
-    found: list[deep_pixels.Largest] = []
-    reasons: list[str] = []
-    for place in places.tolist():
-        try:
-            with images.open(candidates[place]) as file:
-                found += filter(None, [_with_bad_images(_largest_value, file)])
-        except BadImage as reason:
-            reasons.append(str(reason))
-        if found and found[-1].value >= 2 ** deep_pixels.DEPTHS[-2]:
-            break  # no more bits are possible
-    if reasons and len(reasons) == len(places) and len(candidates) > len(names) / 2:
-        first = printable(images.path(candidates[0]))
-        raise InputError(f"{first}: {reasons[0]} (none of {len(places)} images can be used)")
-    if found:
-        value, kind = max(found)
-        bits = next(bits for bits in deep_pixels.DEPTHS if value < 2**bits)
-        rule = f"{kind}, values to {value}: read as {bits}-bit"
-        say(f"{printable(images.root)}: {rule}; --pixel-range LOW,HIGH says otherwise")
-        images.pixel_range = f"{bits}-bit"
-    return images
+    def read(file: IO[bytes]) -> deep_pixels.Largest | None:
+        image = open_image(file)
+        return deep_pixels.largest(image, file) if deep_pixels.is_deep(image) else None
+
+    return with_bad_images(read, file)
 
 
-def read_as(images: Any, asked: str) -> Any:
-    """An ImageSet with the range that is asked for, if it is not that of the set already."""
-    if asked in ("auto", images.pixel_range):
-        return images
-    if images.pixels is not None and images.pixel_range != "auto":
-        what = f"pixel_range={asked}: the images are in memory as {images.pixel_range}"
-        raise InputError(f"{what}; load them with the pixel_range that is wanted")
-    return dataclasses.replace(images, pixel_range=asked)
-
-
-def _largest_value(file: IO[bytes]) -> deep_pixels.Largest | None:
-    """What an image shows of the range of its set; None if it has 8 bits."""
-    image = _open(file)
-    return deep_pixels.largest(image, file) if deep_pixels.is_deep(image) else None
-
-
-def _open(file: IO[bytes]) -> Image.Image:
+def open_image(file: IO[bytes]) -> Image.Image:
+    """An opened image whose pixels are not read; raises whatever Pillow does, or BadImage."""
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
     if not 0 < size <= MAX_BYTES:
@@ -233,3 +191,24 @@ def _to_rgb(image: Image.Image, file: IO[bytes], pixel_range: str) -> Image.Imag
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, (*BACKGROUND, 255)), image)
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def all_bands(file: IO[bytes]) -> np.ndarray:
+    """The values (H, W) or (H, W, bands) of an image, upright, its alpha among the bands."""
+    image: Any = open_image(file)
+    if image.mode == "P":
+        raise BadImage("a palette, whose numbers are no values; save it as grey or RGB")
+    if image.mode == "1":
+        image = image.convert("L")
+    if deep_pixels.is_deep(image):
+        values, alpha = deep_pixels.values_of(image, file)
+        values = values if alpha is None else np.dstack([values, alpha])
+    else:
+        image.load()
+        values = np.asarray(ImageOps.exif_transpose(image))
+    if image.format == "PNG":
+        high = values if values.dtype == np.uint8 else (values >> 8).astype(np.uint8)
+        first = high if high.ndim == 2 else high[..., 0]
+        if png.is_cut_short(file, Image.fromarray(first).convert("RGB")):
+            raise BadImage("its pixels end before its last row; get it again")
+    return values

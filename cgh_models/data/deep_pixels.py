@@ -63,7 +63,10 @@ def check_bands(image: Any, file: IO[bytes]) -> None:
         colours, bands = 1, header[13]
     if colours and bands != colours and not (has_alpha and bands == colours + 1):
         found = f"{bands} bands, of which {min(bands, colours)} are colours and none declared alpha"
-        raise PixelsRefused(f"{found}; save it as grey or RGB, or declare the alpha")
+        advice = "save it as grey or RGB, or declare the alpha"
+        if image.format == "TIFF":
+            advice = f"give --in-chans {bands} to take all, or {advice}"
+        raise PixelsRefused(f"{found}; {advice}")
     if bands > 1 and max(_tag(image, _BITS, (8,))) > 8 and not _is_deep_colour(image):
         raise PixelsRefused("bands of 16 bits, one after the other; save it with interleaved bands")
     if max((tile[1][3] for tile in image.tile), default=0) < _tag(image, _HEIGHT, 0):
@@ -113,6 +116,9 @@ def describe_unread(start: bytes, file: IO[bytes]) -> str:
         numbers = _NUMBERS.get(tags.get(_SAMPLE_FORMAT, _UNSIGNED)[0], "numbers")
         bands = tags.get(_BANDS, 1)
         what = f"a TIFF of {max(tags[_BITS])}-bit {numbers}" + f" in {bands} bands" * (bands > 1)
+        if bands not in (1, 3):
+            give = f"give --in-chans {bands}, or save it as grey or RGB"
+            return f"{what}, expected 3 bands: {give}"
     expected = f"save it as a TIFF of one band of 32-bit floats and {_ADVICE}"
     expected += ", or save it as grey or RGB of 8 or 16 bits"
     return f"{what}, which is not read; {expected}" if what else ""
@@ -136,8 +142,8 @@ def largest(image: Any, file: IO[bytes]) -> Largest | None:
     """What a deep image shows of the range of its set; None for one that states its own."""
     if _stated_range(image):
         return None
-    values, _ = _values(image, file)
-    _check_known(values)
+    values, _ = values_of(image, file)
+    check_known(values)
     bands = "grey" if values.ndim == 2 else image.mode.removesuffix("A")
     return Largest(int(values.max()), f"{max(_tag(image, _BITS, (16,)))}-bit {bands}")
 
@@ -153,7 +159,7 @@ def to_8_bits(image: Any, file: IO[bytes], pixel_range: str) -> Image.Image:
     clear = image.info.get("transparency")
     if pixel_range == "16-bit" and _is_deep_colour(image) and clear is None:
         return ImageOps.exif_transpose(image)
-    values, alpha = _values(image, file)
+    values, alpha = values_of(image, file)
     scaled = _scaled(values, pixel_range)
     if _tag(image, _PHOTOMETRIC, -1) == _WHITE_IS_ZERO:
         scaled = 255 - scaled
@@ -174,7 +180,7 @@ def to_8_bits(image: Any, file: IO[bytes], pixel_range: str) -> Image.Image:
 def _scaled(values: np.ndarray, pixel_range: str) -> np.ndarray:
     """uint8 of the same shape."""
     if pixel_range == "auto":  # no image that decided for the set was deep
-        _check_known(values)
+        check_known(values)
         if values.max() < 2**14:
             what = f"values to {values.max()} of 16 bits, in an unknown range"
             raise PixelsRefused(f"{what}; {_ADVICE}")
@@ -185,7 +191,7 @@ def _scaled(values: np.ndarray, pixel_range: str) -> np.ndarray:
             raise PixelsRefused("holds values that are not finite; save it without")
     else:
         low, high = 0, 2 ** int(pixel_range.removesuffix("-bit")) - 1
-        _check_known(values)
+        check_known(values)
         if values.max() > high:
             what = f"values to {values.max()}, where its set is {pixel_range}"
             raise PixelsRefused(f"{what}; {_ADVICE}")
@@ -199,7 +205,7 @@ def _scaled(values: np.ndarray, pixel_range: str) -> np.ndarray:
     return scaled
 
 
-def _check_known(values: np.ndarray) -> None:
+def check_known(values: np.ndarray) -> None:
     """Raises PixelsRefused for values that are not whole numbers of at most 16 bits."""
     if values.dtype.kind == "f":
         raise PixelsRefused(f"floating-point pixels have no known range; {_ADVICE}")
@@ -236,7 +242,7 @@ def _stated_range(image: Any) -> str:
     return "16-bit" if scaled_by_pillow else ""
 
 
-def _values(image: Any, file: IO[bytes]) -> tuple[np.ndarray, np.ndarray | None]:
+def values_of(image: Any, file: IO[bytes]) -> tuple[np.ndarray, np.ndarray | None]:
     """The file's values (H, W) or (H, W, bands), upright; its alpha (H, W), if any."""
     if not _is_deep_colour(image):
         values = _upright(image)

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ..errors import BadImage, InputError, printable, say
-from .decode import MAX_BYTES, BadFile, decode
+from .decode import MAX_BYTES, BadFile
 from .image_set import ImageSet
+from .pixels import as_tensor
 from .workers import Batch, Key, Sample, read_batches
 
-Transform = Callable[[Image.Image], Tensor]
+Transform = Callable[[Any], Tensor]  # of a picture, or of an array (H, W, bands)
 OnBad = Literal["raise", "skip", "substitute"]
 _MOST_ASPECT = 50
 _MOST_SIDE = 8192
@@ -60,21 +61,29 @@ class EvalDataset(Dataset[Sample]):
                 content = file.read(min(size, MAX_BYTES + 1))  # as many bytes are set aside
         except OSError as error:
             raise BadImage(f"cannot be read: {error.strerror}") from error
-        image = decode(io.BytesIO(content), pixel_range=self.images.pixel_range)
+        image = self.images.decode(index, io.BytesIO(content))
+        width, height = image.size if self.images.in_chans == 3 else image.shape[1::-1]
         sha256 = torch.frombuffer(bytearray(hashlib.sha256(content).digest()), dtype=torch.uint8)
-        return [self.transform(image), torch.tensor([*image.size, len(content)]), sha256]
+        return [self.transform(image), torch.tensor([width, height, len(content)]), sha256]
 
 
-def _not_too_long(image: Image.Image) -> Image.Image:
-    """Without the ends of a strip, which no centre crop shows and which would grow immensely."""
-    width, height = (min(side, _MOST_ASPECT * min(image.size)) for side in image.size)
-    left = (image.width - width) // 2
-    top = (image.height - height) // 2
-    return image.crop((left, top, left + width, top + height))
+def _not_too_long(image: Any) -> Any:
+    """Without the ends of a strip, which no centre crop shows and which would grow immensely.
+
+    Bands become a tensor (bands, H, W) in [0, 1], which timm's transforms take, too.
+    """
+    is_picture = isinstance(image, Image.Image)
+    size = image.size if is_picture else image.shape[1::-1]
+    width, height = (min(side, _MOST_ASPECT * min(size)) for side in size)
+    left = (size[0] - width) // 2
+    top = (size[1] - height) // 2
+    if is_picture:
+        return image.crop((left, top, left + width, top + height))
+    return as_tensor(image[top : top + height, left : left + width])
 
 
 def eval_transform(backbone: nn.Module) -> Transform:
-    """timm's evaluation transform for this backbone: RGB image -> normalized (3, S, S).
+    """timm's evaluation transform for this backbone: image -> normalized (C, S, S).
 
     Raises InputError if it would resize images to more than 8,192 pixels a side.
     """
@@ -101,7 +110,7 @@ def eval_batches(
     workers: int,
     on_bad: OnBad = "raise",
 ) -> Iterator[tuple[Tensor, np.ndarray]]:
-    """Normalized images (N, 3, S, S) in the order of ``indices``, and their indices (N,).
+    """Normalized images (N, C, S, S) in the order of ``indices``, and their indices (N,).
 
     An image that cannot be read ends them ("raise"), is left out and named on stderr ("skip"), or
     is replaced by another one as in training ("substitute").
@@ -120,18 +129,18 @@ def eval_samples(
     batches = [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]
     num_workers = workers if images.pixels is None and sys.platform == "linux" else 0
     left_out = 0
-    with contextlib.closing(read_batches(dataset, batches, images.path, num_workers)) as read:
+    with contextlib.closing(read_batches(dataset, batches, images.where, num_workers)) as read:
         for batch in read:
             if on_bad == "raise" and batch.bad_files:
                 bad = batch.bad_files[0]
-                what = f"{printable(images.path(bad.index))}: {bad.reason}"
+                what = f"{printable(images.where(bad.index))}: {bad.reason}"
                 raise InputError(f"{what}; mend or remove it")
             new = images.record_bad_files(batch.bad_files)
             if on_bad == "skip":
                 for bad in new[: max(0, _MOST_NAMED - left_out)]:
-                    say(f"{printable(images.path(bad.index))}: {bad.reason}; left out")
+                    say(f"{printable(images.where(bad.index))}: {bad.reason}; left out")
                 left_out += len(new)
             if batch.tensors:
                 yield batch
     if left_out > _MOST_NAMED:
-        say(f"{printable(images.root)}: {left_out} images in all cannot be read and are left out")
+        say(f"{printable(images.place)}: {left_out} images in all cannot be read and are left out")

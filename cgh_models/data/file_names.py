@@ -1,4 +1,4 @@
-"""What names say: which files are hidden, which folders are splits."""
+"""What names say: which files are hidden, which folders are splits, what columns hold."""
 
 import os
 import re
@@ -14,6 +14,18 @@ _SYSTEM_FOLDERS = frozenset(
         *("@recycle", "@__thumb", "@recently-snapshot"),  # QNAP
     }
 )
+# Names of columns, in lower case and without what is no letter or digit.
+PATHS = {"path", "file", "filename", "filepath", "image", "imagepath", "imagefile", "imagename"}
+PATHS |= {"img", "imgpath", "imgfile", "imgname", "name", "paths", "files", "images", "relpath"}
+LABELS = {"label", "labels", "class", "classname", "classid", "target", "category", "y"}
+SPLITS = {"split", "splits", "subset", "fold", "partition"}
+_CONTAINERS = {
+    ".tar": "tar",
+    ".tar.gz": "tar.gz",
+    ".tgz": "tar.gz",
+    ".zip": "zip",
+    ".parquet": "parquet",
+}
 _SPLITS = {
     "train": {"train", "training"},
     "val": {"val", "valid", "validation", "eval", "evaluation", "dev"},
@@ -47,13 +59,19 @@ def why_hidden(name: str, shared: str) -> str:
     return f"{HIDDEN} file" if is_hidden(file) else ""
 
 
-def is_tar(name: str) -> bool:
-    """Whether a file of this name is read as a tar archive."""
-    return name.casefold().endswith(".tar")
+def container(name: str) -> str:
+    """What a file of this name is read as: tar, tar.gz, zip or parquet; "" for another one."""
+    endings = [end for end in _CONTAINERS if name.casefold().endswith(end)]
+    return _CONTAINERS[max(endings, key=len)] if endings else ""
+
+
+def bare_name(name: str) -> str:
+    """A name without the ending of what is read as an archive."""
+    return re.sub(r"\.(tar|tar\.gz|tgz|zip|parquet)$", "", name, flags=re.IGNORECASE)
 
 
 def split_of(name: str) -> str:
     """train, val or test for the name of such a folder or tar, as Valid or train_set2; else ""."""
-    letters = re.sub("[^a-z]", "", name.casefold().removesuffix(".tar"))
+    letters = re.sub("[^a-z]", "", bare_name(name).casefold())
     word = re.sub("(set|data|images)$", "", letters)
     return next((split for split, words in _SPLITS.items() if word in words), "")

@@ -1,28 +1,29 @@
 """Image sets: the frozen index of a folder, list or archive, with pixels in memory or on disk."""
 
 import contextlib
-import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from ..config import check_pixel_range
 from ..errors import BadImage, InputError, printable, say
-from .archives import Archive, open_archive
-from .decode import BadFile, decide_range, decode, decoded_bytes, open_file, simplejpeg
-from .file_names import ARCHIVES, HIDDEN
-from .formats import EXPECTED
-from .listing import counted, find_split, refuse_compressed, refuse_splits, walk
+from ..progress import watched
+from . import reading
+from .archive import Archive
+from .decode import BadFile, open_file, simplejpeg
+from .file_cache import cache_of
+from .file_names import HIDDEN
+from .listing import counted, digest_of, find_split, refuse_splits, size_of
 from .memory import pixels_in_memory
-from .path_list import read_list
+from .path_list import pick_split
+from .sources import find_images, splits_of
 from .views import uniform
 
 MAX_BAD = 0.01  # share of bad files at which a run stops
@@ -41,12 +42,14 @@ class ImageSet:
     digest: str  # sha256 of names and sizes
     skipped: Counter[str] = field(default_factory=Counter)  # files left out, by extension or "link"
     archive: Archive | None = None  # what reads images that are no files of their own
-    # uint8 (N, H, W, 3) if all images are equally large, else a list of (H, W, 3); None: streamed
+    # (N, H, W, C) if all images are equally large, else a list of (H, W, C); None: streamed
     pixels: Tensor | list[Tensor] | None = None
     places: np.ndarray | None = None  # (N,) of the images in ``pixels``; None: in their own order
     bad: dict[int, str] = field(default_factory=dict)  # why images cannot be used, by index
     bad_file: Path | None = None  # names each of them once
     pixel_range: str = "auto"  # of pixels of more than 8 bits, as `deep_pixels` has it
+    in_chans: int = 3  # channels of an image
+    reader: str = ""  # MODULE:FUNCTION of the user's that reads the files; "": ours do
 
     def __len__(self) -> int:
         return len(self.names)
@@ -57,18 +60,35 @@ class ImageSet:
         return sum(count for kind, count in self.skipped.items() if kind.startswith(HIDDEN))
 
     def path(self, index: int) -> Path:
-        """The image's file, or for messages where it is in an archive."""
+        """The image's file, or in an archive what stands for it."""
         if self.archive:
-            return Path(f"{self.root}/{self.names[index]}")
+            return Path(self.where(index))
         return self.root / self.names[index]
 
-    def image(self, index: int, min_side: float = 0) -> Image.Image:
-        """The image as 8-bit RGB; ``min_side`` as in `read_image`. Raises `BadImage`."""
+    @property
+    def place(self) -> str:
+        """The folder, archive or address, for messages: a `Path` has one slash of s3://."""
+        return self.archive.root if self.archive else str(self.root)
+
+    def where(self, index: int) -> str:
+        """The image's file or where it is in an archive, for messages."""
+        return f"{self.place}/{self.names[index]}" if self.archive else str(self.path(index))
+
+    def image(self, index: int, min_side: float = 0) -> Any:
+        """The image as 8-bit RGB, or an array (H, W, in_chans). Raises `BadImage`.
+
+        ``min_side`` as in `read_image`.
+        """
         if self.pixels is not None:
             place = index if self.places is None else int(self.places[index])
-            return Image.fromarray(self.pixels[place].numpy())
+            pixels = self.pixels[place].numpy()
+            return Image.fromarray(pixels) if self.in_chans == 3 else pixels
         with self.open(index) as file:
-            return decode(file, min_side, self.pixel_range)
+            return self.decode(index, file, min_side)
+
+    def decode(self, index: int, file: IO[bytes], min_side: float = 0) -> Any:
+        """`image`, of these bytes."""
+        return reading.decode(self, index, file, min_side)
 
     def why_bad(self, index: int) -> str:
         """Why the image cannot be used now; empty if it can."""
@@ -80,9 +100,7 @@ class ImageSet:
 
     def decoded_bytes(self, index: int) -> int:
         """Bytes of its pixels, by its header; 0 if that cannot be read."""
-        with contextlib.suppress(BadImage), self.open(index) as file:
-            return decoded_bytes(file)
-        return 0
+        return reading.decoded_bytes(self, index)
 
     def open(self, index: int) -> AbstractContextManager[IO[bytes]]:
         """The bytes of the image as an open file. Raises `BadImage`."""
@@ -97,9 +115,7 @@ class ImageSet:
             return changed if abs(changed) < 2**63 else 0
         return 0
 
-    def load_or_substitute(
-        self, index: int, min_side: float = 0
-    ) -> tuple[Image.Image, list[BadFile]]:
+    def load_or_substitute(self, index: int, min_side: float = 0) -> tuple[Any, list[BadFile]]:
         """The image, or for a bad one another that depends on the index alone; and bad files."""
         bad_files = []
         for candidate in self._with_substitutes(index):
@@ -107,7 +123,7 @@ class ImageSet:
                 return self.image(candidate, min_side), bad_files
             except BadImage as reason:
                 bad_files.append(BadFile(candidate, str(reason)))
-        what = f"{printable(self.path(index))}: {bad_files[0].reason}"
+        what = f"{printable(self.where(index))}: {bad_files[0].reason}"
         raise InputError(f"{what}, and neither could its replacements be read")
 
     def _with_substitutes(self, index: int) -> Iterator[int]:
@@ -125,7 +141,7 @@ class ImageSet:
         if self.bad_file and new:
             lines = []
             for bad in new:
-                size = "" if self.archive else f"\t{_size(self.path(bad.index))} bytes"
+                size = "" if self.archive else f"\t{size_of(self.path(bad.index))} bytes"
                 lines.append(f"{printable(self.names[bad.index])}\t{bad.reason}{size}\n")
             try:
                 with open(self.bad_file, "a", encoding="utf-8") as file:
@@ -137,7 +153,8 @@ class ImageSet:
             index, reason = next(iter(self.bad.items()))
             what = f"{len(self.bad)} of {len(self)} images cannot be read, more than 1 %"
             names = f"all are named in {printable(self.bad_file)}; " if self.bad_file else ""
-            raise InputError(f"{printable(self.path(index))}: {reason}; {what}; {names}remove them")
+            where = printable(self.where(index))
+            raise InputError(f"{where}: {reason}; {what}; {names}remove them")
         return new
 
     def log_bad_files_to(self, path: Path) -> None:
@@ -169,7 +186,7 @@ class ImageSet:
                 size = rest[-1].removesuffix(" bytes") if rest else ""
                 index = index_of[name]
                 known = size.removeprefix("-").isdecimal()
-                named[index] = int(size) if known else _size(self.path(index))
+                named[index] = int(size) if known else size_of(self.path(index))
         return named
 
     def cache_pixels(self, gib: float) -> None:
@@ -179,7 +196,7 @@ class ImageSet:
     def report_skipped(self) -> None:
         """Says on stderr what was left out."""
         if self.skipped:
-            say(f"{printable(self.root)}: left out {counted(self.skipped, 5)}")
+            say(f"{printable(self.place)}: left out {counted(self.skipped, 5)}")
 
     def report_decoder(self) -> None:
         """Says on stderr what to install to read JPEG files faster, if they are streamed."""
@@ -191,106 +208,90 @@ class ImageSet:
 
 
 def load(
-    data: str | Path, follow_links: bool = False, pixel_range: str = "auto", splits: bool = False
+    data: Any,
+    follow_links: bool = False,
+    pixel_range: str = "auto",
+    splits: bool = False,
+    in_chans: int = 3,
+    reader: str = "",
+    cache_gib: float = 10.0,
 ) -> ImageSet:
-    """The index of a folder of images (flat, nested or in class folders), or of a list of paths.
+    """The index of images, whatever holds them; docs/data.md has a line for each kind.
 
-    Also of what timm's readers read: a tar archive, a folder of those, or ``hfds/NAME``, a dataset
-    of the Hub. ``pixel_range`` is that of TrainConfig. Raises InputError if there are no images, or
-    folders of splits and not ``splits``, which takes all of them as one set.
+    A folder (flat, nested or in class folders), a list or table of paths; a tar, zip or parquet
+    file, a folder or a pattern of those; ``hfds/NAME``, a dataset of the Hub; an address of fsspec
+    as s3://BUCKET/FOLDER; NAME:SPLIT of these; or a Python object as `open_object` takes it.
+    ``pixel_range``, ``in_chans``, ``reader`` and ``cache_gib`` are those of TrainConfig. Raises
+    InputError without images, or for folders of splits unless ``splits``, which takes all of them.
     """
-    check_pixel_range(pixel_range)
-    path = Path(data)
-    is_folder = os.path.isdir(path)
-    is_file = os.path.isfile(path)
-    if is_file:
-        refuse_compressed(path)
-    archive = open_archive(data)
-    if archive is None and not (is_folder or is_file):
-        what = f"{printable(path)}: there is no such folder or list"
-        raise InputError(f"{what}; give --data a folder of images")
-    of_rows: list[str] | None = None  # labels of a table
-    if archive:
-        root, names, skipped = archive.root, archive.names, archive.skipped
-    elif is_folder:
-        root = path
-        names, skipped = walk(path, follow_links)
-    else:
-        root = path.parent
-        names, of_rows, skipped = read_list(path)
+    if isinstance(data, ImageSet):
+        return reading.read_as(data, pixel_range)
+    endings = reading.endings(pixel_range, in_chans, reader)
+    rounded = in_chans == 3 and "," not in pixel_range
+    found = find_images(data, follow_links, cache_of(cache_gib), endings, rounded)
+    source, root, names, labels, classes, skipped, archive, is_folder = found
     if not names:
-        found = counted(skipped, 3) or "nothing"
-        expected = EXPECTED
-        if ARCHIVES & set(skipped):
-            expected += ", or tar archives and nothing else: unpack the archives"
-        raise InputError(f"{printable(path)}: no images ({found} found); {expected}")
-    source = str(path.resolve() if is_folder or is_file else data)
-    if archive:
-        classes = archive.classes if len(archive.classes) > 1 else []
-        labels = np.array(archive.labels) if classes else None
-        digest = archive.digest
-    else:
-        labels, classes = _class_folders(names) if is_folder else _numbered(of_rows)
-        digest = _digest(root, names, {})
-    if (is_folder or archive) and not splits:
+        seen = counted(skipped, 3) or "nothing"
+        place = archive.root if archive else root
+        what = f"{printable(place)}: no images ({seen} found)"
+        raise InputError(f"{what}; {reading.expected_endings(skipped)}")
+    if reader and archive:
+        place = printable(archive.root)
+        raise InputError(f"--reader {reader}: takes paths of files; unpack {place}")
+    if is_folder and not splits:
         refuse_splits(root, names, 2 if archive else 1)  # `tar cf train.tar train`
+    digest = archive.digest if archive else _digest(root, names, {})
     index = (names, labels, classes, digest, skipped, archive)
-    return decide_range(ImageSet(source, root, *index, pixel_range=pixel_range))
-
-
-def _class_folders(names: list[str]) -> tuple[np.ndarray | None, list[str]]:
-    """Labels (N,) and classes, the outermost folders; none if an image lies in none of them."""
-    folders = [name.partition("/")[0] if "/" in name else "" for name in names]
-    return _numbered(None if "" in folders else folders)
-
-
-def _numbered(labels: list[str] | None) -> tuple[np.ndarray | None, list[str]]:
-    """Labels (N,) and sorted classes for the class of each image."""
-    classes = sorted(set(labels or ()))
-    return (np.searchsorted(classes, labels) if labels else None), classes
+    how = {"pixel_range": pixel_range, "in_chans": in_chans, "reader": reader}
+    return reading.decide_range(ImageSet(source, root, *index, **how))
 
 
 def _digest(root: Path, names: list[str], sizes: dict[int, int]) -> str:
     """Hex sha256 of names and sizes; ``sizes`` are those of some of the files at another time."""
-    lines = []
-    for index, name in enumerate(names):
-        size = sizes[index] if index in sizes else _size(root / name)
-        lines.append(f"{name}\t{size}\n")
-    return hashlib.sha256("".join(lines).encode("utf-8", "replace")).hexdigest()
-
-
-def _size(path: Path) -> int:
-    try:
-        return os.stat(path).st_size
-    except OSError:  # a link to nothing: it is found bad when it is read
-        return -1
+    listed = enumerate(watched(names, "sizes of files", len(names)))
+    return digest_of(names, (sizes[i] if i in sizes else size_of(root / n) for i, n in listed))
 
 
 def load_splits(
-    root: str | Path, follow_links: bool = False, pixel_range: str = "auto"
+    root: Any,
+    follow_links: bool = False,
+    pixel_range: str = "auto",
+    in_chans: int = 3,
+    reader: str = "",
+    cache_gib: float = 10.0,
 ) -> tuple[ImageSet, ImageSet]:
-    """The train and val class folders under ``root``, with one numbering of the classes.
+    """The train and val sets of ``root``, with one numbering of the classes.
 
-    The range of deep pixels is that of train/ in both.
+    They are class folders in it, or splits of a table, archive or dataset, or in Python the values
+    of a dict. The range of deep pixels is that of train in both.
     """
-    train_root, val_root = [find_split(Path(root), split) for split in ("train", "val")]
-    train = _load_split(train_root, follow_links, pixel_range)
-    val = _load_split(val_root, follow_links, train.pixel_range)
+    if isinstance(root, Mapping):
+        found = {split: root[pick_split(list(root), split, "data")] for split in ("train", "val")}
+    elif isinstance(root, (str, os.PathLike)):
+        found = splits_of(root)
+        found = found or {split: find_split(Path(root), split) for split in ("train", "val")}
+    else:
+        given = f"data: a {type(root).__name__}"
+        raise InputError(f"{given}: expected a folder, or a dict of a train and a val set")
+    how: dict[str, Any] = {"in_chans": in_chans, "reader": reader, "cache_gib": cache_gib}
+    train = _load_split(found["train"], follow_links, pixel_range, how)
+    val = _load_split(found["val"], follow_links, train.pixel_range, how)
     unknown = sorted(set(val.classes) - set(train.classes))
     if unknown:
         what = f"val/ has the class {unknown[0]!r} that train/ has not ({len(unknown)} such)"
         raise InputError(f"{printable(root)}: {what}")
     numbers = {name: number for number, name in enumerate(train.classes)}
-    val.labels = np.array([numbers[name] for name in val.classes])[val.labels]
-    return train, val
+    labels = np.array([numbers[name] for name in val.classes])[val.labels]
+    return train, replace(val, labels=labels, classes=train.classes)
 
 
-def _load_split(folder: Path, follow_links: bool, pixel_range: str) -> ImageSet:
-    images = load(folder, follow_links, pixel_range)
+def _load_split(data: Any, follow_links: bool, pixel_range: str, how: dict[str, Any]) -> ImageSet:
+    images = load(data, follow_links, pixel_range, **how)
     images.report_skipped()
     if images.labels is None:
         stray = next((name for name in images.names if "/" not in name), "")
         found = "lies in no class folder" if stray else "has no two classes"
-        expected = f"expected {printable(folder)}/<class>/<image>"
-        raise InputError(f"{printable(folder / stray)}: {found}; {expected}")
+        expected = f"expected {printable(images.place)}/<class>/<image>"
+        place = images.where(images.names.index(stray)) if stray else images.place
+        raise InputError(f"{printable(place)}: {found}; {expected}")
     return images

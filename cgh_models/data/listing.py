@@ -1,14 +1,18 @@
 """The images of a folder; folders of splits, and archives, that have to be given otherwise."""
 
+import hashlib
 import os
 import re
 import shlex
 from collections import Counter
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import NoReturn
 
+import numpy as np
+
 from ..errors import InputError, printable
-from .file_names import HIDDEN, common_folder, is_hidden, is_tar, split_of
+from .file_names import HIDDEN, bare_name, common_folder, container, is_hidden, split_of
 from .formats import EXTENSIONS, FURTHER
 
 _TAR = "mkdir {1} && tar -xf {0} -C {1}"
@@ -23,8 +27,10 @@ _UNPACK = {  # by how a file begins
 }
 
 
-def walk(root: Path, follow_links: bool) -> tuple[list[str], Counter[str]]:
-    """Sorted names of the images under ``root``, and what was left out."""
+def walk(
+    root: Path, follow_links: bool, endings: Collection[str] | None = EXTENSIONS
+) -> tuple[list[str], Counter[str]]:
+    """Sorted names of the images under ``root``, by their endings, and what was left out."""
     names: list[str] = []
     skipped: Counter[str] = Counter()
     home = root.resolve()
@@ -39,7 +45,7 @@ def walk(root: Path, follow_links: bool) -> tuple[list[str], Counter[str]]:
             path = Path(folder, file)
             if is_hidden(file):
                 skipped[f"{HIDDEN} file"] += 1
-            elif path.suffix.lower() not in EXTENSIONS:
+            elif endings is not None and path.suffix.lower() not in endings:
                 skipped[path.suffix.lower() or "no extension"] += 1
             elif not follow_links and path.is_symlink() and home not in path.resolve().parents:
                 skipped["link out of the folder (--follow-links reads it)"] += 1
@@ -70,6 +76,24 @@ def _unreadable(error: OSError) -> NoReturn:
     raise InputError(f"{what}; mend or remove it") from error
 
 
+def class_folders(names: list[str]) -> tuple[np.ndarray | None, list[str]]:
+    """Labels (N,) and classes, the outermost folders; none if an image lies in none of them."""
+    folders = [name.partition("/")[0] if "/" in name else "" for name in names]
+    return numbered(None if "" in folders else folders)
+
+
+def numbered(labels: list[str] | None) -> tuple[np.ndarray | None, list[str]]:
+    """Labels (N,) and sorted classes for the class of each image."""
+    classes = sorted(set(labels or ()))
+    return (np.searchsorted(classes, labels) if labels else None), classes
+
+
+def digest_of(names: list[str], sizes: Iterable[int]) -> str:
+    """Hex sha256 of names and of sizes in bytes."""
+    lines = [f"{name}\t{size}\n" for name, size in zip(names, sizes, strict=True)]
+    return hashlib.sha256("".join(lines).encode("utf-8", "replace")).hexdigest()
+
+
 def splits_among(names: list[str], fewest: int = 1) -> tuple[str, dict[str, str]]:
     """The folder that holds folders of splits, "" or with a slash at its end, and these.
 
@@ -80,7 +104,7 @@ def splits_among(names: list[str], fewest: int = 1) -> tuple[str, dict[str, str]
         folders = sorted({name[len(shared) :].partition("/")[0] for name in names})
         splits = {folder: split_of(folder) for folder in folders if split_of(folder)}
         trained_and_not = "train" in splits.values() and len(set(splits.values())) > 1
-        exact = [folder for folder in splits if folder.casefold().removesuffix(".tar").isalpha()]
+        exact = [folder for folder in splits if bare_name(folder).isalpha()]
         if trained_and_not or (exact == folders and len(exact) >= fewest):
             return shared, splits
     return "", {}
@@ -95,7 +119,7 @@ def refuse_splits(root: Path, names: list[str], fewest: int = 1) -> None:
         first = min(splits, key=lambda folder: splits[folder] != "train")
         give = f"give one of them: {printable(place / first)}"
         if not os.path.isdir(place):
-            give = f"{_unpack(place)}/{first}"
+            give = f"give one of them: {printable(root)}:{printable(first)}"
         raise InputError(f"{what}; {give}")
 
 
@@ -112,6 +136,8 @@ def refuse_compressed(path: Path) -> None:
 
     A compressed tar has to be unpacked from its start for every image.
     """
+    if container(path.name) in ("tar.gz", "zip"):
+        return
     try:
         with path.open("rb") as file:
             head = file.read(8)
@@ -156,4 +182,12 @@ def find_split(root: Path, split: str) -> Path:
 
 
 def _may_hold(entry: Path) -> bool:
-    return not is_hidden(entry.name) and (entry.is_dir() or is_tar(entry.name))
+    return not is_hidden(entry.name) and (entry.is_dir() or container(entry.name) != "")
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file; -1 if there is none."""
+    try:
+        return os.stat(path).st_size
+    except OSError:  # a link to nothing: it is found bad when it is read
+        return -1

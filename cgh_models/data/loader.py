@@ -16,10 +16,12 @@ from torch.utils.data import Dataset
 
 from ..config import TrainConfig
 from ..errors import InputError, out_of_memory
-from ..view_recipes import View
+from ..view_recipes import OwnView, Recipe, View
 from .batched_views import crop, fast_views
 from .image_set import ImageSet
-from .views import COLUMNS, boxes, exact_view, uniform
+from .own_views import own_view, say_unless_normalized
+from .pixels import as_tensor, unit
+from .views import COLUMNS, boxes, exact_view, exact_view_of_bands, uniform
 from .workers import Batch, Key, Sample, read_batches
 
 # Streams keep the random numbers of different uses apart; view i takes _VIEW_STREAM + i.
@@ -58,43 +60,55 @@ class ResumableBatchSampler:
 
 
 class ViewDataset(Dataset[Sample]):
-    """(epoch, index) -> uint8 for each view: it (S, S, 3), or in the fast mode a crop (3, S, S)."""
+    """(epoch, index) -> for each view: it (S, S, C), or in the fast mode a crop (C, S, S).
 
-    def __init__(self, images: ImageSet, recipe: tuple[View, ...], config: TrainConfig):
+    uint8 of 8-bit images; else float32 in [0, 1], as are all exact views of bands.
+
+    Of a view of the caller's own also float32 (3, S, S).
+    """
+
+    def __init__(self, images: ImageSet, recipe: Recipe, config: TrainConfig):
         self.images = images
         self.recipe = recipe
         self.size = config.image_size
         self.seed = config.seed
         self.exact = config.views == "exact"
-        # Large photos are decoded smaller, but never so that a crop is smaller than its view.
-        sides = [v.side(self.size) * (v.ratio[1] / v.scale[0]) ** 0.5 for v in recipe]
-        self.min_side = 0 if self.exact else max(sides)
+        self.min_side = 0.0
+        if not self.exact:
+            # Large photos are decoded smaller, but never so that a crop is smaller than its view.
+            drawn = [view for view in recipe if isinstance(view, View)]
+            sides = [v.side(self.size) * (v.ratio[1] / v.scale[0]) ** 0.5 for v in drawn]
+            self.min_side = max(sides)
 
     def __getitem__(self, key: Key) -> Sample:
         epoch, index = key
         image, bad_files = self.images.load_or_substitute(index, self.min_side)
-        pixels = None if self.exact else torch.from_numpy(np.array(image))
+        pixels = torch.empty(0) if self.exact else torch.from_numpy(np.array(image))
         views = []
         for number, view in enumerate(self.recipe):
             u = uniform(self.seed, epoch, np.array([index]), COLUMNS, _VIEW_STREAM + number)
             side = view.side(self.size)
-            if pixels is None:
+            if isinstance(view, OwnView):
+                made = own_view(view, image, u, side, self.images.names[index])
+            elif not self.exact:
+                made = crop(pixels, boxes(view, u, *pixels.shape[:2])[0], side)
+            elif self.images.in_chans == 3:
                 made = torch.from_numpy(np.array(exact_view(view, image, u, side)))
             else:
-                made = crop(pixels, boxes(view, u, image.height, image.width)[0], side)
+                made = exact_view_of_bands(view, as_tensor(image), u, side).permute(1, 2, 0)
             views.append(made)
         return Sample(index, views, bad_files)
 
 
 def batches(
     images: ImageSet,
-    recipe: tuple[View, ...],
+    recipe: Recipe,
     config: TrainConfig,
     start: int,
     stop: int,
     device: torch.device,
 ) -> Generator[tuple[list[Tensor], np.ndarray], None, None]:
-    """For each step: the views [(N, 3, S, S)] on the device, and the image indices (N,).
+    """For each step: the views [(N, C, S, S)] on the device, and the image indices (N,).
 
     In the fast mode equally large small images in memory are moved to the device and never leave
     it. Closing the generator kills the processes that read. ``stop`` is the step after the last.
@@ -108,16 +122,18 @@ def batches(
         if whole is None:
             dataset = ViewDataset(images, recipe, config)
             pin_memory = device.type == "cuda"
-            read = read_batches(dataset, sampler, images.path, config.workers, pin_memory)
+            read = read_batches(dataset, sampler, images.where, config.workers, pin_memory)
         else:
             read = _batches_in_memory(whole, images.places, len(recipe), sampler)
         with contextlib.closing(read):
             for step, batch in enumerate(read, start):
                 images.record_bad_files(batch.bad_files)
+                if step == start:
+                    say_unless_normalized(recipe, batch.tensors)
                 parts = [part.to(device, non_blocking=True) for part in batch.tensors]
                 views = []
                 for number, (view, part) in enumerate(zip(recipe, parts, strict=True)):
-                    if config.views == "exact":
+                    if config.views == "exact" or isinstance(view, OwnView):
                         views.append(normalized(part, mean, std))
                         continue
                     epoch = step // (len(images) // config.batch_size)
@@ -161,19 +177,31 @@ def _batches_in_memory(
         indices = np.array([index for _, index in keys])
         chosen = torch.from_numpy(indices if places is None else places[indices])
         chosen = chosen.to(pixels.device, non_blocking=True)
-        yield Batch(indices, [pixels[chosen]] * views, [])
+        if pixels.dtype == torch.uint16:  # for which torch has few operations
+            taken = pixels.view(torch.int16)[chosen].view(torch.uint16)
+        else:
+            taken = pixels[chosen]
+        yield Batch(indices, [taken] * views, [])
 
 
 def exact_views(
-    images: ImageSet, recipe: tuple[View, ...], config: TrainConfig, epoch: int, indices: np.ndarray
+    images: ImageSet, recipe: Recipe, config: TrainConfig, epoch: int, indices: np.ndarray
 ) -> list[Tensor]:
-    """The exact views [(N, S, S, 3)], uint8, of a few images in an epoch, made by this process."""
+    """The exact views [(N, S, S, C)] of a few images in an epoch, made by this process.
+
+    Of a view of the caller's own also float32 (N, 3, S, S), as it made it.
+    """
     dataset = ViewDataset(images, recipe, dataclasses.replace(config, views="exact"))
     samples = [dataset[epoch, index].tensors for index in indices.tolist()]
     return [torch.stack(views) for views in zip(*samples, strict=True)]
 
 
 def normalized(views: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """uint8 views (N, S, S, 3) -> float32 (N, 3, S, S), normalized."""
-    pixels = views.permute(0, 3, 1, 2).float() / 255
+    """Views (N, S, S, C) that fill their type -> float32 (N, C, S, S), normalized.
+
+    Of three channels, floats are of a function of the user's, (N, C, S, S), and stay as they are.
+    """
+    if views.is_floating_point() and len(mean) == 3:
+        return views
+    pixels = unit(views.permute(0, 3, 1, 2))
     return pixels.sub_(mean[:, None, None]).div_(std[:, None, None])

@@ -5,11 +5,10 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ..progress import watched
@@ -22,7 +21,7 @@ DECODERS = "image decoder"  # names of threads begin with it
 
 
 def pixels_in_memory(images: "ImageSet", budget: float) -> Tensor | list[Tensor] | None:
-    """uint8 (N, H, W, 3) of equally large images, else a list of (H, W, 3); None: they don't fit.
+    """(N, H, W, C) of equally large images, else a list of (H, W, C); None: they don't fit.
 
     ``budget`` is in bytes. An image is decoded only if its header says that it fits beside those
     whose headers were read before. Raises InputError for too many bad files.
@@ -37,29 +36,31 @@ def pixels_in_memory(images: "ImageSet", budget: float) -> Tensor | list[Tensor]
     for image, bad_files in decoded_images:
         images.record_bad_files(bad_files)
         decoded = torch.from_numpy(np.array(image))
-        used += decoded.numel()
+        used += decoded.nbytes
         if used > budget:  # a substitute, or a header that was not right
             return None
-        if not pixels and decoded.numel() * len(images) <= budget:
-            stacked = torch.empty(len(images), *decoded.shape, dtype=torch.uint8)
-        if stacked is not None and decoded.shape == stacked.shape[1:]:
+        if not pixels and decoded.nbytes * len(images) <= budget:
+            stacked = torch.empty(len(images), *decoded.shape, dtype=decoded.dtype)
+        kind = (decoded.shape, decoded.dtype)
+        if stacked is not None and kind == (stacked.shape[1:], stacked.dtype):
             stacked[len(pixels)] = decoded
             decoded = stacked[len(pixels)]
         pixels.append(decoded)
     if len(pixels) < len(images):
         return None
-    alike = stacked is not None and len({image.shape for image in pixels}) == 1
+    kinds = {(image.shape, image.dtype) for image in pixels}
+    alike = stacked is not None and len(kinds) == 1
     return stacked if alike else pixels
 
 
-def _decode_all(images: "ImageSet", budget: float) -> Iterator[tuple[Image.Image, "list[BadFile]"]]:
+def _decode_all(images: "ImageSet", budget: float) -> Iterator[tuple[Any, "list[BadFile]"]]:
     """All images in order, or as many as fit, decoded by threads that are a few images ahead."""
     threads = os.cpu_count() or 1
     pool = ThreadPoolExecutor(threads, DECODERS)
-    ahead: deque[Future[tuple[Image.Image, list[BadFile]] | None]] = deque()
+    ahead: deque[Future[tuple[Any, list[BadFile]] | None]] = deque()
     lock = Lock()
 
-    def decode_if_it_fits(index: int) -> "tuple[Image.Image, list[BadFile]] | None":
+    def decode_if_it_fits(index: int) -> "tuple[Any, list[BadFile]] | None":
         nonlocal budget
         size = images.decoded_bytes(index)  # over a network this takes a while
         with lock:

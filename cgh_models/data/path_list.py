@@ -5,16 +5,13 @@ import csv
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NoReturn
 
 from ..errors import InputError, printable, say
-from .file_names import common_folder, why_hidden
+from .file_names import LABELS, PATHS, SPLITS, common_folder, split_of, why_hidden
 
-_PATHS = {"path", "file", "filename", "filepath", "image", "imagepath", "imagefile", "imagename"}
-_PATHS |= {"img", "imgpath", "imgfile", "imgname", "name", "paths", "files", "images", "relpath"}
-_LABELS = {"label", "labels", "class", "classname", "classid", "target", "category", "y"}
 _BOMS = {
     codecs.BOM_UTF8: "",
     codecs.BOM_UTF32_LE: "utf-32",  # before that of UTF-16, with which it begins
@@ -24,29 +21,38 @@ _BOMS = {
 }
 _PROBED = 20  # rows that decide how a list is read
 
-Row = tuple[str, str]  # path and label, "" where there is none
+Row = tuple[str, str, str]  # path, label and split, "" where there is none
+Listed = tuple[list[str], list[str] | None, Counter[str]]
 
 
-def read_list(path: Path) -> tuple[list[str], list[str] | None, Counter[str]]:
+def read_list(path: Path, split: str = "") -> Listed:
     """Sorted paths of the images, their labels if each has one alone, and what was left out.
 
     A line is a path, relative to the list's folder, or a row of a table whose columns are separated
     by commas, semicolons, tabs or a space; its first row may name them. Lines that begin with # and
     are no file are comments. Says on stderr why labels are not used. Raises InputError for paths
-    that are not files.
+    that are not files, or no rows of ``split``.
     """
     home = path.parent
-    full_home = os.path.abspath(home)
     text = read_text(path)
     lines = [line for line in text.split("\n" if "\n" in text else "\r") if line.strip()]
     kept = [line for line in lines if line[0] != "#" or _find(line, home)]
-    rows = _rows(kept, home)
+    names, labels, skipped = named_files(path, _rows(kept, home), split)
+    skipped["comment"] = len(lines) - len(kept)
+    return names, labels, +skipped
+
+
+def named_files(path: Path, rows: list[Row], split: str = "") -> Listed:
+    """What `read_list` gives, of the rows of a table at ``path``."""
+    home = path.parent
+    full_home = os.path.abspath(home)
+    rows = _of_split(path, rows, split)
     label_of: dict[str, str] = {}
     name_of: dict[str, str] = {}  # of the first line for a file
     missing = []
     reason = ""  # why labels are not used
-    skipped = Counter({"comment": len(lines) - len(kept)})
-    for written, label in rows:
+    skipped: Counter[str] = Counter()
+    for written, label, _ in rows:
         name = _find(written, home)
         if not name:
             missing.append(written)
@@ -76,6 +82,36 @@ def read_list(path: Path) -> tuple[list[str], list[str] | None, Counter[str]]:
         say(f"{printable(path)}: {reason}, so no labels are used; give each image one")
     is_labelled = all(labels) and not reason
     return [name for name, _ in images], labels if is_labelled else None, +skipped
+
+
+def pick_split(names: Collection[str], split: str, where: object) -> str:
+    """Which of a set's splits is meant by train, val or a name; for val perhaps the one for tests.
+
+    Raises InputError if it is none of them or several.
+    """
+    found = [name for name in names if name == split]
+    found = found or [name for name in names if split_of(name) == split]
+    if not found and split == "val":
+        found = [name for name in names if split_of(name) == "test"]
+        if len(found) == 1:
+            say(f"{printable(where)}: has no split val, so {printable(found[0])} is taken for it")
+    if len(found) != 1:
+        there = printable(", ".join(names))[:80] or "no splits"
+        what = f"{printable(where)}: has no one split {printable(split)!r}"
+        raise InputError(f"{what} (there are: {there}); name one of them")
+    return found[0]
+
+
+def _of_split(path: Path, rows: list[Row], split: str) -> list[Row]:
+    splits = sorted({row[2] for row in rows} - {""})
+    if split:
+        chosen = pick_split(splits, split, path)
+        return [row for row in rows if row[2] == chosen]
+    if len(splits) > 1:
+        names = printable(", ".join(splits))[:80]
+        only = printable(f"{path}:{splits[-1]}")
+        say(f"{printable(path)}: has the splits {names}; all are taken, {only} is one alone")
+    return rows
 
 
 def _refuse(path: Path, missing: list[str], count: int) -> NoReturn:
@@ -127,7 +163,7 @@ def _rows(lines: list[str], home: Path) -> list[Row]:
     best: list[Row] = []
     fewest = _PROBED + 1
     for rows in _readings(lines, home):
-        missing = sum(not _find(name, home) for name, _ in rows[:_PROBED])
+        missing = sum(not _find(row[0], home) for row in rows[:_PROBED])
         if rows and missing < fewest:
             best = rows
             fewest = missing
@@ -137,7 +173,7 @@ def _rows(lines: list[str], home: Path) -> list[Row]:
 
 
 def _readings(lines: list[str], home: Path) -> Iterator[list[Row]]:
-    yield [(line, "") for line in lines]
+    yield [(line, "", "") for line in lines]
     for delimiter in ",;\t":
         text = (line + "\n" for line in lines)  # a cell in quotes may hold the end of a line
         try:
@@ -148,22 +184,26 @@ def _readings(lines: list[str], home: Path) -> Iterator[list[Row]]:
 
 
 def _columns(table: list[list[str]], home: Path) -> list[Row]:
-    """Paths and labels of a table, by the names of its columns or by where files are named."""
+    """Paths, labels and splits, by the names of columns or by where files are named."""
     first = table[0] if table else []
     words = [re.sub(r"[\W_]", "", cell).casefold() for cell in first]
-    path = next((column for column, word in enumerate(words) if word in _PATHS), -1)
-    label = next((column for column, word in enumerate(words) if word in _LABELS), -1)
+    path = next((column for column, word in enumerate(words) if word in PATHS), -1)
+    label = next((column for column, word in enumerate(words) if word in LABELS), -1)
+    split = next((column for column, word in enumerate(words) if word in SPLITS), -1)
     if path >= 0 and not any(_find(cell, home) for cell in first):
         table = table[1:]
     else:
         path = next((column for column, cell in enumerate(first) if _find(cell, home)), 0)
-        label = -1
-    if label < 0 and len(first) == 2:
+        label = split = -1
+    if label < 0 and split < 0 and len(first) == 2:
         named = [row[1 - path] for row in table[:_PROBED] if len(row) == 2]
         are_files = all(_find(cell, home) for cell in named if cell.strip())
         label = -1 if are_files else 1 - path  # masks, say
     rows = []
     for row in table:
-        named = row[label].strip() if 0 <= label < len(row) else ""
-        rows.append((row[path] if path < len(row) else "", named))
+        rows.append((row[path] if path < len(row) else "", _cell(row, label), _cell(row, split)))
     return rows
+
+
+def _cell(row: list[str], column: int) -> str:
+    return row[column].strip() if 0 <= column < len(row) else ""

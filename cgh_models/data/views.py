@@ -3,13 +3,20 @@
 The random numbers of both modes are drawn here (the other mode is `batched_views`). They are a
 function of (seed, epoch, image index, view) alone, so a view is the same whatever batch, worker or
 resumed run makes it.
+
+What colours do without RGB: of one band, brightness and contrast alone are changed, as torchvision
+does to a grey image; of other numbers of bands the same, by one factor for all of them, contrast
+about the mean of all. Hue, saturation and turning grey do nothing. Solarizing inverts values from
+128 / 255 on, where 1 is the most that the range of the pixels allows.
 """
 
 import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from PIL import Image, ImageFilter, ImageOps
+from torch import Tensor
 from torchvision.transforms import functional as TF
 
 from ..view_recipes import View
@@ -69,8 +76,8 @@ def boxes(
     fits = (w > 0) & (w <= width[:, None]) & (h > 0) & (h <= height[:, None])
     first = (np.arange(len(u)), fits.argmax(1))
     none = ~fits.any(1)
-    widest = np.minimum(width, np.rint(height * view.ratio[1]))
-    highest = np.minimum(height, np.rint(width / view.ratio[0]))
+    widest = np.minimum(width, np.rint(height * view.ratio[1])).clip(1)
+    highest = np.minimum(height, np.rint(width / view.ratio[0])).clip(1)
     w = np.where(none, widest, w[first]).astype(np.int64)  # (N,)
     h = np.where(none, highest, h[first]).astype(np.int64)
     random_top = (u[:, _POSITION] * (height - h + 1)).astype(np.int64)
@@ -137,3 +144,27 @@ def exact_view(view: View, image: Image.Image, u: np.ndarray, size: int) -> Imag
     if drawn.solarize[0]:
         image = ImageOps.solarize(image, 128)
     return ImageOps.mirror(image) if drawn.flip[0] else image
+
+
+def exact_view_of_bands(view: View, image: Tensor, u: np.ndarray, size: int) -> Tensor:
+    """The view (bands, size, size) of an image (bands, H, W) in [0, 1], as torchvision makes it.
+
+    ``u`` as in `exact_view`. Nothing is rounded. Brightness, contrast and solarizing take the bands
+    below each other for one grey image.
+    """
+    top, left, height, width = boxes(view, u, *image.shape[1:])[0].tolist()
+    x = TF.resized_crop(image, top, left, height, width, [size, size], antialias=True)
+    drawn = draw(view, u)
+    grey = x.reshape(1, -1, size)
+    if drawn.jittered[0]:
+        for operation in drawn.order[0]:
+            if operation in (0, 1):
+                grey = _JITTERS[operation](grey, float(drawn.factors[0, operation]))
+    x = grey.view(x.shape)
+    if drawn.sigma[0]:
+        sigma = float(drawn.sigma[0])
+        radius = min(int(np.ceil(4 * sigma)), size - 1)  # beyond, weights are below 1e-3
+        x = TF.gaussian_blur(x, [2 * radius + 1, 2 * radius + 1], [sigma, sigma])
+    if drawn.solarize[0]:
+        x = torch.where(x >= 128 / 255, 1 - x, x)
+    return x.flip(2) if drawn.flip[0] else x

@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing.queues
 import os
+import pickle
 import re
 import signal
 import threading
@@ -11,7 +12,6 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing import connection
 from multiprocessing.util import Finalize
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torch.utils.data._utils import signal_handling
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from ..errors import InputError, printable
+from ..errors import InputError, NetworkError, printable
 from .decode import BadFile
 
 Key = tuple[int, int]  # epoch, image index
@@ -91,7 +91,7 @@ def _stack(tensors: tuple[Tensor, ...]) -> Tensor:
 def read_batches(
     dataset: Dataset[Sample],
     batch_sampler: Iterable[list[Key]],
-    path: Callable[[int], Path],
+    path: Callable[[int], object],
     num_workers: int,
     pin_memory: bool = False,
 ) -> Generator[Batch, None, None]:
@@ -128,9 +128,10 @@ def read_batches(
             for received, part in enumerate(iterator, start=1):  # noqa: B007 - used below
                 indices = np.array([index for _, index in ahead.popleft()])
                 yield Batch(np.delete(indices, part.left_out), *part[1:])
-        except InputError as error:  # torch writes a worker's traceback before its message
-            message = str(error).rpartition(f"{InputError.__module__}.InputError: ")[2]
-            raise InputError(message.strip()) from None
+        except (InputError, NetworkError) as error:  # torch puts a traceback before the message
+            kind = type(error)
+            message = str(error).rpartition(f"{kind.__module__}.{kind.__name__}: ")[2]
+            raise kind(message.strip()) from None
         except Exception as error:  # RuntimeError, or what broken connections to a worker raise
             reason = _why_it_ended(error, processes, received, ahead, path)
             if reason is None:
@@ -143,7 +144,7 @@ def _why_it_ended(
     processes: list[Any],
     received: int,
     ahead: deque[list[Key]],
-    path: Callable[[int], Path],
+    path: Callable[[int], object],
 ) -> InputError | None:
     """The error for people; None if the code that reads is wrong."""
     if not processes:
@@ -172,6 +173,10 @@ def _start(loader: DataLoader) -> Any:
     except OSError as error:
         _kill(iterator)
         raise _no_connection(error) from error
+    except (pickle.PicklingError, AttributeError, TypeError) as error:  # of processes not forked
+        _kill(iterator)
+        what = f"the images cannot be sent to other processes ({printable(error)[:120]})"
+        raise InputError(f"{what}; give what pickle takes, or --workers 0") from error
     # Else torch raises a worker's death in the middle of whatever the caller does.
     signal_handling._remove_worker_pids(id(iterator))
     iterator._worker_pids_set = False
@@ -190,7 +195,7 @@ def _send_error(queue: Any, error: Exception, batch: tuple[int, object]) -> None
     queue.put((batch[0], ExceptionWrapper((InputError, _no_connection(error), None))))
 
 
-def _end_of_worker(code: int, images: int, first: Path) -> str:
+def _end_of_worker(code: int, images: int, first: object) -> str:
     end = signal.Signals(-code).name if code < 0 else f"exit code {code}"
     batch = f"a batch of {images} images, the first of them {printable(first)}"
     advice = "often memory was short: try again with --workers 0"

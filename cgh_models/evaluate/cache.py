@@ -25,17 +25,19 @@ _PACKAGES = ("torch", "timm", "torchvision", "pillow")
 def key(model: nn.Module, images: ImageSet, indices: np.ndarray, fast: bool = False) -> str:
     """Hex sha256 of all that decides embeddings: network, preprocessing, images, library versions.
 
-    Images are identified by name, size and time of change, not by their bytes.
+    Files are identified by name, size and time of change, not by their bytes.
     """
     cfg = getattr(model, "pretrained_cfg", None) or {}
     times = np.array([images.changed(index) for index in indices], "<i8")
+    content = images.archive.content() if images.archive else images.digest
     parts = {
         # Shows activations and strides, which are no tensors.
         "structure": re.sub(r" at 0x[0-9a-f]+", "", repr(model)),
         "settings": [*_plain_attributes(model), f"fast={fast}"],
         "tensors": state_sha256(model),
         "preprocessing": {name: str(cfg.get(name)) for name in _PREPROCESSING},
-        "images": [images.pixel_range, images.digest, hashlib.sha256(times.tobytes()).hexdigest()],
+        "images": [images.pixel_range, content, hashlib.sha256(times.tobytes()).hexdigest()]
+        + [images.reader] * bool(images.reader),
         "indices": hashlib.sha256(np.asarray(indices, "<i8").tobytes()).hexdigest(),
         "versions": {name: version(name) for name in _PACKAGES},
     }

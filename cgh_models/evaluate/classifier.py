@@ -33,7 +33,7 @@ def check_classes(images: ImageSet) -> None:
     """Raises InputError for fewer than two classes."""
     classes = 0 if images.labels is None else len(set(images.labels.tolist()))
     if classes < 2:
-        found = f"{printable(images.root)}: {classes} classes"
+        found = f"{printable(images.place)}: {classes} classes"
         raise InputError(f"{found}; a classifier needs two class folders or more")
 
 
@@ -54,12 +54,13 @@ def training_steps(
     """The steps of a training, with new augmented views in every epoch."""
     check_classes(images)
     cfg: dict = model.pretrained_cfg  # pyright: ignore
-    channels, height, width = cfg["input_size"]
-    if (channels, height) != (3, width):
-        given = f"the model's input is {channels} x {height} x {width}"
-        raise InputError(f"{given}; augmented views are 3 x S x S: give a model with such an input")
+    in_chans, height, width = cfg["input_size"]
+    if height != width:
+        given = f"the model's input is {in_chans} x {height} x {width}"
+        raise InputError(f"{given}; augmented views are square: give a model with such an input")
     train_config = TrainConfig(
         image_size=height,
+        in_chans=in_chans,
         batch_size=min(config.train_batch_size, len(images)),
         seed=settings.seed,
         mean=cfg["mean"],
@@ -74,7 +75,7 @@ def training_steps(
     loaded = watched(loaded, "training", total, "step")
     for step, ((views,), indices) in enumerate(loaded):
         for index, reason in images.bad.items():  # a substitute would have the wrong label
-            raise InputError(f"{printable(images.path(index))}: {reason}; mend or remove it")
+            raise InputError(f"{printable(images.where(index))}: {reason}; mend or remove it")
         views = views.contiguous(memory_format=torch.channels_last)
         epoch, rest = divmod(step + 1, per_epoch)
         due = epoch == config.epochs or epoch % max(1, config.epochs // 10) == 0
@@ -97,13 +98,13 @@ def accuracy(weight: Tensor, bias: Tensor, embeddings: np.ndarray, labels: np.nd
 
 
 def choose(
-    grid: tuple[float, ...], accuracies: list[float], held_out: int
+    grid: tuple[float, ...], values: list[float], held_out: int, measure: str = "accuracy"
 ) -> tuple[float, dict[str, object]]:
-    """The first value of the grid with the best held-out accuracy, and how it was chosen."""
-    chosen = grid[accuracies.index(max(accuracies))]
+    """The first value of the grid with the best held-out measure, and how it was chosen."""
+    chosen = grid[values.index(max(values))]
     return chosen, {
         "grid": list(grid),
         "held_out_images": held_out,
-        "held_out_accuracy": [round(value, 3) for value in accuracies],
+        f"held_out_{measure}": [round(value, 3) for value in values],
         "chosen": chosen,
     }

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..backbone import channels
 from ..data.eval_loader import eval_size
 from ..data.image_set import ImageSet
 from ..errors import InputError
@@ -142,7 +143,7 @@ def _speeds(models: list[Any], settings: EvalSettings) -> list[float]:
     seconds: list[list[float]] = [[] for _ in models]
     for turn in range(_ROUNDS + 1):
         for model, times in zip(models, seconds, strict=True):
-            images = torch.rand(count, 3, *eval_size(model))
+            images = torch.rand(count, channels(model), *eval_size(model))
             with eval_mode_on(model, device):
                 embed = embedder(model, device, settings.fast)
                 start = time.perf_counter()

@@ -13,9 +13,11 @@ import numpy as np
 from torch import nn
 
 from .. import files
+from ..backbone import channels
 from ..data.decode import BadFile
 from ..data.eval_loader import EvalDataset, eval_samples, eval_transform
 from ..data.image_set import ImageSet
+from ..data.reading import check_channels
 from ..errors import InputError, IntegrityError, Interrupted, printable
 from ..progress import bar
 from ..tensors import plain_defaults
@@ -63,6 +65,7 @@ def write_embeddings(
         Interrupted: ``until`` ended early; what is done is kept.
     """
     check_format(out, features.dense)
+    check_channels(images, channels(getattr(model, "_orig_mod", model)))
     if out.exists():
         raise InputError(f"{printable(out)}: exists; remove it, or give another --out")
     about = {"weights": weights, "dtype": dtype, **_about(model, images, settings, features)}
@@ -94,6 +97,7 @@ def _about(
         "fast": settings.fast,
         "images": images.digest,
         "pixel_range": images.pixel_range,
+        **({"reader": images.reader} if images.reader else {}),
         "versions": {name: version(name) for name in _PACKAGES} | {"cgh-models": __version__},
     }
 

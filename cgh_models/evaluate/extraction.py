@@ -1,10 +1,8 @@
 """Embeddings of an image set, in its order, computed or read from a cache."""
 
 import contextlib
-import hashlib
 import math
-import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..backbone import channels
 from ..config import TrainConfig, check_pixel_range
-from ..data.decode import decide_range, read_as
 from ..data.eval_loader import OnBad, eval_batches, eval_size, eval_transform
 from ..data.image_set import ImageSet, load
+from ..data.reading import check_channels
 from ..errors import InputError, out_of_memory, printable, say
 from ..progress import bar
 from ..tensors import plain_defaults
@@ -32,7 +31,7 @@ _MOST_BYTES = 2**28  # of a batch of images, whatever size the model's descripti
 @plain_defaults()
 def extract(
     model: nn.Module,
-    data: str | Path | ImageSet | Iterable[str | Path],
+    data: Any,
     *,
     indices: np.ndarray | None = None,
     batch_size: int = 256,
@@ -41,6 +40,7 @@ def extract(
     fast: bool = False,
     cache_dir: str | Path | None = None,
     pixel_range: str = "auto",
+    reader: str = "",
     return_names: bool = False,
 ) -> Any:
     """Pooled embeddings (N, D) float32 of a headless timm module, in the set's order.
@@ -50,14 +50,14 @@ def extract(
 
     Args:
         model: it may be one that torch.compile returned.
-        data: a folder, a text file of paths, an ImageSet, or paths of images, embedded in the
-            order in which they are given.
+        data: a folder, a list, an archive, an address, an ImageSet, or paths, pictures, an array
+            or a dataset, embedded in the order in which they are given (`data.load`).
         indices: take only these images, in this order; or a mask, one bool for each image.
         fast: run a copy of the model with folded batch norms, in bfloat16 where the processor has
             it. What moves embeddings of noise to a cosine below 0.9999 is left out of the copy.
         cache_dir: a folder to keep embeddings in and read them from, by network, preprocessing, and
             the files' names, sizes and times of change; None: no cache.
-        pixel_range: of images of more than 8 bits, as in TrainConfig.
+        pixel_range, reader: as in TrainConfig; images have the channels that the model takes.
         return_names: return (embeddings, names), where names are paths from the root of the set.
 
     Raises:
@@ -66,34 +66,20 @@ def extract(
     """
     check_pixel_range(pixel_range)
     settings = EvalSettings(batch_size, workers, device, fast, cache_dir)
-    images = open_images(data, pixel_range)
+    in_chans = channels(getattr(model, "_orig_mod", model))
+    images = open_images(data, pixel_range, in_chans, reader)
     rows, kept = embeddings(model, images, _positions(indices, len(images)), settings)
     return (rows, [images.names[index] for index in kept]) if return_names else rows
 
 
-def open_images(data: Any, pixel_range: str = "auto") -> ImageSet:
+def open_images(
+    data: Any, pixel_range: str = "auto", in_chans: int = 3, reader: str = ""
+) -> ImageSet:
     """The ImageSet of what `extract` takes."""
-    if isinstance(data, ImageSet):
-        return read_as(data, pixel_range)
-    if isinstance(data, (str, os.PathLike)):
-        path = Path(data) if isinstance(data, os.PathLike) else data
-        images = load(path, pixel_range=pixel_range)
+    images = load(data, pixel_range=pixel_range, in_chans=in_chans, reader=reader)
+    if not isinstance(data, ImageSet):
         images.report_skipped()
-        return images
-    paths = list(data) if isinstance(data, Iterable) else [data]
-    for path in paths:
-        if not isinstance(path, (str, os.PathLike)):
-            given = f"data: {printable(repr(path))[:60]} is no path"
-            raise InputError(f"{given}; give a folder, a list of paths or an ImageSet")
-        if not os.path.isfile(path):
-            raise InputError(f"{printable(path)[:200]}: there is no such file; mend the list")
-    if not paths:
-        raise InputError("data: an empty list; give paths of images")
-    names = [os.path.abspath(path) for path in paths]
-    lines = "".join(f"{name}\t{os.path.getsize(name)}\n" for name in names)
-    digest = hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
-    images = ImageSet("paths", Path(os.sep), names, None, [], digest)
-    return decide_range(read_as(images, pixel_range))
+    return images
 
 
 def _positions(indices: Any, count: int) -> np.ndarray:
@@ -146,6 +132,7 @@ def embeddings(
     """
     plain: Any = getattr(model, "_orig_mod", model)  # of what torch.compile returned
     _check_headless(plain)
+    check_channels(images, channels(plain))
     key = ""
     if settings.cache_dir:
         key = cache.key(plain, images, indices, settings.fast)
@@ -173,7 +160,7 @@ def embeddings(
 class Embedder(NamedTuple):
     """A network that is ready to embed."""
 
-    embed: Callable[[Tensor], Tensor]  # images (N, 3, H, W) -> embeddings (N, ...) float32
+    embed: Callable[[Tensor], Tensor]  # images (N, C, H, W) -> embeddings (N, ...) float32
     shape: tuple[int, ...]  # of an image's embedding
     batch_size: int  # images that it takes at once
 
@@ -186,7 +173,7 @@ def embedder_of(
     plain: Any = getattr(model, "_orig_mod", model)
     _check_headless(plain)
     device = pick_device(settings.device)
-    image_bytes = 3 * 4 * math.prod(eval_size(plain))
+    image_bytes = channels(plain) * 4 * math.prod(eval_size(plain))
     batch_size = min(settings.batch_size, max(1, _MOST_BYTES // image_bytes))
     with eval_mode_on(plain, device):
         shape = _shape(plain, device, features)
@@ -217,7 +204,8 @@ def _check_headless(model: Any) -> None:
 def _shape(model: Any, device: torch.device, features: Features) -> tuple[int, ...]:
     """The shape of the embedding of an image, one of zeros. Raises InputError."""
     size = eval_size(model)
-    image = torch.zeros(1, 3, *size, device=device, dtype=next(model.parameters()).dtype)
+    count = channels(model)
+    image = torch.zeros(1, count, *size, device=device, dtype=next(model.parameters()).dtype)
     take = taker(model, features)
     try:
         shape = tuple(take(image).shape)
@@ -233,7 +221,8 @@ def _shape(model: Any, device: torch.device, features: Features) -> tuple[int, .
             raise
         reason = printable(" ".join(str(error).split()))[:120]
         what = f"a {type(model).__name__} cannot take images of {' x '.join(map(str, size))}"
-        raise InputError(f"{what} ({reason}); build it for 3 channels and that size") from error
+        advice = f"build it for {count} channels and that size"
+        raise InputError(f"{what} ({reason}); {advice}") from error
     if len(shape) != (4 if features.dense else 2):
         what = f"a {type(model).__name__} makes {shape[1:]} of an image, not one embedding"
         raise InputError(f"{what}; build it with pooling (global_pool)")
@@ -243,7 +232,7 @@ def _shape(model: Any, device: torch.device, features: Features) -> tuple[int, .
 def embedder(
     model: nn.Module, device: torch.device, fast: bool, features: Features = POOLED
 ) -> Callable[[Tensor], Tensor]:
-    """A function from images (N, 3, H, W) to embeddings (N, D); the model is in eval mode."""
+    """A function from images (N, C, H, W) to embeddings (N, D); the model is in eval mode."""
     network = inference_copy(model, pick_precision("auto", device)) if fast else model
     dtype = next(network.parameters()).dtype
     take = taker(network, features)
@@ -280,7 +269,7 @@ def readable_images(images: ImageSet, workers: int) -> ImageSet:
     if not images.bad:
         return images
     for index, reason in images.bad.items():
-        say(f"{printable(images.path(index))}: {reason}; left out")
+        say(f"{printable(images.where(index))}: {reason}; left out")
     return subset(images, np.setdiff1d(indices, list(images.bad)))
 
 

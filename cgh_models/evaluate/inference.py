@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from ..backbone import input_size
+from ..backbone import channels, input_size
 
 MIN_COSINE = 0.9999  # between the embeddings of a network and of its copy
 
@@ -67,5 +67,6 @@ def _conv_norm_pairs(model: nn.Module) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]
 
 
 def _noise(model: nn.Module) -> Tensor:
-    images = torch.randn(2, 3, *input_size(model), generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(2, channels(model), *input_size(model), generator=generator)
     return images.to(next(model.parameters()).device)

@@ -64,6 +64,30 @@ def knn(
 
 
 @plain_defaults()
+def mean_of_nearest(
+    memory: np.ndarray,
+    targets: np.ndarray,
+    queries: np.ndarray,
+    *,
+    k: int = 20,
+    temperature: float = 0.07,
+    device: str | torch.device = "cpu",
+) -> np.ndarray:
+    """The mean (M, T) of the targets (N, T) of the k rows of memory (N, D) nearest to queries.
+
+    Weighted by exp(cosine / temperature), as the votes of `knn`. A k above N is N.
+    """
+    k = min(k, len(memory))
+    values = torch.from_numpy(targets)
+    block = max(1, _MAX_FOUND // max(_candidates(k), k * targets.shape[1]))
+    means = []
+    for cosine, places in _search(memory, queries, k, block, pick_device(device)):
+        weights = (cosine / temperature).softmax(1).to(values.dtype)  # (n, k)
+        means.append(torch.einsum("nk,nkt->nt", weights, values[places]))
+    return torch.cat(means).numpy()
+
+
+@plain_defaults()
 def nearest(
     memory: np.ndarray, queries: np.ndarray, k: int, device: str | torch.device = "cpu"
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -1,6 +1,6 @@
 """Linear classifiers of fixed embeddings: logistic regression by L-BFGS, ridge regression."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,22 +83,62 @@ def classified(
     return predictions(fit.weight, fit.bias, asked), parameters
 
 
+def best_layer(
+    path: Callable[[Tensor, Tensor, Sequence[float]], Iterator[Fit]],
+    grid: tuple[float, ...],
+    known: tuple[np.ndarray, np.ndarray],
+    held: np.ndarray,
+    measure: tuple[str, Callable[[np.ndarray, np.ndarray], float]],
+    settings: EvalSettings,
+) -> tuple[Callable[[np.ndarray], np.ndarray], dict[str, Any]]:
+    """A function from rows (n, D) to scores (n, T) by a fitted layer, and how it was chosen.
+
+    Args:
+        path: fits layers of penalties, strong to weak.
+        known: rows (N, D) and their targets (N, T).
+        held: mask (N,) of those to choose the penalty on.
+        measure: its name, and itself, of expected (n, T) and found (n, T): the larger the better.
+    """
+    device = pick_device(settings.device)
+    if device.type == "mps":  # it has no float64
+        device = torch.device("cpu")
+
+    def layers(mask: np.ndarray, strengths: tuple[float, ...]) -> Iterator[Any]:
+        mean, scale = moments(known[0][mask])
+        x = torch.from_numpy((known[0][mask] - mean) / scale).to(device)
+        for fit in path(x, torch.from_numpy(known[1][mask]).to(device), strengths):
+            weight, bias = fit.weight.cpu().numpy(), fit.bias.cpu().numpy()
+            yield lambda rows, w=weight, b=bias: (rows - mean) / scale @ w.T + b
+
+    rows, expected = known[0][held], known[1][held]
+    values = [measure[1](expected, score(rows)) for score in layers(~held, grid)]
+    strength, choice = choose(grid, values, int(held.sum()), measure[0])
+    (score,) = layers(np.ones(len(held), bool), (strength,))
+    return score, {"l2": strength, "seed": settings.seed, "choice": choice}
+
+
 def standardized(rows: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Both minus the mean of ``rows`` (N, D), over its deviation, in float64; 0 where that is 0."""
+    mean, scale = moments(rows)
+    return (rows - mean) / scale, (others - mean) / scale
+
+
+def moments(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The mean (D,) of rows (N, D), and the deviation, infinite where it is 0, in float64."""
     rows = rows.astype(np.float64)
     mean = rows.mean(0)
     deviation = rows.std(0)
     varies = deviation > 1e-12 + 1e-7 * np.abs(mean)  # more than float32's noise
-    scale = np.where(varies, deviation, np.inf)
-    return (rows - mean) / scale, (others - mean) / scale
+    return mean, np.where(varies, deviation, np.inf)
 
 
 def lbfgs_path(x: Tensor, y: Tensor, classes: int, strengths: Sequence[float]) -> Iterator[Fit]:
     """For each strength the layer of least mean cross-entropy + strength / 2 * |weight|^2.
 
-    x (N, D) are the embeddings, y (N,) their classes. Each strength starts from the solution of the
-    one before. The weight is sought in coordinates in which the loss is about equally curved in all
-    directions: random backbones' embeddings, nearly all in one direction, take a tenth as long.
+    x (N, D) are the embeddings, y (N,) their classes, or (N, classes) the shares of these. Each
+    strength starts from the solution of the one before. The weight is sought in coordinates where
+    the loss is about equally curved in all directions: random backbones' embeddings, nearly all in
+    one direction, take a tenth as long.
     """
     values, vectors = torch.linalg.eigh(x.t() @ x / len(x))
     weight = torch.zeros(classes, x.shape[1], dtype=x.dtype, device=x.device)
@@ -145,16 +185,21 @@ def _penalized(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, strength: flo
 
 
 def ridge_path(x: Tensor, y: Tensor, classes: int, strengths: Sequence[float]) -> Iterator[Fit]:
-    """For each strength the layer of least mean squared error to one-hot + strength * |weight|^2.
+    """`ridge_to` the one-hot of classes (N,)."""
+    yield from ridge_to(x, F.one_hot(y, classes).to(x.dtype), strengths)
 
-    The closed form; one eigendecomposition of the covariance serves every strength.
+
+def ridge_to(x: Tensor, targets: Tensor, strengths: Sequence[float]) -> Iterator[Fit]:
+    """For each strength the layer of least mean squared error to targets + strength * |weight|^2.
+
+    x is (N, D), the targets (N, T). The closed form; one eigendecomposition of the covariance
+    serves every strength.
     """
-    targets = F.one_hot(y, classes).to(x.dtype)  # (N, classes)
     centre = x.mean(0)
     share = targets.mean(0)
     x = x - centre
     values, vectors = torch.linalg.eigh(x.t() @ x / len(x))
-    projected = vectors.t() @ (x.t() @ (targets - share)) / len(x)  # (D, classes)
+    projected = vectors.t() @ (x.t() @ (targets - share)) / len(x)  # (D, T)
     for strength in strengths:
         weight = (vectors @ (projected / (values.clamp(min=0) + strength)[:, None])).t()
         yield Fit(weight, share - weight @ centre)

@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Percent of n val images classified correctly, and every parameter that changes the value."""
+    """Percent of n val images classified correctly, and every parameter that changes the value.
+
+    Of labels that are no classes: mAP in percent, R2; of pixels: mean IoU in percent.
+    """
 
     protocol: str
     parameters: dict[str, Any]
@@ -96,6 +99,27 @@ class FinetuneConfig:
 
     def __post_init__(self):
         _check(self, "lr", "head_lr", "weight_decay")
+
+
+@dataclass(frozen=True)
+class DenseConfig:
+    """Which feature maps are measured.
+
+    The folder's train/ and val/ have images/NAME.jpg (or another format) and masks/NAME.png, of one
+    channel: the class of each pixel, 0 to 254, or 255 where it does not count. Images that EXIF
+    turns are refused.
+    """
+
+    taps: int = 0
+    """Take so many of the deepest maps as a hypercolumn; 0: the deepest map."""
+    image_size: int = 0
+    """Side to which images are resized, in pixels; 0: the model's. A larger one has finer maps."""
+    cells: int = 32_768
+    """Places of maps of train/ that are used at most, drawn by the seed."""
+
+    def __post_init__(self):
+        check_range(self, 0, 2**13, "taps", "image_size")
+        check_range(self, 1, 2**40, "cells")
 
 
 def _check(config: LinearConfig | FinetuneConfig, *positive: str) -> None:

@@ -32,6 +32,8 @@ def held_out(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     take[np.argsort(take - exact, kind="stable")[:short]] += 1
     chosen = _class_ranks(labels, seed, _HELD_OUT_STREAM) < np.minimum(take, sizes - 1)[labels]
     if not chosen.any():
+        if len(sizes) == 1:  # of no classes
+            raise InputError(f"{len(labels)} training images: none can be held out; give more")
         what = f"{len(labels)} training images of {np.count_nonzero(sizes)} classes"
         raise InputError(
             f"{what}: none can be held out to choose on; give more of each class, "
@@ -111,7 +113,7 @@ def _read(file: Path, images: ImageSet, percent: int, drawn: int) -> np.ndarray:
     if problem:
         raise InputError(
             f"{printable(file)}: {problem}; expected {drawn} to {most} names of images in "
-            f"{printable(images.root)}, one a line: give another --labels or a new --splits-file"
+            f"{printable(images.place)}, one a line: give another --labels or a new --splits-file"
         )
     return np.sort(indices)
 

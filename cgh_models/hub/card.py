@@ -1,6 +1,7 @@
 """The README of a weights folder: it says only what the row holds."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCardData
@@ -8,8 +9,9 @@ from huggingface_hub import EvalResult, ModelCardData
 from .. import files
 from ..errors import InputError, printable
 from ..small_resnets import default_cfgs
+from ..tensors import read_shapes
 from . import manifest
-from .row import STUDENT_HEADS, ConvertedFrom, Row
+from .row import STUDENT_HEADS, TEACHER_HEADS, ConvertedFrom, Row
 
 CURVE = "curve.png"  # the picture of its training
 PAPERS = {
@@ -48,11 +50,12 @@ def card_of(folder: Path, row: Row) -> str:
     cited = ", ".join(link.format(paper, paper.removeprefix("arXiv:")) for paper in row.paper_ids)
     notes = "".join(f"\n{note}\n" for note in row.notes)
     filtered = "" if row.converted_from else ", and nothing was filtered from its data"
-    origin = _conversion(row, row.converted_from) if row.converted_from else _training(row)
+    origin = _conversion(row, row.converted_from) if row.converted_from else _training(folder, row)
     picture = ""
     if (folder / CURVE).is_file():
         picture = f"\n![loss and kNN while it was trained]({CURVE})\n"
     _, height, width = row.preprocessing.input_size
+    bands = "" if row.in_chans == 3 else _bands(row)
     return f"""---
 {_front_matter(row)}
 ---
@@ -62,7 +65,7 @@ A feature extractor: `{row.architecture}`, {row.parameters:,} parameters, embedd
 {row.num_features}, pretrained without labels. For embeddings of images like those it was \
 trained on, at {height} x
 {width} px (nearest neighbours, linear layers), and to start fine-tuning from; there is no
-classifier in it{filtered}.
+classifier in it{filtered}.{bands}
 
 **Method:** {papers}.
 
@@ -89,16 +92,41 @@ cgh-models as its CITATION.cff says.
 """
 
 
-def _training(row: Row) -> str:
+def _bands(row: Row) -> str:
+    """What its images are, that are not RGB."""
+    settings = row.train_config or {}
+    read = f" by `{settings['reader']}`" if settings.get("reader") else ""
+    return f"""
+
+**Images:** of {row.in_chans} bands, a float tensor ({row.in_chans}, H, W). In the training they \
+were read{read} with the
+pixel range `{settings.get("pixel_range", "not stated")}`, whose ends are 0 and 1, and then \
+normalized by the mean and deviation
+of each band that `config.json` holds; `transform` below does the latter."""
+
+
+def in_words(keys: Iterable[str], article: str = "") -> str:
+    """What a state dict of a method holds beside the backbone: heads, teacher and queues."""
+    parts = {key.partition(".")[0] for key in keys}
+    words = {"student": "heads", "teacher": "teacher", "queue": "queues"}
+    *first, last = [article + word for part, word in words.items() if part in parts]
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def _training(folder: Path, row: Row) -> str:
     commit = f", commit {row.code.commit}" if row.code.commit else ""
     cost = ""
     if row.training:
         cost = f"It took {row.training.hours:g} hours of {row.training.hardware}. "
     heads = ""
     if row.heads_file:
-        held = "the heads, the teacher and the queues"
+        path = folder / row.heads_file
+        keys = read_shapes(path) if path.is_file() else ("student", "teacher", "queue")
+        held = in_words(keys, "the ")
+        if row.heads_file == TEACHER_HEADS:
+            held += "; queues begin anew"
         if row.heads_file == STUDENT_HEADS:
-            held = "the student's heads; teacher and queues begin anew"
+            held = "the student's heads; what its method has beside them begins anew"
         heads = f"`{row.heads_file}` holds {held}: "
         heads += "`cgh_models.load_method` restores them, `cgh pretrain --init FOLDER` goes on "
         heads += "from here.\n"

@@ -5,21 +5,33 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..config import TrainConfig, from_dict, to_dict
-from ..errors import InputError, IntegrityError, printable, say, shell_command
+from ..errors import InputError, IntegrityError, printable, say
 from ..tensors import rounded, write_tensors
 from ..train import checkpoint
 from ..train.checkpoint import is_run
 from ..train.log_file import read_log
+from ..train.run_folder import how_to_resume
 from ..train.verdict import Verdict, verdict_at
 from . import manifest, weights_folder
 from .card import CURVE, write_description
-from .registry import load_method, new_method_of_run
-from .row import BACKBONE, HEADS, STUDENT_HEADS, CodeVersion, Metric, TrainingImages
+from .registry import new_method_of_run, read_method
+from .row import (
+    BACKBONE,
+    HEADS,
+    STUDENT_HEADS,
+    TEACHER_HEADS,
+    CodeVersion,
+    Metric,
+    Row,
+    TrainingImages,
+)
 from .training_curve import save_curve
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
+_HEADS = ("all", "student", "none")
 _NO_TERMS = "The terms of these images were not stated by whoever trained on them."
 
 
@@ -29,32 +41,29 @@ def export(
     *,
     dtype: str = "float32",
     heads: str = "all",
+    with_queue: bool = False,
     tag: str = "",
     license: str = "",
     data_name: str = "",
     data_license: str = "",
-) -> None:
-    """Writes a weights folder and reads it back before it returns.
+) -> Row:
+    """Writes a weights folder, reads it back, and returns its row.
 
     ``model.safetensors`` holds the student's backbone under timm's keys, ``config.json`` what timm
     needs, ``weights.json`` the row (see `row`), ``README.md`` the card, ``curve.png`` the training.
 
     Args:
         out: a new or empty folder.
-        dtype: of the files; float16 halves them, rounded to the nearest. A tensor that it cannot
-            hold stays float32, which is said and noted in the card.
-        heads: "all" with teacher and queues; the "student"'s alone, far fewer bytes; or "none".
-        tag, license, data_name, data_license: as the flags of ``cgh export``.
+        dtype: of the files; float16 halves them. A tensor that it cannot hold stays float32,
+            which is said and noted in the card.
+        heads: "all" with the teacher; the "student"'s alone, far fewer bytes; or "none".
+        with_queue, tag, license, data_name, data_license: as the flags of ``cgh export``.
 
-    Raises:
-        InputError: not a run, ``out`` is not empty, or a tag that cannot be one.
-        IntegrityError: what was written is not what is read back.
-        DiskError: no room.
+    Raises InputError for no run, choices that contradict, a tag that cannot be or a full ``out``;
+    IntegrityError if what was written is not what is read back; DiskError if there is no room.
     """
     run_dir = Path(run_dir)
-    if not is_run(run_dir):
-        expected = "expected the --out of a `cgh pretrain`"
-        raise InputError(f"{printable(run_dir)}: not a run folder; {expected}")
+    _check_arguments(run_dir, dtype, heads, with_queue)
     method, run = new_method_of_run(run_dir)
     weights_folder.check_tag(tag or method.name)
     step, file = checkpoint.newest(run_dir, say)
@@ -67,12 +76,28 @@ def export(
     made["license"] = license or None
     made["data"].name = printable(data_name) or made["data"].name
     made["data"].license_note = data_license or _NO_TERMS
+    states = _states_of_files(method, heads, with_queue)
     with weights_folder.new_folder(Path(out)) as draft:
-        _write_tensors(draft, method, DTYPES[dtype], heads)
+        _write_tensors(draft, states, DTYPES[dtype])
         save_curve(rows, draft / CURVE)
-        weights_folder.describe(draft, method.student.backbone, tag or method.name, **made)
+        row = weights_folder.describe(draft, method.student.backbone, tag or method.name, **made)
         weights_folder.check_backbone(draft, method.student.backbone)
-        _check_method(draft, method, heads)
+        _check_method(draft, states)
+    return row
+
+
+def _check_arguments(run_dir: Path, dtype: str, heads: str, with_queue: bool) -> None:
+    if not is_run(run_dir):
+        raise InputError(f"{printable(run_dir)}: not a run folder; give the --out of a pretraining")
+    for name, given, choices in (("dtype", dtype, DTYPES), ("heads", heads, _HEADS)):
+        if given not in choices:
+            shown = printable(repr(given))[:60]
+            raise InputError(f"{name}={shown}: expected one of {', '.join(choices)}")
+    if with_queue and heads != "all":
+        what = (
+            f"--heads {heads} (--no-heads is none) leaves the queues out, --with-queue keeps them"
+        )
+        raise InputError(f"{what}; give one of the two")
 
 
 def record(folder: Path, name: str, metric: Metric) -> None:
@@ -100,25 +125,36 @@ def _round_values(method: Any, dtype: str) -> list[str]:
     return [note]
 
 
-def _write_tensors(folder: Path, method: Any, dtype: torch.dtype, heads: str) -> None:
+def _states_of_files(method: Any, heads: str, with_queue: bool) -> dict[str, dict[str, Tensor]]:
+    """The tensors of each file to write, by its name."""
     backbone, others = weights_folder.split_state(method)
-    states = {BACKBONE: backbone}
-    if heads == "all":
-        states[HEADS] = others
-    elif heads == "student":
-        states[STUDENT_HEADS] = {k: v for k, v in others.items() if k.startswith("student.")}
+    if heads == "none":
+        return {BACKBONE: backbone}
+    queues = {key: value for key, value in others.items() if key.startswith("queue.")}
+    if heads == "student":
+        kept = {key: value for key, value in others.items() if key.startswith("student.")}
+        return {BACKBONE: backbone, STUDENT_HEADS: kept}
+    if with_queue or not queues:
+        return {BACKBONE: backbone, HEADS: others}
+    size = sum(value.nbytes for value in queues.values()) / 1e6
+    say(f"the queues are left out, {size:.1f} MB in float32; --with-queue keeps them")
+    kept = {key: value for key, value in others.items() if key not in queues}
+    return {BACKBONE: backbone, TEACHER_HEADS: kept}
+
+
+def _write_tensors(folder: Path, states: dict[str, dict[str, Tensor]], dtype: torch.dtype) -> None:
     for file, state in states.items():
         (folder / file).parent.mkdir(exist_ok=True)
         write_tensors(folder / file, {key: rounded(value, dtype) for key, value in state.items()})
 
 
-def _check_method(folder: Path, method: Any, heads: str) -> None:
-    if heads == "none":
+def _check_method(folder: Path, states: dict[str, dict[str, Tensor]]) -> None:
+    if len(states) == 1:  # the backbone's alone
         return
-    part = "student." if heads == "student" else ""
-    loaded = load_method(folder).state_dict()
-    for key, value in method.state_dict().items():
-        if key.startswith(part) and not torch.equal(loaded[key], value):
+    backbone, heads = weights_folder.split_state(read_method(folder, trusted=True)[0])
+    loaded = backbone | heads
+    for key, value in (item for state in states.values() for item in state.items()):
+        if not torch.equal(loaded[key], value):
             reason = "the heads read back differ from those trained; do not use it"
             raise IntegrityError(f"{folder}: {reason}")
 
@@ -149,7 +185,7 @@ def _note_if_unfinished(run_dir: Path, run: dict[str, Any], step: int) -> list[s
     if step >= total:
         return []
     at = f"step {step} of {total}"
-    resume = shell_command("cgh", "resume", run_dir)
+    resume = how_to_resume(run_dir)
     say(f"{run_dir}: is at {at}, exported before its end; {resume} goes on with it")
     return [f"Exported at {at}, before the end of its training."]
 

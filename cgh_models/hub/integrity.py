@@ -3,7 +3,6 @@
 import json
 import math
 import os
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,7 @@ from ..errors import IntegrityError, printable
 from ..files import read_json
 from ..methods import build_method, config_of_file
 from ..tensors import plain_defaults
-from . import fetch, manifest, timm_models, weights_folder
-from .memory_limit import MemoryLimit
+from . import fetch, manifest, memory_limit, timm_models, weights_folder
 from .row import BACKBONE, Row
 
 # Of the fingerprint's largest number; float32 on other CPUs and thread counts differs by some 1e-6.
@@ -46,7 +44,7 @@ def verify(weights: str | os.PathLike[str]) -> dict[str, Any]:
         _check_description(folder, row)
     for file, content in tensors.items():
         _check_values(f"{shown}/{file}", content)
-    with MemoryLimit(weights, [folder / f for f in row.files]) if folder else nullcontext():
+    with memory_limit.of_method(row, folder):
         error, parameters = _check_networks(row, tensors, shown)
     if not error <= TOLERANCE:
         raise IntegrityError(
@@ -72,7 +70,8 @@ def _check_networks(
         cfg = row.preprocessing.to_timm()
         config = config_of_file(row.method, row.method_config or {})
         method = build_method(row.method, row.architecture, cfg, config, **row.model_args)
-        weights_folder.load_state(method, tensors[BACKBONE], tensors[row.heads_file], shown)
+        file = row.heads_file
+        weights_folder.load_state(method, tensors[BACKBONE], tensors[file], shown, file)
     return _fingerprint_error(model, row), parameters
 
 

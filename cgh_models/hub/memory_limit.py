@@ -1,5 +1,6 @@
 """A limit on the memory that building a network of an unchecked description may take."""
 
+import contextlib
 import weakref
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,9 +10,25 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ..errors import IntegrityError, printable
+from .row import Row
 
 _BYTES = 2**29  # beside what the tensor files justify
+_NEW_QUEUES = 2**29  # for queues that no file holds: in all, two of 200,000 x 512 float32 have room
 _MOST_CALLS = 100_000  # the most that building a network of timm takes is a quarter
+
+
+def of_method(row: Row, folder: Path | None) -> contextlib.AbstractContextManager[object]:
+    """The limit of a method that a folder's row describes; a published row has none."""
+    if folder is None:
+        return contextlib.nullcontext()
+    tensor_files = [folder / file for file in row.files]
+    if row.heads_file is None or row.has_queues:
+        return MemoryLimit(folder, tensor_files)
+    length = printable((row.method_config or {}).get("queue_length"))[:60]
+    advice = (
+        f"it is without its queues, of queue_length={length}; `cgh export --with-queue` adds them"
+    )
+    return MemoryLimit(folder, tensor_files, _NEW_QUEUES, advice)
 
 
 class MemoryLimit(TorchDispatchMode):
@@ -24,9 +41,16 @@ class MemoryLimit(TorchDispatchMode):
         IntegrityError: from the call that would exceed it.
     """
 
-    def __init__(self, what: object, tensor_files: Iterable[Path], asked: int = 0):
+    def __init__(
+        self,
+        what: object,
+        tensor_files: Iterable[Path],
+        asked: int = 0,
+        advice: str = "it is not what was written with them, get it again",
+    ):
         super().__init__()
         self.what = printable(what)
+        self.advice = advice
         self.files = sum(path.stat().st_size for path in tensor_files if path.is_file())
         self.rest = _BYTES + asked + 4 * self.files
         self.calls = 0
@@ -40,7 +64,7 @@ class MemoryLimit(TorchDispatchMode):
         if needed > self.rest or self.calls > _MOST_CALLS:
             raise IntegrityError(
                 f"{self.what}: its description asks for more memory than its {self.files} bytes "
-                "of tensors justify; it is not what was written with them, get it again"
+                f"of tensors justify; {self.advice}"
             )
         out = func(*args, **kwargs)
         if makes_tensors:

@@ -1,6 +1,5 @@
 """From WEIGHTS to a network: a published name, a timm name, a weights folder, or a run folder."""
 
-import contextlib
 import fnmatch
 import os
 from collections.abc import Callable
@@ -13,16 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from .. import backbone, small_resnets
-from ..config import BEFORE, TrainConfig, from_dict
+from ..config import TrainConfig, from_dict
 from ..errors import InputError, IntegrityError, NetworkError, printable, say
 from ..methods import build_method, config_of_file, preprocessing
 from ..tensors import describe_mismatch, plain_defaults
 from ..train import checkpoint
 from ..train.checkpoint import is_run
-from . import fetch, foreign_config, manifest, tags, timm_models, weights_folder
+from . import fetch, foreign_config, manifest, memory_limit, tags, timm_models, weights_folder
+from .card import in_words
 from .fetch import CacheDir
 from .memory_limit import MemoryLimit
-from .row import BACKBONE, HEADS, STUDENT_HEADS, Row
+from .row import BACKBONE, HEADS, Row
 
 # What timm's constructors and loaders raise for arguments or a config.json that cannot be.
 _TIMMS = (AssertionError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError)
@@ -189,19 +189,30 @@ def weights_info(name: str) -> dict[str, Any]:
 def load_method(weights: str | os.PathLike[str], *, cache_dir: CacheDir = None) -> Any:
     """The whole method (backbone, heads, teacher, queues) of published weights, a folder or a run.
 
+    Queues or a teacher that the weights lack are those of a new run, which is said on stderr.
+
     Raises InputError if there is nothing of this name, or no heads; NetworkError if they could not
     be fetched; IntegrityError for a damaged file.
     """
-    with plain_defaults():
-        method = _load_method(weights, cache_dir)
+    method, loaded = read_method(weights, cache_dir)
+    if "anew" in loaded:
+        say(f"{printable(weights)}: {loaded}")
     device = torch.get_default_device()
     return method if device.type == "cpu" else method.to(device)
 
 
-def _load_method(weights: str | os.PathLike[str], cache_dir: CacheDir) -> Any:
+@plain_defaults()
+def read_method(
+    weights: str | os.PathLike[str], cache_dir: CacheDir = None, trusted: bool = False
+) -> tuple[Any, str]:
+    """What `load_method` loads, on the CPU, and what was loaded in words. Raises as it does.
+
+    The description of a ``trusted`` folder may ask for any memory.
+    """
     folder = manifest.find_folder(weights)
     if folder is not None and is_run(folder):
-        return load_run(folder)
+        method = load_run(folder)
+        return method, f"backbone, {in_words(method.state_dict())}"
     row = manifest.row(str(weights)) if folder is None else manifest.read_row(folder)
     if row.heads_file is None:
         reason = f"holds a backbone without heads, expected {HEADS}"
@@ -209,12 +220,10 @@ def _load_method(weights: str | os.PathLike[str], cache_dir: CacheDir) -> Any:
     heads = fetch.read(row, row.heads_file, folder, cache_dir)
     backbone_state = fetch.read(row, BACKBONE, folder, cache_dir)
     images = row.preprocessing.to_timm()
-    tensor_files = [folder / file for file in row.files] if folder else []
-    with MemoryLimit(weights, tensor_files) if folder else contextlib.nullcontext():
+    with memory_limit.of_method(row, None if trusted else folder):
         config = config_of_file(row.method, row.method_config or {})
         method = build_method(row.method, row.architecture, images, config, **row.model_args)
-    weights_folder.load_state(method, backbone_state, heads, weights)
-    return method
+    return method, weights_folder.load_state(method, backbone_state, heads, weights, row.heads_file)
 
 
 def load_run(run_dir: str | os.PathLike[str]) -> Any:
@@ -237,19 +246,6 @@ def new_method_of_run(run_dir: Path) -> tuple[Any, dict[str, Any]]:
         raise InputError(f"{printable(run_dir / 'config.json')}: {error}") from error
 
 
-def trained_pixel_range(weights: str | os.PathLike[str]) -> str:
-    """How pixels of more than 8 bits were read in the training of weights; auto if not known."""
-    folder = manifest.find_folder(weights)
-    settings = None
-    if folder and is_run(folder):
-        settings = checkpoint.read_run(folder)["train"]
-    elif folder and (folder / manifest.ROW_FILE).is_file():
-        settings = manifest.read_row(folder).train_config
-    elif str(weights) in manifest.rows():
-        settings = manifest.row(str(weights)).train_config
-    return settings.get("pixel_range", BEFORE["pixel_range"]) if settings else "auto"
-
-
 def start_from(method: Any, weights: str | os.PathLike[str]) -> str:
     """Copies weights into a new method: all of them if method and shapes agree, else the backbone.
 
@@ -263,29 +259,30 @@ def start_from(method: Any, weights: str | os.PathLike[str]) -> str:
     of_run = folder is not None and is_run(folder)
     reason = "the weights have none"
     source = None
+    taken = ""
     if _has_heads(weights, folder):
-        source = load_method(name)
+        source, taken = read_method(name)
         reason = f"they are {source.name}'s and not {method.name}'s"
         if source.name == method.name:
             reason = describe_mismatch(method.state_dict(), source.state_dict())
     if source is not None and not reason:
         method.load_state_dict(source.state_dict())
-        heads = "heads, teacher and queues"
-        if not of_run and manifest.find(name)[0].heads_file == STUDENT_HEADS:
-            heads = "heads; the teacher begins as the student, the queues anew"
-        method.started_from = f"started from {name}: backbone, {heads}"
+        method.started_from = f"started from {name}: {taken}"
         return method.started_from
     if source is not None and of_run:
         loaded = source.student.backbone
     else:  # timm resamples position embeddings to the new image size
         loaded = create_model(name, **backbone.model_args(method.student.backbone))
+    state = timm_models.adapt_first_layer(loaded.state_dict(), method.student.backbone)
     try:
-        weights_folder.load_strictly(method.student.backbone, loaded.state_dict(), name)
+        weights_folder.load_strictly(method.student.backbone, state, name)
     except IntegrityError as error:
         raise InputError(str(error)) from error
     if hasattr(method, "teacher"):
-        method.teacher.backbone.load_state_dict(loaded.state_dict())
-    method.started_from = f"started from {name}: backbone; heads: left out, {reason}"
+        method.teacher.backbone.load_state_dict(state)
+    taken, given = backbone.channels(method.student.backbone), backbone.channels(loaded)
+    what = "backbone" if taken == given else f"backbone, adapted from {given} to {taken} channels"
+    method.started_from = f"started from {name}: {what}; heads: left out, {reason}"
     return method.started_from
 
 

@@ -5,13 +5,15 @@ import re
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+from ..config import MOST_CHANNELS
 from .strict_json import Limits, parse, refused
 
 BACKBONE = "model.safetensors"
 HEADS = "heads/model.safetensors"  # in a subfolder: older timm loads folders of one file only
+TEACHER_HEADS = "heads/teacher.safetensors"  # student's and teacher: no queues
 STUDENT_HEADS = "heads/student.safetensors"  # the student's alone: no teacher, no queues
 OLD_HEADS = "pretrain.safetensors"  # what folders of earlier versions call it
-HEADS_FILES = (HEADS, STUDENT_HEADS, OLD_HEADS)  # a folder has one of them at most
+HEADS_FILES = (HEADS, TEACHER_HEADS, STUDENT_HEADS, OLD_HEADS)  # a folder has one of them at most
 
 Text = Annotated[str, Limits(1, 2000)]
 Name = Annotated[str, Limits(1, 100, "[a-z0-9_]+")]
@@ -24,6 +26,7 @@ Url = Annotated[
 Count = Annotated[int, Limits(1)]
 Side = Annotated[int, Limits(1, 4096)]
 Three = Limits(3, 3)
+Channels = Limits(1, MOST_CHANNELS)
 _PAPER = r"arXiv:[0-9]{4}\.[0-9]{4,5}"
 _METRIC = "(knn|linear|finetune)_[a-z0-9_]+"
 # What is null in rows of converted files alone, which cannot say it.
@@ -81,8 +84,8 @@ class Preprocessing:
     """The images that the model expects, in the words of timm's pretrained_cfg."""
 
     input_size: Annotated[list[Side], Three]
-    mean: Annotated[list[Annotated[float, Limits()]], Three]
-    std: Annotated[list[Annotated[float, Limits(above=0)]], Three]
+    mean: Annotated[list[Annotated[float, Limits()]], Channels]
+    std: Annotated[list[Annotated[float, Limits(above=0)]], Channels]
     crop_pct: Annotated[float, Limits(0.01, 1)]
     interpolation: Literal["bilinear", "bicubic", "nearest", "lanczos"]
     crop_mode: Literal["center", "squash", "border"]
@@ -166,8 +169,12 @@ class Row:
             raise refused("architecture", self.architecture, "what stands before the name's dot")
         if not self.model_args.keys() <= {"img_size"}:
             raise refused("model_args", self.model_args, "img_size alone")
-        if self.preprocessing.input_size[0] != 3:
-            raise refused("preprocessing.input_size", self.preprocessing.input_size, "3 channels")
+        for key in ("mean", "std"):
+            value = getattr(self.preprocessing, key)
+            if len(value) != self.in_chans:
+                raise refused(
+                    f"preprocessing.{key}", value, f"{self.in_chans} numbers, as in input_size"
+                )
         heads = [[], *([file] for file in HEADS_FILES)]
         if BACKBONE not in self.files or [f for f in self.files if f != BACKBONE] not in heads:
             raise refused("files", list(self.files), f"{BACKBONE}, and beside it at most {HEADS}")
@@ -190,6 +197,11 @@ class Row:
             value = getattr(value, name)
         return value
 
+    @property
+    def in_chans(self) -> int:
+        """Channels of the images that the model expects."""
+        return self.preprocessing.input_size[0]
+
     def to_json(self) -> dict[str, Any]:
         """A new JSON object of the row."""
         values = dataclasses.asdict(self)
@@ -207,6 +219,11 @@ class Row:
     def heads_file(self) -> str | None:
         """The name of the file of the heads, with or without teacher and queues; None: none."""
         return next((file for file in self.files if file != BACKBONE), None)
+
+    @property
+    def has_queues(self) -> bool:
+        """Whether the file of the heads holds the method's queues, if it has any."""
+        return self.heads_file in (HEADS, OLD_HEADS)
 
     @property
     def trained_on(self) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.models import PretrainedCfg, create_model, get_pretrained_cfg
+from timm.models import PretrainedCfg, adapt_input_conv, create_model, get_pretrained_cfg
 from timm.version import __version__ as timm_version
 from torch import Tensor
 
@@ -23,7 +23,8 @@ _LARGE = 512  # pixels a side
 def skeleton(row: Row, **kwargs: Any) -> TimmModel:
     """The row's headless model without memory for its weights. Raises InputError."""
     try:
-        return backbone.skeleton(row.architecture, **row.model_args, **kwargs)
+        args = {"in_chans": row.in_chans, **row.model_args, **kwargs}
+        return backbone.skeleton(row.architecture, **args)
     except (TypeError, AssertionError, ValueError, RuntimeError) as error:  # also: no such model
         reason = printable(" ".join(str(error).split())[:100])
         raise InputError(
@@ -50,6 +51,21 @@ def tried(model: Any) -> Any:
         with contextlib.suppress(LookupError, RuntimeError, TypeError, ValueError):
             backbone.on_zeros(lambda model, image: model(image), model, height, width)
     return model
+
+
+def adapt_first_layer(state: dict[str, Tensor], model: TimmModel) -> dict[str, Tensor]:
+    """A state dict whose first layer, if it is of RGB, takes the channels of the model.
+
+    As timm does it: of one channel the sum over RGB, of others RGB repeated and scaled.
+    """
+    count = backbone.channels(model)
+    names = model.pretrained_cfg.get("first_conv") or ()
+    adapted = {}
+    for name in (names,) if isinstance(names, str) else names:
+        key = f"{name}.weight"
+        if count != 3 and key in state and state[key].ndim == 4 and state[key].shape[1] == 3:
+            adapted[key] = adapt_input_conv(count, state[key])
+    return state | adapted
 
 
 def check_fit(row: Row, path: Path) -> None:
@@ -107,7 +123,8 @@ def _fields(row: Row) -> dict[str, Any]:
         "fixed_input_size": stock.fixed_input_size,
         "num_classes": 0,
         "pool_size": tuple(row.pool_size),
-        "first_conv": stock.first_conv,
+        # timm would take the layer for one of RGB, and leave it random.
+        "first_conv": stock.first_conv if row.in_chans == 3 else None,
         "classifier": stock.classifier,
         "license": row.license,
         "origin_url": None,

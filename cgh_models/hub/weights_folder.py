@@ -14,8 +14,8 @@ from .. import backbone, files
 from ..backbone import TimmModel
 from ..errors import InputError, IntegrityError, printable
 from ..tensors import describe_mismatch
-from .card import write_description
-from .row import BACKBONE, FileEntry, Preprocessing, Row
+from .card import in_words, write_description
+from .row import BACKBONE, STUDENT_HEADS, TEACHER_HEADS, FileEntry, Preprocessing, Row
 from .timm_models import fingerprint, from_folder, timm_config
 
 _DRAFT = ".cgh-draft"
@@ -109,22 +109,36 @@ def split_state(method: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]
 
 
 def load_state(
-    method: nn.Module, backbone_state: dict[str, Tensor], heads: dict[str, Tensor], source: object
-) -> None:
-    """Reverses `split_state`. Raises as `load_strictly`.
+    method: nn.Module,
+    backbone_state: dict[str, Tensor],
+    heads: dict[str, Tensor],
+    source: object,
+    heads_file: str,
+) -> str:
+    """Reverses `split_state`; returns what of it was loaded, in words. Raises as `load_strictly`.
 
-    Where the heads are the student's alone, teacher and queues are those of a new run: the teacher
-    is a copy of the student, the queues keep their random rows.
+    A part that files called like ``heads_file`` lack is that of a new run: the teacher is a copy of
+    the student, the queues keep their random rows.
     """
+    may_lack = {TEACHER_HEADS: ("queue",), STUDENT_HEADS: ("queue", "teacher")}.get(heads_file, ())
     state = heads | {_STUDENT + key: value for key, value in backbone_state.items()}
-    if all(key.startswith("student.") for key in heads):
-        for key, value in method.state_dict().items():
-            part, _, name = key.partition(".")
-            if part == "teacher" and f"student.{name}" in state:
-                state[key] = state[f"student.{name}"]
-            elif part != "student":
-                state[key] = value
+    parts = {key.partition(".")[0] for key in state}
+    lacking = set()
+    for key, value in method.state_dict().items():
+        part, _, name = key.partition(".")
+        if part in may_lack and part not in parts:
+            lacking.add(part)
+            of_student = f"student.{name}"
+            copied = part == "teacher" and of_student in state
+            state[key] = state[of_student] if copied else value
     load_strictly(method, state, source)
+    if lacking == {"teacher", "queue"}:
+        return "backbone, heads; the teacher begins as the student, the queues anew"
+    if lacking == {"teacher"}:
+        return "all but the teacher, which begins as the student, anew"
+    if lacking:
+        return "all but the queues, which begin anew"
+    return f"backbone, {in_words(heads)}"
 
 
 def load_strictly(module: nn.Module, state: dict[str, Tensor], source: object) -> None:

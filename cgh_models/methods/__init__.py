@@ -68,7 +68,7 @@ def preprocessing(train: TrainConfig) -> dict[str, Any]:
     they are resized.
     """
     return {
-        "input_size": (3, train.image_size, train.image_size),
+        "input_size": (train.in_chans, train.image_size, train.image_size),
         "mean": tuple(train.mean),
         "std": tuple(train.std),
         "crop_pct": train.crop_pct,

@@ -17,7 +17,8 @@ class FeatureQueue(nn.Module):
 
     def __init__(self, length: int, width: int, count: int = 1):
         super().__init__()
-        self.register_buffer("rows", F.normalize(torch.randn(count, length, width), dim=-1))
+        rows = torch.randn(count, length, width)
+        self.register_buffer("rows", F.normalize(rows, dim=-1, out=rows))  # in place: no copy
         self.register_buffer("position", torch.zeros((), dtype=torch.int64))
         self._pending: list[Tensor] = []
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..backbone import channels
 from ..config import TrainConfig
 from ..data.eval_loader import eval_size
 from ..data.image_set import ImageSet
@@ -15,7 +16,7 @@ from ..data.loader import order
 from ..errors import printable
 from ..evaluate.extraction import embedder, embeddings, eval_mode_on
 from ..evaluate.protocols import EvalSettings
-from ..view_recipes import RECIPES, View
+from ..view_recipes import View
 from .contact_sheet import picture_of
 from .galleries import map_points, neighbour_rows, pictures, shown
 from .map_2d import project
@@ -61,7 +62,7 @@ def sample_of(images: ImageSet, networks: list[Any], count: int = 0) -> Sample:
 def _seconds(network: Any) -> float:
     """What an image takes on the CPU: its own time, the best of some batches; others work there."""
     cpu = torch.device("cpu")
-    batch = torch.zeros(_TIMED, 3, *eval_size(network))
+    batch = torch.zeros(_TIMED, channels(network), *eval_size(network))
     times = []
     with eval_mode_on(network, cpu):
         embed = embedder(network, cpu, False)
@@ -130,7 +131,7 @@ def maps(networks: list[Learned], sample: Sample) -> dict[str, Any]:
 def contact_sheet(
     config: TrainConfig,
     images: ImageSet,
-    view_recipe: str,
+    recipe: tuple[View, ...],
     views: list[Tensor],
     indices: np.ndarray,
 ) -> list[Row]:
@@ -139,7 +140,7 @@ def contact_sheet(
     rows = []
     for place, index in enumerate(indices.tolist()):
         row = [shown(images, index, addresses, "image")]
-        for number, (view, batch) in enumerate(zip(RECIPES[view_recipe], views, strict=True), 1):
+        for number, (view, batch) in enumerate(zip(recipe, views, strict=True), 1):
             picture = {"src": thumbnail(picture_of(batch[place], config), 96), "label": None}
             picture |= {"name": what_is_drawn(view), "note": f"view {number}", "differs": False}
             row.append(picture)

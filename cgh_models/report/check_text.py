@@ -90,6 +90,8 @@ def _size(size: list[int]) -> str:
 
 
 def _beside(found: dict[str, Any], name: str) -> str:
+    if f"recipe_{name}" not in found:
+        return " ".join(f"{value:.3g}" for value in found[name])
     ours, given = (
         " ".join(f"{value:.3f}" for value in values)
         for values in (found[name], found[f"recipe_{name}"])
@@ -119,10 +121,12 @@ def advice(found: dict[str, Any], data: str, out: str) -> list[str]:
 
 
 def _one_split(found: dict[str, Any], data: str) -> str:
-    if found["archive"]:
-        return "Training takes one split: unpack the archive and give --data the folder of one."
     kinds = {folder: split_of(folder.rpartition("/")[2]) for folder in found["splits"]}
     first = min(kinds, key=lambda folder: kinds[folder] != "train")
+    if found["archive"]:
+        part = f"{data}:{first.rpartition('/')[2]}"
+        words = ["cgh", "pretrain", "--data", part, "--out", "RUN"]
+        return f"Training takes one split: type {shell_command(*words)}."
     words = ["cgh", "pretrain", "--data", Path(data, first)]
     if {"train", "val"} <= {*kinds.values()} and found["classes"]:
         words += ["--eval-data", Path(data, first).parent]
@@ -167,11 +171,14 @@ def _other_views(found: dict[str, Any]) -> list[str]:
 
 
 def _other_colours(found: dict[str, Any]) -> list[str]:
+    flags = " ".join(f"--{name} {' '.join(map(str, found[name]))}" for name in ("mean", "std"))
+    if "recipe_mean" not in found:
+        flags = f"--in-chans {len(found['mean'])} {flags}"
+        return [f"Bands are normalized by their own: give `{flags}` to `cgh pretrain`."]
     means = zip(found["mean"], found["recipe_mean"], strict=True)
     deviations = zip(found["std"], found["recipe_std"], strict=True)
     far = any(abs(ours - given) > _FAR_MEAN for ours, given in means)
     if not far and all(1 / _FAR_STD < ours / given < _FAR_STD for ours, given in deviations):
         return []
-    mean, std = (" ".join(map(str, found[name])) for name in ("mean", "std"))
     what = "Colours are far from those that the recipe normalizes by"
-    return [f"{what}: give `--mean {mean} --std {std}` to `cgh pretrain`."]
+    return [f"{what}: give `{flags}` to `cgh pretrain`."]

@@ -14,21 +14,22 @@ from ..backbone import skeleton
 from ..config import TrainConfig
 from ..data.image_set import ImageSet
 from ..data.loader import batches
+from ..data.pixels import as_picture
 from ..errors import printable
 from ..files import atomic
 from ..methods import METHODS
-from ..view_recipes import RECIPES, View
+from ..view_recipes import View, kind_of, recipe_of
 
 _CELL = 160  # pixels of a side of a cell
 _GAP = 8
 _LINE = 16  # height of a line of text
 
 
-def views_of(method: str, config: Any) -> tuple[View, ...]:
-    """The views that a method of this name and Config asks for."""
+def views_of(method: str, config: Any, changes: tuple[str, ...] = ()) -> tuple[View, ...]:
+    """The views that a method of this name and Config asks for, with changes as `recipe_of`'s."""
     with torch.device("meta"):
         built = METHODS[method](skeleton("resnet18_cifar_w16").to("meta"), config)
-    return RECIPES[built.view_recipe]
+    return recipe_of(built.view_recipe, changes)
 
 
 def draw_views(
@@ -46,13 +47,16 @@ def draw_views(
     sheet = Image.new("RGB", (width, height), "white")
     pen = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(12)
-    captions = ["image", *[_caption(view, config.image_size) for view in views]]
+    captions = ["image"]
+    for number, view in enumerate(views, 1):
+        captions.append(f"{number}: {kind_of(view)}, {view.side(config.image_size)} px")
     for column, caption in enumerate(captions):
         pen.text((_GAP + column * (_CELL + _GAP), _GAP // 2), caption, "black", font)
     largest = max(view.side(config.image_size) for view in views)
     for row, index in enumerate(indices.tolist()):
         top = _GAP + _LINE + row * (_CELL + _LINE + _GAP)
         image = images.load_or_substitute(index)[0]
+        image = image if images.in_chans == 3 else as_picture(image)
         scale = _CELL / max(image.size)
         _paste(sheet, image, _GAP, top, scale)
         for column, view in enumerate(made, start=1):
@@ -78,8 +82,10 @@ def first_views(
 
 
 def picture_of(view: Tensor, config: TrainConfig) -> Image.Image:
-    """The picture that a normalized view (3, H, W) shows."""
+    """The picture that a normalized view (C, H, W) shows."""
     colours = view.permute(1, 2, 0) * torch.tensor(config.std) + torch.tensor(config.mean)
+    if config.in_chans != 3:
+        return as_picture(colours.clamp(0, 1).numpy())
     pixels = colours.clamp(0, 1) * 255
     return Image.fromarray(pixels.round().byte().numpy())
 
@@ -90,8 +96,3 @@ def _paste(sheet: Image.Image, image: Image.Image, left: int, top: int, scale: f
     way = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
     shown = image.resize((size[0], size[1]), way)
     sheet.paste(shown, (left + (_CELL - size[0]) // 2, top + (_CELL - size[1]) // 2))
-
-
-def _caption(view: View, image_size: int) -> str:
-    changes = view.jitter_p or view.grey_p or view.blur_p or view.solarize_p
-    return f"{'strong' if changes else 'weak'}, {view.side(image_size)} px"

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from ..data.image_set import ImageSet
+from ..data.reading import picture
 from ..errors import BadImage, InputError, printable
 from ..evaluate.neighbours import nearest
 from ..progress import watched
@@ -117,7 +118,7 @@ def _small(images: ImageSet, indices: list[int], side: int) -> Iterable[Image.Im
 
     def read(index: int) -> Image.Image:
         try:
-            image = images.image(index, min_side=2 * side)
+            image = picture(images, index, min_side=2 * side)
         except BadImage:
             return Image.new("RGB", (side, side), "grey")
         image.thumbnail((side, side), Image.Resampling.BICUBIC)

@@ -15,6 +15,7 @@ from ..config import TrainConfig
 from ..data.file_names import split_of
 from ..data.image_set import MAX_BAD, ImageSet
 from ..data.listing import splits_among
+from ..data.pixels import statistics
 from ..errors import InputError, printable
 from ..evaluate.splits import subset
 from ..files import atomic
@@ -30,6 +31,7 @@ COSINE = 0.98
 TINY = 32  # pixels of the shorter side
 LONG = 3  # the longer side, in shorter ones
 CONSTANT = 2 / 255  # standard deviation of each channel within an image, in [0, 1]
+_CONSTANT_BANDS = 1e-5  # bands may use a small part of their range
 FILES = ("check.json", "keep.csv", "views.png")  # what `cgh check --out` writes
 
 
@@ -55,7 +57,7 @@ def check(images: ImageSet, config: TrainConfig, workers: int, weights: str = ""
     rows, indices, bad = read_rows(images, workers, cache_folder())
     if not len(rows):
         index, reason = next(iter(bad.items()))
-        what = f"{printable(images.path(index))}: {reason} (none of {len(images)} images can be"
+        what = f"{printable(images.where(index))}: {reason} (none of {len(images)} images can be"
         raise InputError(f"{what} used); give others")
     splits, classes = _splits_and_classes(images)
     reasons = {images.names[index]: reason for index, reason in bad.items()}
@@ -71,7 +73,7 @@ def check(images: ImageSet, config: TrainConfig, workers: int, weights: str = ""
     names = [images.names[index] for index in indices]
     found |= _pixels(rows, names, config)
 
-    good = _spread(rows) >= CONSTANT
+    good = _spread(rows) >= _constant(config)
     same = equal(rows["sha256"])
     candidates = good.copy()
     for group in same:
@@ -151,11 +153,17 @@ def _pixels(rows: np.ndarray, names: list[str], config: TrainConfig) -> dict[str
     found["smaller_than_views"] = int((shorter < config.image_size).sum())
     found["tiny"] = _named(names, shorter < TINY)
     found["long"] = _named(names, longer > LONG * shorter)
-    found["constant"] = _named(names, _spread(rows) < CONSTANT)
-    mean = rows["mean"].mean(0)  # every image counts alike, whatever its size
-    std = np.sqrt(np.maximum(rows["square"].mean(0) - mean**2, 0))
+    found["constant"] = _named(names, _spread(rows) < _constant(config))
+    mean, square = rows["mean"].mean(0), rows["square"].mean(0)  # every image counts alike
+    if config.in_chans != 3:  # bands may use a small part of their range
+        return found | dict(zip(("mean", "std"), statistics(mean, square), strict=True))
+    std = np.sqrt(np.maximum(square - mean**2, 0))
     found |= {"mean": mean.round(4).tolist(), "std": std.round(4).tolist()}
     return found | {"recipe_mean": list(config.mean), "recipe_std": list(config.std)}
+
+
+def _constant(config: TrainConfig) -> float:
+    return CONSTANT if config.in_chans == 3 else _CONSTANT_BANDS
 
 
 def _spread(rows: np.ndarray) -> np.ndarray:

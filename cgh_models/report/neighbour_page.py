@@ -65,7 +65,8 @@ def write_neighbours(
 
     Raises InputError for images or queries that cannot be read, DiskError if it cannot be written.
     """
-    files = open_images(list(asked.queries), images.pixel_range) if asked.queries else None
+    how = (images.pixel_range, images.in_chans, images.reader)
+    files = open_images(list(asked.queries), *how) if asked.queries else None
     rows, images, left_out = _embedded(model, images, settings)
     rng = np.random.default_rng(settings.seed)
     if files:
@@ -110,7 +111,7 @@ def _embedded(
     """Embeddings (n, D), the images that they are of, and how many cannot be read."""
     rows, kept = embeddings(model, images, np.arange(len(images)), settings, "skip")
     if len(rows) < 2:
-        raise InputError(f"{printable(images.root)}: one image; expected two or more")
+        raise InputError(f"{printable(images.place)}: one image; expected two or more")
     if not np.isfinite(rows).all():
         what = "the embeddings are not finite"
         raise InputError(f"{what}; give other weights, these diverged in training")

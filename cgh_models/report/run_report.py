@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..config import TrainConfig, from_dict
+from ..config import READING, TrainConfig, from_dict
 from ..data.image_set import ImageSet, load
 from ..errors import InputError, printable, say
 from ..evaluate.protocols import EvalSettings
@@ -15,7 +15,7 @@ from ..hub.registry import new_method_of_run
 from ..train import checkpoint
 from ..train.checkpoint import is_run
 from ..version import __version__
-from ..view_recipes import RECIPES
+from ..view_recipes import is_own, recipe_of
 from . import before_after
 from .before_after import Learned, Sample
 from .contact_sheet import first_views
@@ -33,6 +33,7 @@ def report(
     count: int = 0,
     settings: EvalSettings | None = None,
     every: float = 0,
+    reader: str = "",
 ) -> None:
     """Writes the page of runs, or of one set of weights.
 
@@ -41,6 +42,7 @@ def report(
         data: images that networks are shown; of runs, without it those of the first one.
         count: as many of these; 0: 2,000, or fewer where networks are slow.
         every: seconds after which the page is written again, as long as one of the runs goes on.
+        reader: MODULE:FUNCTION that reads files; one that a folder names is not called.
 
     Raises InputError for something else, or a page that would be too large.
     """
@@ -52,9 +54,9 @@ def report(
         if len(given) > 1:
             other = printable(given[are_runs.index(False)])
             raise InputError(f"{other}: no run folder; give run folders, or one set of weights")
-        return weights_page(given[0], out, data, count, settings)
+        return weights_page(given[0], out, data, count, settings, reader)
     runs = [read(name) for name in given]
-    images, missing = _images_of(runs[0], data)
+    images, missing = _images_of(runs[0], data, reader)
     starts = None if images is None else _starts(runs, images, count, settings)
     while True:
         goes_on = bool(every) and any(run.is_training for run in runs)
@@ -82,12 +84,19 @@ def _write(runs: list[Run], out: Path, values: dict[str, Any]) -> None:
     )
 
 
-def _images_of(run: Run, data: str) -> tuple[ImageSet | None, str]:
+def _images_of(run: Run, data: str, reader: str) -> tuple[ImageSet | None, str]:
     """The images to show; or None, and why."""
     settings = run.described["train"]
     source = data or run.described["data"]["path"]
+    how: dict[str, Any] = {name: settings[name] for name in READING} | {"reader": reader}
+    if settings["reader"] and not reader:  # a folder of others does not choose what runs here
+        asked = f"--reader {printable(settings['reader'])} calls it here"
+        missing = f"the run read its files by a function of its user's; {asked}"
+        say(f"{printable(run.folder)}: {missing}")
+        if not data:
+            return None, f"{missing}; without images there are only curves here"
     try:
-        return load(source, settings["follow_links"], settings["pixel_range"]), ""
+        return load(source, settings["follow_links"], **how), ""
     except InputError as error:
         if data:
             raise
@@ -180,10 +189,13 @@ def _pictures(runs: list[Run], starts: _Starts, settings: EvalSettings) -> dict[
 def _own(run: Run, method: Any, sample: Sample, begun: dict[str, float]) -> dict[str, Any]:
     """A run's views, and what is its method's own."""
     config = from_dict(TrainConfig, run.described["train"])
-    recipe = method.view_recipe
+    own = [change for change in config.view if is_own(change)]
+    recipe = recipe_of(method.view_recipe, [c for c in config.view if c not in own])
     count = min(before_after.QUERIES, config.batch_size)
-    views, indices = first_views(config, sample.images, RECIPES[recipe], count)
+    views, indices = first_views(config, sample.images, recipe, count)
     ended, text, groups = own_pictures(method, sample, config, views, indices)
+    if own:
+        text += f" Views here are the recipe's; the run had its own: {', '.join(own)}."
     return {
         "name": run.name,
         "method": method.name,

@@ -8,7 +8,8 @@ from ..data.image_set import load
 from ..errors import printable
 from ..evaluate.protocols import EvalSettings
 from ..hub import manifest
-from ..hub.registry import create_model, trained_pixel_range
+from ..hub.registry import create_model
+from ..hub.trained_reading import trained_reading
 from ..version import __version__
 from . import before_after
 from .page import write_page
@@ -19,7 +20,9 @@ _FIRST += ("license", "notes")
 _LEFT_OUT = ("fingerprint", "files.")
 
 
-def weights_page(weights: str, out: Path, data: str, count: int, settings: EvalSettings) -> None:
+def weights_page(
+    weights: str, out: Path, data: str, count: int, settings: EvalSettings, reader: str = ""
+) -> None:
     """Writes the page: the row, the curve of the training and, with ``data``, what it shows."""
     model = create_model(weights)
     folder = manifest.find_folder(weights)
@@ -29,7 +32,8 @@ def weights_page(weights: str, out: Path, data: str, count: int, settings: EvalS
         folder = folder or manifest.PACKAGE / "weights" / row.name
     shown: dict[str, Any] = {"gallery": [], "map": None, "note": "", "same_class": []}
     if data:
-        images = load(data, pixel_range=trained_pixel_range(weights))
+        how: dict[str, Any] = trained_reading(weights) | {"reader": reader}
+        images = load(data, **how)
         sample = before_after.sample_of(images, [model], count)
         networks = [before_after.learned("", model, sample, settings)]
         rows = [row for group in before_after.gallery(networks, sample) for row in group]

@@ -16,7 +16,7 @@ from ..config import TrainConfig
 from ..data.image_set import ImageSet
 from ..data.loader import exact_views, normalized, order
 from ..evaluate.collapse import feature_std
-from ..view_recipes import RECIPES
+from ..view_recipes import Recipe, recipe_of
 
 IMAGES = 128
 _FEWEST = 16
@@ -38,12 +38,20 @@ Values = dict[str, float]
 class Health:
     """Measures a method on two views each of at most IMAGES images, the same ones every time."""
 
-    def __init__(self, images: ImageSet, config: TrainConfig, device: torch.device, at_once: int):
+    def __init__(
+        self,
+        images: ImageSet,
+        config: TrainConfig,
+        device: torch.device,
+        at_once: int,
+        recipe: Recipe = (),
+    ):
         self.images = images
         self.config = config
         self.device = device
         self.at_once = at_once
-        self._views: list[Tensor] = []  # two of uint8 (N, S, S, 3)
+        self.recipe = recipe  # empty: the method's
+        self._views: list[Tensor] = []  # two, of `exact_views`
         self._before: dict[str, Tensor] = {}  # what is compared with the next measurement
 
     def __call__(self, method: Any) -> Values:
@@ -63,15 +71,24 @@ class Health:
         return values
 
     def _make_views(self, recipe: str) -> list[Tensor]:
-        fits = _MOST_BYTES // (2 * 3 * self.config.image_size**2)
+        of_image = self.config.in_chans * self.config.image_size**2
+        if self.config.in_chans != 3:
+            of_image *= 4  # float32
+        fits = _MOST_BYTES // (2 * of_image)
         chosen = order(0, 0, len(self.images))[: min(IMAGES, max(_FEWEST, fits))]
-        return exact_views(self.images, RECIPES[recipe][:2], self.config, _EPOCH, chosen)
+        views = (self.recipe or recipe_of(recipe, self.config.view))[:2]
+        return exact_views(self.images, views, self.config, _EPOCH, chosen)
 
     def _of_views(self) -> Values:
         """What the networks see: mean and spread, how the views differ, images of one colour."""
         first, second = (self._pixels(views) for views in self._views)
         pixels = torch.cat([first, second])
-        plain = self._views[0].float() / 255
+        if self.config.in_chans != 3:  # bands may use a small part of their range
+            plain = first
+        elif self._views[0].dtype == torch.uint8:
+            plain = self._views[0].float() / 255
+        else:
+            plain = self._views[0]
         return {
             "view_mean": float(pixels.mean()),
             "view_std": float(pixels.std()),

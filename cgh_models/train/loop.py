@@ -7,30 +7,29 @@ pretrain(method, "photos/", config, "runs/photos")
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
 from ..config import TrainConfig
-from ..data.decode import read_as
 from ..data.image_set import ImageSet, load
 from ..data.loader import batches
-from ..errors import InputError, Interrupted, printable, say, shell_command
+from ..errors import InputError, Interrupted, NetworkError, printable, say, shell_command
 from ..evaluate.devices import pick_device, pick_precision
+from ..own_network import OWN
 from ..schedule import learning_rate
 from ..tensors import plain_defaults
-from ..view_recipes import RECIPES
 from . import checkpoint
-from .arguments import check_arguments
+from .arguments import check_arguments, settle_views
 from .cuda_graphs import replayed_passes
 from .log_file import read_log
 from .metric_log import MetricLogger
 from .monitor import Monitor
 from .optim import create_optimizer
 from .plan import say_plan
-from .run_folder import lock_run_dir, settle, write_or_check_config
+from .run_folder import how_to_resume, lock_run_dir, settle, write_or_check_config
 from .signals import StopSignals
 from .step import MemoryGuard, batch_too_large, half_fits, prepare, train_step
 from .verdict import verdict_at
@@ -41,36 +40,38 @@ Item = TypeVar("Item")
 @plain_defaults()
 def pretrain(
     method: Any,
-    data: str | Path | ImageSet,
+    data: Any,
     config: TrainConfig,
     run_dir: str | Path,
     *,
     resume: bool = False,
     plan: bool = False,
     on_log: Callable[[dict[str, float]], object] | None = None,
+    views: Sequence[Any] | None = None,
 ) -> None:
     """Trains ``method`` in place on unlabelled images; everything else is left in ``run_dir``.
 
     Args:
         method: an nn.Module with the members of `Method`.
-        data: a folder of images, a text file of paths, or an ImageSet.
+        data: images: a folder, a list of paths, arrays, a dataset, ... as `data.load` takes them.
         config: the trainer's settings.
         run_dir: new or empty for a new run; gets config.json, metrics.jsonl and checkpoints.
         resume: go on from the newest checkpoint; on the CPU to the same bits as without a stop.
         plan: say first what it is going to do, and how long that takes by some timed steps.
         on_log: is called with each line of metrics.jsonl, a dict, when it is written.
+        views: in place of the method's: a `View`, or a function as of `data.own_views`, for each.
 
     Raises InputError for unusable data or settings, a loss that is not finite, or a run folder that
     is taken; IntegrityError without an undamaged checkpoint to resume from; Interrupted when a
     signal came, after the state is saved.
     """
-    run_dir = check_arguments(method, data, config, run_dir)
+    run_dir = check_arguments(method, config, run_dir)
     device = pick_device(config.device)
-    config = settle(config, device, run_dir, resume)
+    recipe, config = settle_views(method, views, settle(config, device, run_dir, resume))
     images = open_images(data, config)
     check_batch(images, config)
     signals = StopSignals()
-    monitor = Monitor(images, config, device, signals)
+    monitor = Monitor(images, config, device, signals, recipe)
     total = len(images) // config.batch_size * config.epochs
 
     with lock_run_dir(run_dir), signals:
@@ -81,8 +82,7 @@ def pretrain(
             say(_ending(run_dir, f"finished at step {done} of {total}", done))
             return
         if plan:
-            signals.unless_stopped(lambda: say_plan(method, images, config))
-
+            signals.unless_stopped(lambda: say_plan(method, images, config, recipe))
         signals.unless_stopped(lambda: _read_images(images, config, run_dir))
 
         # --- networks and optimizer
@@ -96,8 +96,9 @@ def pretrain(
         dtype = pick_precision(config.precision, device)
         settings = (device.type, dtype, config.clip_norm, config.accumulate)
         guard = MemoryGuard(method)
-        loader = batches(images, RECIPES[method.view_recipe], config, done, total, device)
-        with log, contextlib.closing(loader), replayed_passes(method, config, device):
+        loader = batches(images, recipe, config, done, total, device)
+        saved = _saved_without_network(lambda: log.rescue(done, method, optimizer))
+        with log, contextlib.closing(loader), replayed_passes(method, config, device), saved:
             log.start(method, optimizer)
             read = _saved_if_it_ends(loader, lambda: log.rescue(done, method, optimizer))
             for views, indices in log.timed(signals.until_stopped(read)):
@@ -115,7 +116,7 @@ def pretrain(
 
     if done < total or log.missed(done):
         stopped = f"{run_dir}: {signals.received} at step {done} of {total}, saved"
-        raise Interrupted(f"{stopped}; go on with {shell_command('cgh', 'resume', run_dir)}")
+        raise Interrupted(f"{stopped}; go on with {how_to_resume(run_dir)}")
     say(_ending(run_dir, f"done after {total} steps", done))
 
 
@@ -138,25 +139,37 @@ def _saved_if_it_ends(items: Iterator[Item], save: Callable[[], str]) -> Iterato
         raise InputError(f"{error}{save()}") from error
 
 
+@contextlib.contextmanager
+def _saved_without_network(save: Callable[[], str]) -> Iterator[None]:
+    """The same for whatever reads images from an address: batches and measurements."""
+    try:
+        yield
+    except NetworkError as error:
+        raise NetworkError(f"{error}{save()}") from error
+
+
 def _ending(run_dir: Path, text: str, done: int) -> str:
     """The last line of a run that is done: what comes next, or that it is worth nothing."""
     log = read_log(run_dir / "metrics.jsonl")
-    found = verdict_at(done, log, checkpoint.read_run(run_dir))
+    run = checkpoint.read_run(run_dir)
+    found = verdict_at(done, log, run)
     if found and found.collapsed:
         return f"{run_dir}: {text}, but it {found}; start anew with a lower --base-lr"
-    export = shell_command("cgh", "export", run_dir, "--out", "WEIGHTS")
+    alone = ["--format", "state-dict"] if run["arch"].startswith(OWN) else []
+    export = shell_command("cgh", "export", run_dir, *alone, "--out", "WEIGHTS")
     if found and found.alarm:
         return f"{run_dir}: {text}, but it is {found}; to export it all the same: {export}"
     said = f", {found}" if found else ""
     return f"{run_dir}: {text}{said}; export it: {export}"
 
 
-def open_images(data: str | Path | ImageSet, config: TrainConfig) -> ImageSet:
+def open_images(data: Any, config: TrainConfig) -> ImageSet:
     """The index of the training images. Raises InputError."""
-    if isinstance(data, ImageSet):
-        images = read_as(data, config.pixel_range)
-    else:
-        images = load(data, config.follow_links, config.pixel_range)
+    images = load(data, config.follow_links, **config.reading, cache_gib=config.cache_gib)
+    if (images.in_chans, images.reader) != (config.in_chans, config.reader):
+        given = f"data: an ImageSet with in_chans={images.in_chans}, reader={images.reader!r}"
+        raise InputError(f"{given}; load it with **config.reading")
+    if not isinstance(data, ImageSet):
         images.report_skipped()
     return images
 
@@ -166,5 +179,5 @@ def check_batch(images: ImageSet, config: TrainConfig) -> None:
     if config.batch_size > len(images):
         raise InputError(
             f"batch size {config.batch_size}: larger than the set of {len(images)} images in "
-            f"{printable(images.root)}; give --batch-size {len(images)} or less"
+            f"{printable(images.place)}; give --batch-size {len(images)} or less"
         )

@@ -16,11 +16,12 @@ from torch import nn
 
 from ..config import TrainConfig
 from ..data.image_set import ImageSet
-from ..errors import DiskError, InputError, printable, shell_command
+from ..errors import DiskError, InputError, printable
 from ..methods.method import Losses
 from . import checkpoint
 from .log_file import LONGEST_LINE, drop_lines, lines, read_log
 from .progress_line import ProgressLine
+from .run_folder import how_to_resume
 from .tensorboard import TensorBoard
 from .verdict import ADVICE, Row, Verdict, verdict
 
@@ -215,7 +216,7 @@ class MetricLogger:
         if not step:
             return ""
         self.save_checkpoint(step, method, optimizer, must=True)
-        return f"; saved at step {step}, {shell_command('cgh', 'resume', self.run_dir)}"
+        return f"; saved at step {step}, {how_to_resume(self.run_dir)}"
 
     def _finished_rows(self) -> list[Row]:
         """The lines of the collected steps. One that is not finite ends the run."""

@@ -15,6 +15,7 @@ from ..evaluate.collapse import spread
 from ..evaluate.extraction import embeddings
 from ..evaluate.neighbours import knn
 from ..evaluate.protocols import EvalSettings
+from ..view_recipes import Recipe, recipe_of
 from .health import Health, dead_channels
 from .signals import StopSignals
 from .verdict import ADVICE
@@ -39,7 +40,7 @@ class Sample(NamedTuple):
 class Seen(NamedTuple):
     """What the latest measurement was of, for pictures."""
 
-    view_recipe: str
+    recipe: Recipe
     embedded: np.ndarray  # (N, D)
     indices: np.ndarray  # (N,) of the images
 
@@ -53,18 +54,26 @@ class Monitor:
     """
 
     def __init__(
-        self, images: ImageSet, config: TrainConfig, device: torch.device, signals: StopSignals
+        self,
+        images: ImageSet,
+        config: TrainConfig,
+        device: torch.device,
+        signals: StopSignals,
+        recipe: Recipe = (),
     ):
         self.signals = signals
+        self.recipe = recipe
         fits = min(256, config.batch_size // config.accumulate)  # images at once
         self.settings = EvalSettings(fits, config.workers, device)
-        self.health = Health(images, config, device, fits)
+        self.health = Health(images, config, device, fits, recipe)
         self.seen: Seen | None = None
         self.knn: tuple[str, Sample, Sample] | None = None  # name of the value, memory, queries
         shuffled = order(0, 0, len(images))
         self.spread = Sample(images, shuffled[:SPREAD])
         if config.eval_data and config.eval_every >= 0:
-            train, val = load_splits(config.eval_data, config.follow_links, images.pixel_range)
+            how: dict[str, Any] = config.reading | {"pixel_range": images.pixel_range}
+            how["cache_gib"] = config.cache_gib
+            train, val = load_splits(config.eval_data, config.follow_links, **how)
             check_classes(train)
             memory = Sample(train, order(0, 0, len(train))[:MEMORY])
             self.knn = ("knn", memory, Sample(val, order(0, 0, len(val))[:QUERIES]))
@@ -80,7 +89,8 @@ class Monitor:
     def _measure(self, method: Any) -> dict[str, float]:
         backbone = method.student.backbone
         embedded = self._embed(backbone, self.spread)
-        self.seen = Seen(method.view_recipe, embedded, self.spread.indices)
+        recipe = self.recipe or recipe_of(method.view_recipe)
+        self.seen = Seen(recipe, embedded, self.spread.indices)
         values = spread(embedded) | {"dead_channels": dead_channels(embedded)}
         if self.knn:
             name, memory, queries = self.knn

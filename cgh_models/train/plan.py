@@ -16,7 +16,7 @@ from ..data.loader import exact_views, normalized, order
 from ..errors import out_of_memory, printable, say
 from ..evaluate.devices import pick_device, pick_precision
 from ..schedule import learning_rate
-from ..view_recipes import RECIPES
+from ..view_recipes import Recipe, recipe_of
 from .optim import create_optimizer
 from .step import prepare, train_step
 from .verdict import FEW_IN_BATCH, swapped_temperatures
@@ -36,30 +36,31 @@ class Plan:
     warnings: list[str]
 
 
-def say_plan(method: Any, images: ImageSet, config: TrainConfig) -> None:
-    """Says the plan of a run on stderr, a line each."""
-    planned = plan(method, images, config)
+def say_plan(method: Any, images: ImageSet, config: TrainConfig, recipe: Recipe = ()) -> None:
+    """Says the plan of a run on stderr, a line each; without a recipe, with the method's."""
+    planned = plan(method, images, config, recipe)
     for line in [*planned.lines, *(f"warning: {text}" for text in planned.warnings)]:
         say(line)
 
 
-def plan(method: Any, images: ImageSet, config: TrainConfig) -> Plan:
+def plan(method: Any, images: ImageSet, config: TrainConfig, recipe: Recipe = ()) -> Plan:
     """The plan of a run that has not begun. Times a step or two on a copy of the method."""
     device = pick_device(config.device)
     steps = len(images) // config.batch_size
     total = steps * config.epochs
-    seconds = total * seconds_of_step(method, images, config, device)
+    recipe = recipe or recipe_of(method.view_recipe, config.view)
+    seconds = total * seconds_of_step(method, images, config, device, recipe)
     warmup = math.ceil(config.warmup * total)
-    recipe = RECIPES[method.view_recipe]
     views = ", ".join(str(view.side(config.image_size)) for view in recipe)
     trained = _count(p for p in method.student.parameters() if p.requires_grad)
     backbone = _count(method.student.backbone.parameters())
     queue = _queue_length(method)
     lines = [
-        f"images   {len(images):,} of {printable(images.root)}",
+        f"images   {len(images):,} of {printable(images.place)}",
         f"steps    {total:,}: {config.epochs} epochs of {steps:,}, {config.batch_size} images "
         f"each; warm-up of {warmup:,}",
-        f"views    {len(recipe)} of each image ({method.view_recipe}; {views} pixels)",
+        f"views    {len(recipe)} of each image ({method.view_recipe}; {views} pixels"
+        f"{'; ' if config.view else ''}{' '.join(config.view)})",
         f"networks {method.name} on {architecture(method.student.backbone)}: backbone "
         f"{backbone / 1e6:.1f} M parameters, {trained / 1e6:.1f} M trained with its heads",
         f"time     about {_duration(seconds)} on {device}, without reading images"
@@ -126,7 +127,11 @@ def _within_an_hour(config: TrainConfig, seconds: float) -> str:
 
 
 def seconds_of_step(
-    method: nn.Module, images: ImageSet, config: TrainConfig, device: torch.device
+    method: nn.Module,
+    images: ImageSet,
+    config: TrainConfig,
+    device: torch.device,
+    recipe: Recipe,
 ) -> float:
     """Seconds that a step of a whole batch takes, without its views; 0 if that is not known.
 
@@ -143,7 +148,7 @@ def seconds_of_step(
             optimizer = create_optimizer(trained, config)
             parts = config.accumulate
             count = min(config.batch_size, max(_TIMED, 2 * _splits(method)) * parts)
-            pieces = _pixels(trained, images, config, min(count, len(images)))
+            pieces = _pixels(recipe, images, config, min(count, len(images)))
             dtype = pick_precision(config.precision, device)
             settings = (device.type, dtype, config.clip_norm, parts)
             rate = learning_rate(0.0, config.lr, config.warmup)
@@ -163,10 +168,10 @@ def seconds_of_step(
         return 0.0
 
 
-def _pixels(method: Any, images: ImageSet, config: TrainConfig, count: int) -> list[Tensor]:
+def _pixels(recipe: Recipe, images: ImageSet, config: TrainConfig, count: int) -> list[Tensor]:
     """Views (n, 3, S, S) of at most _TIMED images for each view of the recipe."""
     chosen = order(config.seed, 0, len(images))[: min(count, _TIMED)]
-    pieces = exact_views(images, RECIPES[method.view_recipe], config, 0, chosen)
+    pieces = exact_views(images, recipe, config, 0, chosen)
     mean, std = torch.tensor(config.mean), torch.tensor(config.std)
     return [normalized(piece, mean, std) for piece in pieces]
 

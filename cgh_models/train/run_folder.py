@@ -19,13 +19,16 @@ import torch
 
 from .. import files
 from ..backbone import architecture
-from ..config import TrainConfig, explain_changes, meant_before, to_dict
+from ..config import CHANGES, TrainConfig, meant_before, to_dict
 from ..data.image_set import ImageSet
 from ..data.listing import further_endings
+from ..data.python_images import GIVEN
 from ..errors import InputError, printable, say, shell_command
 from ..evaluate.devices import pick_device, pick_precision
 from ..methods.method import Method
+from ..own_network import OWN
 from ..version import __version__
+from ..view_recipes import is_own
 from . import checkpoint
 from .log_file import refuse_lost_checkpoints
 
@@ -81,6 +84,15 @@ def is_training(run_dir: Path) -> bool:
     return False
 
 
+def how_to_resume(run_dir: Path) -> str:
+    """The command that goes on with a run, or the call: the command has nothing of a program's."""
+    run = checkpoint.read_run(run_dir)
+    of_python = run["arch"].startswith(OWN) or run["data"]["path"].startswith(GIVEN)
+    if of_python or any(map(is_own, run["train"]["view"])):
+        return "`pretrain(..., resume=True)` in Python"
+    return shell_command("cgh", "resume", run_dir)
+
+
 def settle(config: TrainConfig, device: torch.device, run_dir: Path, resume: bool) -> TrainConfig:
     """The config with a full path for ``eval_data``, and with what "auto" stands for.
 
@@ -123,7 +135,7 @@ def write_or_check_config(
         for line in [*allowed, *_changed_versions(run, description)]:
             say(f"{run_dir}: {line}")
     elif checkpoint.is_run(run_dir):
-        resume_hint = f"{shell_command('cgh', 'resume', run_dir)} goes on with it"
+        resume_hint = f"{how_to_resume(run_dir)} goes on with it"
         raise InputError(f"{run_dir}: holds a run; {resume_hint}, or give another --out")
     else:
         if (run_dir / "config.json").exists():
@@ -188,3 +200,39 @@ def _commit() -> str | None:
         return run(["git", "rev-parse", "HEAD"]).strip()
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def explain_changes(
+    before: dict[str, Any], after: dict[str, Any], further: dict[str, int] | None = None
+) -> tuple[list[str], list[str]]:
+    """What differs between two ``config.json``: changes a resumed run may have, then the others.
+
+    ``further`` counts the images, by ending, that versions left out which read fewer formats.
+    """
+    allowed = []
+    refused = []
+    for key, changes in CHANGES.items():
+        old = before["train"][key]
+        new = after["train"][key]
+        if old != new:
+            lines = allowed if changes.startswith("nothing") else refused
+            lines.append(f"{key}: {old} -> {new} changes {changes}")
+    model_before, model_after = (
+        run["method_config"] | {"method": run["method"], "arch": run["arch"]}
+        for run in (before, after)
+    )
+    for key, old in model_before.items():
+        new = model_after.get(key)
+        if old != new:
+            refused.append(f"{key}: {old} -> {new} changes the model")
+    if before["data"]["digest"] != after["data"]["digest"]:
+        counts = f"{before['data']['count']} -> {after['data']['count']} images"
+        hidden = after["data"].get("hidden", 0) - before["data"].get("hidden", 0)
+        if hidden > 0:
+            counts += f" ({hidden} hidden or system entries are left out now)"
+        if further:
+            kinds = [f"{count} x {ending}" for ending, count in further.items()]
+            others = ", ..." if len(kinds) > 3 else ""
+            counts += f" ({', '.join(kinds[:3])}{others} are read, as earlier versions did not)"
+        refused.append(f"data: {counts}, and not the same files: changes the images")
+    return allowed, refused

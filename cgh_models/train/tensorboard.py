@@ -8,9 +8,10 @@ import numpy as np
 from ..config import TrainConfig
 from ..data.image_set import ImageSet
 from ..data.loader import exact_views, order
+from ..data.pixels import as_picture
 from ..errors import InputError
 from ..evaluate.neighbours import nearest
-from ..view_recipes import RECIPES
+from ..view_recipes import Recipe
 
 _ROWS = 8  # images that are shown
 _NEAREST = 5  # neighbours beside each
@@ -48,22 +49,31 @@ class TensorBoard:
         if "feature_std" not in row or not self.monitor.seen:
             return
         if step == 0:
-            self._draw_views(self.monitor.seen.view_recipe)
+            self._draw_views(self.monitor.seen.recipe)
         self._draw_neighbours(step, self.monitor.seen)
 
-    def _draw_views(self, recipe: str) -> None:
+    def _draw_views(self, recipe: Recipe) -> None:
         """The views of the first images of the run, as `data.views` makes them."""
         chosen = order(self.config.seed, 0, len(self.images))[:_ROWS]
-        made = exact_views(self.images, RECIPES[recipe], self.config, 0, chosen)
+        made = exact_views(self.images, recipe, self.config, 0, chosen)
         for number, views in enumerate(made):
-            self.writer.add_images(f"views/{number}", views, 0, dataformats="NHWC")
+            form = "NHWC"
+            if self.config.in_chans != 3:
+                views = views[..., :1].expand(*views.shape[:3], 3)
+            elif views.is_floating_point():  # of a function of the user's
+                form = "NCHW"
+            self.writer.add_images(f"views/{number}", views, 0, dataformats=form)
 
     def _draw_neighbours(self, step: int, seen: Any) -> None:
         """A row for each of some images: itself, then its nearest among all that were measured."""
         found, _ = nearest(seen.embedded, seen.embedded[:_ROWS], 1 + _NEAREST)
         rows = []
         for indices in seen.indices[found]:
-            images = [self.images.load_or_substitute(int(index))[0] for index in indices]
+            images = [self._picture(int(index)) for index in indices]
             thumbnails = [np.asarray(image.resize((_SIDE, _SIDE))) for image in images]
             rows.append(np.concatenate(thumbnails, axis=1))
         self.writer.add_image("neighbours", np.concatenate(rows), step, dataformats="HWC")
+
+    def _picture(self, index: int) -> Any:
+        image, _ = self.images.load_or_substitute(index)
+        return image if self.images.in_chans == 3 else as_picture(image)

@@ -79,7 +79,7 @@ def test_the_road_from_images_to_a_timm_model(road, image_root):
     )
     assert (
         started.returncode == 0
-        and "started from weights: backbone, heads, teacher and queues" in started.stderr
+        and "started from weights: all but the queues, which begin anew" in started.stderr
     )
 
 
@@ -186,7 +186,7 @@ def test_pretrain_explains_every_flag_and_its_defaults_by_recipe(printed):
     assert "Side of the square views, in pixels. (default: 224; cifar 32; tiny 64)" in text
     assert "(default: 0.05; cifar 0.06; tiny 0.06; adamw 0.0005)" in text
     assert "folder (flat, nested or class folders), a text file with a path a line" in text
-    assert "a tar archive, a folder of tar archives, or hfds/NAME" in text
+    assert "a tar, zip or parquet file, a folder or pattern of those, hfds/NAME" in text
 
 
 def test_resume_lists_only_what_may_change(printed):
@@ -320,7 +320,10 @@ MISTAKES = [
         "{pretrain} --epochs many",
         "cgh pretrain: --epochs: expected INT, invalid literal for int() with base 10: 'many'; see",
     ),
-    ("pretrain --data a --out b --mean 1 2", "--mean: expected FLOAT FLOAT FLOAT; see `cgh pret"),
+    (
+        "pretrain --data a --out b --mean 1 2",
+        "mean: 2 numbers; 3 are expected, one for each channel",
+    ),
     ("pretrain --data a --out b --device", "--device: expected NAME; see"),
     ("pretrain --data a --out b --views fst", "--views 'fst': expected one of fast, exact; see"),
     ("pretrain --data a --out b --compile yes", "'yes' is one word too many; see"),

@@ -267,7 +267,7 @@ def test_a_sparse_member_is_whole(tmp_path):
     assert (tmp_path / "a.tar").stat().st_size < 600_000 and images.image(0).size == (600, 600)
 
 
-@pytest.mark.parametrize("name", ["my photos.tar.gz", "a.tgz", "a.tar.bz2", "a.tar.xz", "a.tar"])
+@pytest.mark.parametrize("name", ["my photos.tar.bz2", "a.tar.bz2", "a.tar.xz", "a.tar"])
 def test_a_compressed_archive_is_refused_with_what_to_type(archive, tmp_path, name):
     kind = {"bz2": "bz2", "xz": "xz"}.get(name.rpartition(".")[2], "gz")
     home = tmp_path / "it's"
@@ -280,18 +280,6 @@ def test_a_compressed_archive_is_refused_with_what_to_type(archive, tmp_path, na
     _, command, rest = str(caught.value).split("`")
     subprocess.run(command, shell=True, check=True, cwd=home)
     assert load(rest.removeprefix(" and give ")).digest == load(archive).digest
-
-
-def test_a_zip_is_refused_with_what_to_type(image_root, tmp_path):
-    shutil.make_archive(str(tmp_path / "photos"), "zip", image_root / "train")
-    with pytest.raises(
-        InputError, match=r"type `unzip -q .*s.zip -d .*photos` and give .*/photos$"
-    ):
-        load(tmp_path / "photos.zip")
-    (tmp_path / "all").mkdir()
-    (tmp_path / "photos.zip").rename(tmp_path / "all" / "photos.zip")
-    with pytest.raises(InputError, match=r"no images \(1 x .zip found\); .*unpack"):
-        load(tmp_path / "all")
 
 
 def test_links_and_devices_in_an_archive_are_not_followed(tmp_path, image_root):

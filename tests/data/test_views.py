@@ -19,22 +19,37 @@ from cgh_models.data import views
 from cgh_models.data.batched_views import _blur_weights, colour_matrices, crop, fast_views
 from cgh_models.data.image_set import load
 from cgh_models.data.loader import batches
-from cgh_models.data.views import COLUMNS, boxes, draw, exact_view, uniform
+from cgh_models.data.pixels import as_tensor
+from cgh_models.data.views import (
+    COLUMNS,
+    boxes,
+    draw,
+    exact_view,
+    exact_view_of_bands,
+    uniform,
+)
 from cgh_models.methods import METHODS
 from cgh_models.view_recipes import FIRST, RECIPES, SECOND, SMALL, STRONG, WEAK, View
 
 photographs = benchmark("views").photographs
 ZERO, ONE = torch.zeros(3), torch.ones(3)
 CPU = torch.device("cpu")
+CHANNELS = pytest.mark.parametrize("channels", [3, 1, 4])
 
 
 def fast(view: View, images: Tensor, u: np.ndarray, size: int = 32) -> Tensor:
-    """Not normalized: (N, 3, size, size) in [0, 1]."""
-    return fast_views(view, images, u, size, ZERO, ONE, boxes(view, u, *images.shape[1:3]))
+    """Not normalized: (N, C, size, size) in [0, 1]."""
+    zero = torch.zeros(images.shape[3])
+    return fast_views(view, images, u, size, zero, zero + 1, boxes(view, u, *images.shape[1:3]))
 
 
 def exact(view: View, images: Tensor, u: np.ndarray, size: int = 32) -> Tensor:
     """The same from the exact mode."""
+    if images.shape[3] != 3:
+        tensors = [as_tensor(image.numpy()) for image in images]
+        return torch.stack(
+            [exact_view_of_bands(view, x, u[i : i + 1], size) for i, x in enumerate(tensors)]
+        )
     made = [
         exact_view(view, Image.fromarray(p.numpy()), u[i : i + 1], size)
         for i, p in enumerate(images)
@@ -53,6 +68,11 @@ def pictures(count: int, size: int = 32) -> torch.Tensor:
     return torch.from_numpy(
         np.stack([np.array(Image.fromarray(p).resize((size, size), 3)) for p in low])
     )
+
+
+def of(channels: int, images: Tensor) -> Tensor:
+    """Images (N, H, W, 3) with another number of channels, all of which differ."""
+    return torch.cat([images, 255 - images.flip(2)], 3)[..., :channels]
 
 
 def test_random_numbers_are_uniform_and_independent_of_the_batch():
@@ -96,6 +116,11 @@ def test_an_image_no_box_fits_gets_a_centred_one():
     assert (box == [0, (1000 - 13) // 2, 10, 13]).all()
 
 
+def test_a_box_of_the_most_extreme_ratio_has_a_pixel():
+    for ratio, size in (((100, 100), [1, 32]), ((0.01, 0.01), [32, 1])):
+        assert (boxes(View(ratio=ratio), numbers(5), 32, 32)[:, 2:] == size).all()
+
+
 def blurred(image: Image.Image, sigma: float) -> Image.Image:
     """As MoCo blurs."""
     return image.filter(ImageFilter.GaussianBlur(sigma)) if sigma else image
@@ -132,9 +157,29 @@ def test_exact_views_are_torchvisions_to_the_bit(view):
             assert torch.equal(theirs(Image.fromarray(picture.numpy())), ours[i])
 
 
+@pytest.mark.parametrize("view", [WEAK, STRONG, SECOND], ids=["weak", "strong", "second"])
+def test_exact_views_of_one_band_are_torchvisions_to_the_bit(view):
+    """torchvision's transforms of a grey tensor in float32, given the drawn numbers."""
+    pixels, u = of(1, pictures(40)), numbers(40)
+    ours, box, drawn = exact(view, pixels, u), boxes(view, u, 32, 32), draw(view, u)
+    for i, picture in enumerate(pixels):
+        x = TF.resized_crop(as_tensor(picture.numpy()), *map(int, box[i]), [32, 32])
+        factors = (torch.from_numpy(drawn.order[i]), *drawn.factors[i])
+        jitter = T.ColorJitter(*view.jitter)
+        with mock.patch.object(T.ColorJitter, "get_params", lambda *_, f=factors: f):
+            x = jitter(x) if drawn.jittered[i] else x
+        sigma = float(drawn.sigma[i])
+        size = 2 * int(np.ceil(4 * sigma)) + 1
+        x = TF.gaussian_blur(x, [size, size], [sigma, sigma]) if sigma else x
+        x = TF.solarize(x, 128 / 255) if drawn.solarize[i] else x
+        x = TF.hflip(x) if drawn.flip[i] else x
+        assert torch.equal(x, ours[i])
+
+
+@CHANNELS
 @pytest.mark.parametrize("size", [32, 24, 48])
-def test_fast_crops_are_within_one_step_of_pillows(size):
-    pixels, u = pictures(64), numbers(64)
+def test_fast_crops_are_within_one_step_of_pillows(size, channels):
+    pixels, u = of(channels, pictures(64)), numbers(64)
     for view in (View(flip=0), View(flip=1), View(flip=0.5, scale=(0.05, 0.3))):
         wanted, flip = exact(view, pixels, u, size), draw(view, u).flip
         assert (fast(view, pixels, u, size) - wanted).abs().max() <= 1.0001 / 255
@@ -143,6 +188,7 @@ def test_fast_crops_are_within_one_step_of_pillows(size):
         assert (crops / 255 - wanted).abs().max() <= 1.0001 / 255
 
 
+@CHANNELS
 @pytest.mark.parametrize(
     "name, jitter, mean, most",
     [
@@ -157,11 +203,14 @@ def test_fast_crops_are_within_one_step_of_pillows(size):
         ),  # turns in another space: the right direction, not more
     ],
 )
-def test_fast_colours_are_near_torchvisions(name, jitter, mean, most):
-    pixels, u = photographs(256), numbers(256)
+def test_fast_colours_are_near_torchvisions(name, jitter, mean, most, channels):
+    pixels, u = of(channels, photographs(256)), numbers(256)
     view, plain = View(jitter=jitter, jitter_p=1), View()
     off = (fast(view, pixels, u) - exact(view, pixels, u)).abs()
     moved = (exact(view, pixels, u) - exact(plain, pixels, u)).abs().mean()
+    if channels != 3 and name in ("saturation", "hue"):
+        assert moved == 0 and off.amax() < 1e-2
+        return
     assert (
         off.mean() < mean
         and off.amax() < most
@@ -169,26 +218,30 @@ def test_fast_colours_are_near_torchvisions(name, jitter, mean, most):
     )
 
 
+@CHANNELS
 @pytest.mark.parametrize(
     "view", [WEAK, STRONG, FIRST, SECOND], ids=["weak", "strong", "first", "second"]
 )
-def test_fast_views_have_the_channel_statistics_of_exact_ones(view):
-    pixels = photographs(1000)
+def test_fast_views_have_the_channel_statistics_of_exact_ones(view, channels):
+    pixels = of(channels, photographs(1000))
     u = numbers(1000)
     a, b = fast(view, pixels, u), exact(view, pixels, u)
     assert (a.mean((0, 2, 3)) - b.mean((0, 2, 3))).abs().max() < 0.008
     assert (a.std((0, 2, 3)) / b.std((0, 2, 3)) - 1).abs().max() < 0.015
     luma = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
+    luma = luma if channels == 3 else torch.full((channels, 1, 1), 1 / channels)
     assert ((a - b) * luma).sum(1).abs().mean() < 0.012
 
 
-def test_colour_matrices_are_the_operations_one_after_the_other():
+@CHANNELS
+def test_colour_matrices_are_the_operations_one_after_the_other(channels):
     rng, u = np.random.default_rng(0), numbers(40)
     drawn = draw(dataclasses.replace(STRONG, jitter_p=0.7, grey_p=0.3), u)
     luma = np.array([0.299, 0.587, 0.114])
-    of_pixel, of_mean = colour_matrices(drawn)
+    luma = luma if channels == 3 else np.full(channels, 1 / channels)
+    of_pixel, of_mean = colour_matrices(drawn, channels)
     for i in range(40):
-        start = x = rng.uniform(0, 1, (200, 3))
+        start = x = rng.uniform(0, 1, (200, channels))
         f = drawn.factors[i]
         turn = 2 * np.pi * f[3]
         for operation in drawn.order[i] if drawn.jittered[i] else ():
@@ -196,13 +249,15 @@ def test_colour_matrices_are_the_operations_one_after_the_other():
                 x = f[0] * x
             elif operation == 1:
                 x = f[1] * x + (1 - f[1]) * (x @ luma).mean()
+            elif channels != 3:
+                continue
             elif operation == 2:
                 x = f[2] * x + (1 - f[2]) * (x @ luma)[:, None]
             else:
                 axis = np.ones(3) / 3**0.5  # Rodrigues' formula
                 along = (x @ axis)[:, None] * axis
                 x = along + np.cos(turn) * (x - along) + np.sin(turn) * np.cross(axis, x)
-        if drawn.grey[i]:
+        if drawn.grey[i] and channels == 3:
             x = np.repeat((x @ luma)[:, None], 3, 1)
         np.testing.assert_allclose(
             start @ of_pixel[i].T + start.mean(0) @ of_mean[i].T, x, atol=1e-12
@@ -221,31 +276,35 @@ def test_the_fast_blur_is_torchvisions_away_from_the_edge_and_near_pillows(sigma
     assert off.mean() < 0.006 and (fast(view, photographs(16), u) - ours).abs().max() < 1e-5
 
 
+@CHANNELS
 @pytest.mark.parametrize("make", [fast, exact], ids=["fast", "exact"])
-def test_a_view_is_the_same_in_any_batch(make):
-    pixels = pictures(16)
+def test_a_view_is_the_same_in_any_batch(make, channels):
+    pixels = of(channels, pictures(16))
     u = uniform(3, 5, np.arange(16), COLUMNS, 1)
     torch.testing.assert_close(
         make(STRONG, pixels[[9, 2]], u[[9, 2]]), make(STRONG, pixels, u)[[9, 2]], atol=1e-5, rtol=0
     )
 
 
+@CHANNELS
 @pytest.mark.parametrize("view", [WEAK, STRONG, SECOND], ids=["weak", "strong", "second"])
-def test_fast_views_of_crops_are_those_of_whole_images_but_for_rounding(view):
-    pixels, u = photographs(64), numbers(64)
+def test_fast_views_of_crops_are_those_of_whole_images_but_for_rounding(view, channels):
+    pixels, u = of(channels, photographs(64)), numbers(64)
+    zero = torch.zeros(channels)
     crops = torch.stack(
         [crop(p, b, 32) for p, b in zip(pixels, boxes(view, u, 32, 32), strict=True)]
     )
-    made = fast_views(view, crops, u, 32, ZERO, ONE)
+    made = fast_views(view, crops, u, 32, zero, zero + 1)
     off = (made - fast(view, pixels, u)).abs()
     assert off.mean() < 0.5 / 255 and (off > 4 / 255).float().mean() < (
         1e-3 if view is SECOND else 1e-9
     )
 
 
+@CHANNELS
 @pytest.mark.parametrize("make, count", [(fast, 3000), (exact, 1500)], ids=["fast", "exact"])
-def test_the_strong_view_does_what_it_says_as_often_as_it_says(make, count):
-    pixels, u = pictures(1).expand(count, -1, -1, -1), numbers(count)
+def test_the_strong_view_does_what_it_says_as_often_as_it_says(make, count, channels):
+    pixels, u = of(channels, pictures(1)).expand(count, -1, -1, -1), numbers(count)
     plain = make(View(flip=0), pixels, u)
     for view, share in (
         (View(), 0.5),
@@ -254,6 +313,8 @@ def test_the_strong_view_does_what_it_says_as_often_as_it_says(make, count):
         (View(flip=0, blur_p=0.5, sigma=(1, 2)), 0.5),
         (View(flip=0, solarize_p=0.3), 0.3),
     ):
+        if view.grey_p and channels != 3:
+            share = 0  # there is no grey of bands
         changed = (make(view, pixels, u) - plain).abs().amax((1, 2, 3)) > 1e-3
         assert changed.float().mean().item() == pytest.approx(share, abs=0.05)
 
@@ -380,3 +441,43 @@ def test_batches_hold_the_views_of_their_images(image_root, in_memory, mode):
                 assert ((x - wanted).abs() > 4 / 255).float().mean() < (
                     1e-2 if view is SECOND else 1e-9
                 )
+
+
+@CHANNELS
+@pytest.mark.parametrize("make", [fast, exact], ids=["fast", "exact"])
+def test_views_of_16_bits_and_of_floats_are_those_of_8_bits_but_for_rounding(make, channels):
+    pixels, u = of(channels, pictures(24)), numbers(24)
+    if channels == 3 and make is exact:  # such images are 8-bit RGB before their views are made
+        return
+    expected = make(STRONG, pixels, u)
+    deep = torch.from_numpy(pixels.numpy().astype(np.uint16) * 257)
+    for finer in (deep, pixels.float() / 255):
+        torch.testing.assert_close(make(STRONG, finer, u), expected, atol=1e-5, rtol=0)
+    dark = torch.from_numpy(deep.numpy() // 512)  # all of it within half a step of 8 bits
+    assert make(WEAK, dark, u).unique().numel() > 100
+
+
+@pytest.mark.parametrize("mode", ["fast", "exact"])
+@pytest.mark.parametrize("in_memory", [True, False], ids=["in memory", "from workers"])
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.float32])
+def test_batches_hold_the_views_of_their_bands(tmp_path, in_memory, mode, kind):
+    rng = np.random.default_rng(0)
+    for number in range(8):
+        values = rng.integers(0, 256, (4, 40, 36))
+        values *= 16 if kind == np.uint16 else 1
+        np.save(tmp_path / f"{number}.npy", values.astype(kind))
+    images = load(tmp_path, in_chans=4, pixel_range="0,255" if kind == np.float32 else "auto")
+    if in_memory:
+        images.cache_pixels(1)
+        assert images.pixels.element_size() == kind().itemsize  # compact
+    bands = {"in_chans": 4, "mean": (0,) * 4, "std": (1,) * 4}
+    config = TrainConfig(batch_size=4, image_size=32, workers=1, views=mode, **bands)
+    recipe = (WEAK, STRONG, SECOND)
+    ((made, indices),) = batches(images, recipe, config, 0, 1, CPU)
+    pixels = torch.from_numpy(np.stack([images.image(i) for i in indices]))
+    for number, (view, x) in enumerate(zip(recipe, made, strict=True)):
+        u = uniform(0, 0, indices, COLUMNS, number)
+        wanted = (fast if mode == "fast" else exact)(view, pixels, u, 32)
+        rounded = kind == np.uint8 and mode == "fast" and not in_memory
+        far = (x - wanted).abs() > (4 / 255 if rounded else 1e-5)
+        assert far.float().mean() < (1e-2 if view is SECOND else 1e-9)

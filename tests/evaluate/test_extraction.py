@@ -142,9 +142,9 @@ def test_paths_are_embedded_in_the_order_given(image_root, model, monkeypatch):
     for data, message in (
         ([], "data: an empty list"),
         ([*paths, "nothing.png"], "nothing.png: there is no such file"),
-        (None, "data: None is no path"),
-        (torch.zeros(1, 3, 32, 32), "data: tensor.* is no path"),
-        ([3], "data: 3 is no path"),
+        (None, "data: None: expected a folder"),
+        (torch.zeros(1, 2, 32, 32), "data: a Tensor: .* of shape .32, 32, 2.; .* are read"),
+        ([3], "data: a list: a int is no picture; expected"),
     ):
         with pytest.raises(InputError, match=message):
             extract(model, data, workers=0)

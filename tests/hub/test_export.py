@@ -15,16 +15,17 @@ from conftest import cgh
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from small_runs import QUICK, small, stop_at, train_run
+from test_integrity import edit, replace
 
 from cgh_models import backbone, files, tensors
 from cgh_models.cli.main import main
 from cgh_models.cli.pretrain import Resume
 from cgh_models.errors import InputError, IntegrityError, Interrupted, NetworkError
-from cgh_models.hub import manifest
+from cgh_models.hub import manifest, memory_limit
 from cgh_models.hub.export import export, record
 from cgh_models.hub.integrity import verify
-from cgh_models.hub.registry import create_model, load_method, load_run, start_from
-from cgh_models.hub.row import BACKBONE, HEADS, STUDENT_HEADS, Metric
+from cgh_models.hub.registry import create_model, load_method, load_run, read_method, start_from
+from cgh_models.hub.row import BACKBONE, HEADS, STUDENT_HEADS, TEACHER_HEADS, Metric
 from cgh_models.methods import METHODS, build_method, preprocessing
 from cgh_models.train import checkpoint
 from cgh_models.train.loop import pretrain
@@ -79,7 +80,7 @@ def test_the_config_has_our_provenance_and_preprocessing_and_nothing_of_the_arch
 
 
 def test_equal_runs_export_equal_bytes(run, weights, tmp_path):
-    export(run, tmp_path / "second")
+    export(run, tmp_path / "second", with_queue=True)
     names = [path.relative_to(weights) for path in weights.rglob("*") if path.is_file()]
     assert {BACKBONE, HEADS} < {str(name) for name in names}
     for name in names:
@@ -96,7 +97,7 @@ def test_the_method_restored_from_an_export_has_the_same_loss_to_the_bit(run, we
 
 
 def test_float16_halves_the_files_and_loads_as_float32(run, weights, tmp_path):
-    export(run, tmp_path / "half", dtype="float16")
+    export(run, tmp_path / "half", dtype="float16", with_queue=True)
     for name in (BACKBONE, HEADS):
         assert (tmp_path / "half" / name).stat().st_size < 0.6 * (weights / name).stat().st_size
     model = timm.create_model(f"local-dir:{tmp_path / 'half'}", pretrained=True)
@@ -141,18 +142,25 @@ def test_what_float16_cannot_hold_stays_float32_and_is_said(run, tmp_path, monke
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "cgh"])
 def test_every_method_exports_with_its_heads_and_goes_on_from_there(image_root, tmp_path, name):
     trained = train_run(tmp_path / "run", image_root, name=name)
-    export(tmp_path / "run", tmp_path / "weights")
+    export(tmp_path / "run", tmp_path / "weights", with_queue=True)
     row = json.loads((tmp_path / "weights" / "weights.json").read_text())
     assert row["method"] == name and row["paper_ids"] == [METHODS[name].paper]
     card = (tmp_path / "weights" / "README.md").read_text()
     assert METHODS[name].paper in card and ("our reconstruction" in card) == (name == "lewel_m")
     torch.manual_seed(5)
     fresh = build_method(name, "test_resnet", {"input_size": (3, 64, 64)}, small(name))
-    assert "backbone, heads, teacher and queues" in start_from(fresh, tmp_path / "weights")
+    held = {"teacher": "teacher", "queue": "queues"}
+    parts = [word for part, word in held.items() if hasattr(fresh, part)]
+    said = start_from(fresh, tmp_path / "weights")
+    assert said.endswith(", ".join(["backbone", "heads", *parts[:-1]]) + f" and {parts[-1]}")
     assert all(
         torch.equal(value, trained.state_dict()[key].cpu())
         for key, value in fresh.state_dict().items()
     )
+
+
+def card_in(folder):
+    return (folder / "README.md").read_text()
 
 
 @pytest.mark.parametrize("name", ["cgh", "byol", "nnclr"])
@@ -161,10 +169,15 @@ def test_the_students_heads_alone_start_a_training_with_a_new_teacher(image_root
     export(tmp_path / "run", tmp_path / "weights", heads="student")
     file = tmp_path / "weights" / STUDENT_HEADS
     assert all(key.startswith("student.") for key in load_file(file))
-    assert "teacher and queues begin anew" in (tmp_path / "weights" / "README.md").read_text()
+    assert "what its method has beside them begins anew" in card_in(tmp_path / "weights")
     fresh = build_method(name, "test_resnet", {"input_size": (3, 64, 64)}, small(name))
     said = start_from(fresh, tmp_path / "weights")
-    assert "backbone, heads; the teacher begins as the student, the queues anew" in said
+    expected = {
+        "cgh": "backbone, heads; the teacher begins as the student, the queues anew",
+        "byol": "all but the teacher, which begins as the student",
+        "nnclr": "all but the queues, which begin anew",
+    }[name]
+    assert expected in said
     for key, value in fresh.state_dict().items():
         if key.startswith("queue."):
             assert not torch.equal(value, trained[key])
@@ -177,6 +190,79 @@ def test_the_students_heads_alone_start_a_training_with_a_new_teacher(image_root
     assert "heads: left out, the weights have none" in start_from(fresh, tmp_path / "bare")
     with pytest.raises(InputError, match="holds a backbone without heads"):
         load_method(tmp_path / "bare")
+
+
+@pytest.mark.parametrize("name", ["cgh", "byol", "mnclglf"])
+def test_queues_are_left_out_unless_wanted_and_begin_anew(image_root, tmp_path, capsys, name):
+    trained = train_run(tmp_path / "run", image_root, name=name).to("cpu").state_dict()
+    queues = {key for key in trained if key.startswith("queue.")}
+    capsys.readouterr()
+    export(tmp_path / "run", tmp_path / "weights")
+    assert ("--with-queue keeps them" in capsys.readouterr().err) == bool(queues)
+    file = tmp_path / "weights" / (TEACHER_HEADS if queues else HEADS)
+    assert {key.partition(".")[0] for key in load_file(file)} == {"student", "teacher"}
+    card = card_in(tmp_path / "weights")
+    assert "holds the heads and the teacher" in card and ("queues" in card) == bool(queues)
+    loaded = load_method(tmp_path / "weights").state_dict()
+    said = f"{tmp_path}/weights: all but the queues, which begin anew\n"
+    assert capsys.readouterr().err == (said if queues else "")
+    for key, value in loaded.items():
+        assert torch.equal(value, trained[key]) != key.startswith("queue."), key
+    fresh = build_method(name, "test_resnet", {"input_size": (3, 64, 64)}, small(name))
+    told = "but the queues, which begin anew" if queues else "backbone, heads and teacher"
+    assert start_from(fresh, tmp_path / "weights").endswith(told)
+    assert capsys.readouterr().err == ""  # whoever calls says it
+    verify(tmp_path / "weights")
+
+
+def test_the_flags_of_an_export_leave_out_queues_and_heads(run, in_process, capsys):
+    for out, flags in {"a": [], "b": ["--with-queue"], "c": ["--no-heads"]}.items():
+        in_process("export", run, "--out", out, *flags)
+    files = {out: sorted(manifest.read_row(Path(out)).files) for out in "abc"}
+    assert files == {"a": [TEACHER_HEADS, BACKBONE], "b": [HEADS, BACKBONE], "c": [BACKBONE]}
+    assert not Path("c", "heads").exists()
+
+
+def test_a_folder_without_queues_may_ask_for_those_of_the_largest_recipe(run, tmp_path):
+    """They take 512 MiB that no file holds; no description gets much more."""
+    export(run, tmp_path / "w", heads="student")
+    edit(tmp_path / "w", lambda row: row["method_config"].update(queue_length=2**23))
+    assert load_method(tmp_path / "w").queue.rows.nbytes == 131_072 * 512 * 2 * 4
+    edit(tmp_path / "w", lambda row: row["method_config"].update(queue_length=2**24))
+    for load in (load_method, verify):
+        with pytest.raises(IntegrityError, match="memory .* of queue_length=16777216; `cgh export"):
+            load(tmp_path / "w")
+
+
+def test_a_run_is_exported_whatever_the_length_of_its_queues(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(memory_limit, "_BYTES", 2**21)
+    monkeypatch.setattr(memory_limit, "_NEW_QUEUES", 0)
+    export(run, tmp_path / "w", heads="student")
+    edit(tmp_path / "w", lambda row: row["method_config"].update(queue_length=2**23))
+    with pytest.raises(IntegrityError, match="asks for more memory"):
+        load_method(tmp_path / "w")
+    assert read_method(tmp_path / "w", trusted=True)[0].queue.rows.shape[1] == 2**23
+
+
+def test_two_queues_of_196608_by_512_can_be_made_anew(run, tmp_path):
+    export(run, tmp_path / "w", heads="student")
+    settings = {"queue_length": 196_608 * 64}  # of width 8
+    edit(tmp_path / "w", lambda row: row["method_config"].update(settings))
+    assert load_method(tmp_path / "w").queue.rows.nbytes == 196_608 * 512 * 2 * 4
+
+
+@pytest.mark.parametrize("lost", ["queue.", "teacher."])
+def test_heads_that_lost_a_part_are_refused(weights, tmp_path, lost):
+    shutil.copytree(weights, tmp_path / "w")
+
+    def lose(tensors):
+        for key in [key for key in tensors if key.startswith(lost)]:
+            del tensors[key]
+
+    replace(tmp_path / "w", HEADS, lose)
+    for load in (load_method, verify):
+        with pytest.raises(IntegrityError, match="tensors are missing"):
+            load(tmp_path / "w")
 
 
 @pytest.mark.parametrize("arch", ["test_vit", "test_convnext", "resnet18_cifar_w16"])

@@ -106,6 +106,8 @@ def test_the_dataclasses_check_what_the_schema_says(tmp_path):
         for way in _places(base):
             if way[0] in ("name", "architecture"):  # the schema cannot compare the two
                 continue
+            if way[:2] in (("preprocessing", "mean"), ("preprocessing", "std")) and way[2:]:
+                continue  # nor how many numbers there are with the number of channels
             for value in (..., *VALUES):
                 row = changed_at(base, way, value)
                 if value is ... and isinstance(way[-1], str):

@@ -63,7 +63,7 @@ def shake(module: torch.nn.Module, strength: float) -> None:
 @every
 def test_losses_are_finite_each_has_a_gradient_and_it_reaches_every_student_parameter(name, arch):
     method = build(name, arch)
-    assert check_arguments(method, "photos", TrainConfig(), "run") == Path("run")
+    assert check_arguments(method, TrainConfig(), "run") == Path("run")
     shake(method.student, 0.02)
     losses = method(make_views(name, arch), EARLY)
     assert all(torch.isfinite(value) and value.ndim == 0 for value in losses.values())

@@ -14,6 +14,7 @@ from cgh_models.data.image_set import load
 from cgh_models.errors import InputError
 from cgh_models.recipes import train_config
 from cgh_models.report.image_check import check, write_files
+from cgh_models.report.image_facts import read_rows
 
 
 @pytest.fixture(autouse=True)
@@ -170,3 +171,19 @@ def test_images_of_which_none_can_be_read_are_refused(tmp_path):
         (tmp_path / name).write_text("no image")
     with pytest.raises(InputError, match=r"a.jpg: not readable .*none of 2 images can be used"):
         checked(tmp_path)
+
+
+def test_what_is_kept_of_a_list_goes_by_all_its_images(tmp_path):
+    """The digest of a list is of 64 of its images."""
+    rng = np.random.default_rng(0)
+    pictures = [Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)) for _ in range(130)]
+    before, _, _ = read_rows(load(pictures), 0, tmp_path)
+    pictures[1] = Image.new("RGB", (16, 16), (9, 9, 9))
+    after, _, _ = read_rows(load(pictures), 0, tmp_path)
+    assert (before["sha256"] != after["sha256"]).nonzero()[0].tolist() == [1]
+
+
+def test_deep_arrays_are_checked_as_rgb(tmp_path):
+    deep = np.random.default_rng(0).integers(0, 65536, (4, 16, 16, 3), np.uint16)
+    rows, _, bad = read_rows(load(deep), 0, None)
+    assert not bad and rows["kind"][0] == b"npy 3-band 8"

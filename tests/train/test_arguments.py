@@ -4,9 +4,13 @@ import dataclasses
 
 import pytest
 import torch
-from small_runs import QUICK, build, lines
+from PIL import Image
+from small_runs import QUICK, build, lines, small
 
+from cgh_models.data.image_set import load
 from cgh_models.errors import InputError
+from cgh_models.methods import METHODS as METHODS_BY_NAME
+from cgh_models.methods import build_method, preprocessing
 from cgh_models.train.loop import pretrain
 
 
@@ -53,9 +57,9 @@ def test_a_method_that_would_be_trained_wrongly_is_refused(image_root, tmp_path,
     [
         ({"config": {}}, "config: a dict: expected a TrainConfig"),
         ({"config": None}, "config: a NoneType: expected a TrainConfig"),
-        ({"data": None}, "data: None: expected a path"),
-        ({"data": ["a.png"]}, "data: .'a.png'.: expected a path"),
-        ({"data": torch.zeros(2, 3, 32, 32)}, "data: tensor.*: expected a path"),
+        ({"data": None}, "data: None: expected a folder, a file or an address; a list of paths"),
+        ({"data": ["a.png"]}, "a.png: there is no such file; mend the list"),
+        ({"data": torch.zeros(2, 5, 32, 32)}, "shape .32, 32, 5.; uint8 with 1 or 3 channels"),
         ({"run_dir": None}, "run_dir: None: expected a path"),
     ],
 )
@@ -78,3 +82,29 @@ def test_a_callers_defaults_change_no_loss(image_root, tmp_path):
         torch.set_default_dtype(torch.float32)
         torch.set_default_device(None)
     assert lines(tmp_path / "other") == lines(tmp_path / "plain")
+
+
+def test_channels_of_method_images_and_config_have_to_agree(image_root, tmp_path):
+    grey = dataclasses.replace(QUICK, in_chans=1, mean=(0.5,), std=(0.25,))
+    with pytest.raises(InputError, match="takes 3 channels, in_chans=1; build it with preproc"):
+        pretrain(build(), image_root / "train", grey, tmp_path / "run")
+    method = build_method("moco_v2", "resnet18_cifar_w16", preprocessing(grey), None)
+    with pytest.raises(InputError, match="an ImageSet with in_chans=3.*config.reading"):
+        pretrain(method, load(image_root / "train"), grey, tmp_path / "run")
+    with pytest.raises(InputError, match="mean: 3 numbers; 1 are expected"):
+        dataclasses.replace(QUICK, in_chans=1)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", METHODS_BY_NAME)
+def test_every_method_trains_on_one_band(image_root, tmp_path, name):
+    for path in sorted((image_root / "train").rglob("*.png"))[:16]:
+        Image.open(path).convert("L").save(tmp_path / path.name)
+    grey = {"in_chans": 1, "mean": (0.5,), "std": (0.25,), "image_size": 64, "epochs": 1}
+    config = dataclasses.replace(QUICK, eval_every=-1, **grey)
+    torch.manual_seed(0)
+    method = build_method(name, "test_resnet", preprocessing(config), small(name))
+    before = method.student.backbone.conv1[0].weight.detach().clone()
+    pretrain(method, tmp_path, config, tmp_path / "run")
+    after = method.student.backbone.conv1[0].weight
+    assert after.shape[1] == 1 and after.isfinite().all() and not torch.equal(before, after)

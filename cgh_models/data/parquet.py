@@ -1,0 +1,165 @@
+"""Images in parquet files: bytes, in a binary column or as Hugging Face writes them, or paths."""
+
+import contextlib
+import functools
+import hashlib
+import importlib.util
+import io
+import json
+import os
+import re
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from timm.utils.misc import natural_key
+
+from ..errors import InputError, printable
+from .archive import Archive, below
+from .file_names import LABELS, PATHS, SPLITS
+
+_SHARD = re.compile(r"([A-Za-z]+)-\d+-of-\d+")  # names of the Hub: train-00000-of-00002.parquet
+
+
+class Table(NamedTuple):
+    """The rows of a parquet file; those of no label or split are empty texts."""
+
+    paths: list[str]  # of images; none if the column holds images
+    labels: list[str]
+    splits: list[str]
+    classes: list[str]  # in the order that the file says; none: it does not
+    footer: str  # hex sha256
+    places: list["_Place"]  # of images in the file
+
+
+class _Place(NamedTuple):
+    file: Any  # a Path or CachedFile
+    changed: int  # as `ImageSet.changed` of the file
+    column: str
+    group: int
+    row: int
+
+
+def open_parquet(root: str, files: list[Any]) -> Archive | list[Table]:
+    """The images of some parquet files, `Path`s or `CachedFile`s, or the tables if those name them.
+
+    The digest is of the files' names and footers, which say where each part lies and how large it
+    is. Raises InputError for a file that cannot be read, or has no column of images.
+    """
+    if importlib.util.find_spec("pyarrow") is None:
+        what = f"{printable(root)}: needs the pyarrow library"
+        raise InputError(f"{what}; type `pip install '.[embed]'`")
+    tables = [_table(file) for file in files]
+    if any(table.paths for table in tables):
+        return tables
+    names: list[str] = []
+    lines = []
+    for file, table in zip(files, tables, strict=True):
+        name = below(root, file)
+        prefix = f"{name}/" if name else ""
+        names += [f"{prefix}{row:08d}" for row in range(len(table.places))]
+        lines.append(f"{name}\t{table.footer}\n")
+    digest = hashlib.sha256("".join(lines).encode("utf-8", "replace")).hexdigest()
+    labels = [label for table in tables for label in table.labels]
+    splits = [split for table in tables for split in table.splits]
+    classes = tables[0].classes
+    if "" in labels:
+        classes, labels = [], [""] * len(labels)
+    elif not {*labels} <= {*classes}:
+        classes = sorted(sorted({*labels}), key=natural_key)
+    numbers = {name: number for number, name in enumerate(classes or [""])}
+    places = [place for table in tables for place in table.places]
+    index = (names, [numbers[label] for label in labels], classes, digest, places, _open)
+    return Archive(root, *index, splits=splits if all(splits) else None)
+
+
+def _table(path: Any) -> Table:
+    from pyarrow.parquet import ParquetFile
+
+    with _readable(path), path.open("rb") as file:
+        packed = ParquetFile(file)
+        schema = packed.schema_arrow
+        image, is_path = _image_column(path, schema)
+        label = _named(schema, LABELS)
+        split = _named(schema, SPLITS)
+        columns = [name for name in (label, split, image if is_path else "") if name]
+        table = packed.read(columns, use_threads=False)
+        groups = [packed.metadata.row_group(i).num_rows for i in range(packed.num_row_groups)]
+        footer = hashlib.sha256(str(packed.metadata.to_dict()).encode()).hexdigest()
+        cells = {name: table[name].to_pylist() for name in columns}
+        classes = _classes(schema, label)
+        labels = [_class(value, classes) for value in cells.get(label, [None] * sum(groups))]
+    shard = _SHARD.match(Path(str(path)).name)
+    splits = list(map(str, cells[split])) if split else [shard[1] if shard else ""] * sum(groups)
+    if is_path:
+        return Table(list(map(str, cells[image])), labels, splits, classes, footer, [])
+    changed = path.stat().st_mtime_ns if isinstance(path, Path) else path.changed
+    places = [
+        _Place(path, changed, image, group, row)
+        for group, rows in enumerate(groups)
+        for row in range(rows)
+    ]
+    return Table([], labels, splits, classes, footer, places)
+
+
+@contextlib.contextmanager
+def _readable(path: Any) -> Iterator[None]:
+    import pyarrow
+
+    try:
+        yield
+    except (OSError, ValueError, LookupError, TypeError, pyarrow.ArrowException) as error:
+        reason = printable(" ".join(str(error).split()))[:120]
+        what = f"{printable(path)}: not a readable parquet file ({reason})"
+        raise InputError(f"{what}; write it anew") from error
+
+
+def _image_column(path: Any, schema: Any) -> tuple[str, bool]:
+    """The column of images, and whether it has their paths. Raises InputError for none."""
+    kinds = {field.name: str(field.type) for field in schema}
+    for name, kind in kinds.items():
+        if kind in ("binary", "large_binary") or kind.startswith("struct<bytes: "):
+            return name, False
+    name = _named(schema, PATHS)
+    if name and kinds[name] in ("string", "large_string"):
+        return name, True
+    found = printable(", ".join(f"{name} ({kind})" for name, kind in kinds.items()))[:160]
+    expected = "expected one of the images' bytes, or of their paths called path"
+    raise InputError(f"{printable(path)}: has no column of images, only {found}; {expected}")
+
+
+def _named(schema: Any, names: Collection[str]) -> str:
+    """The first column that has one of the names; "" if none has."""
+    letters = {column: re.sub(r"[\W_]", "", column).casefold() for column in schema.names}
+    return next((column for column, word in letters.items() if word in names), "")
+
+
+def _class(value: Any, classes: list[str]) -> str:
+    """The name of a class; "" of an image that has none."""
+    if value in (None, -1):
+        return ""
+    return classes[value] if classes else str(value)
+
+
+def _classes(schema: Any, label: str) -> list[str]:
+    """Names of the classes in the order of their numbers, as Hugging Face writes them."""
+    with contextlib.suppress(ValueError, LookupError, TypeError):
+        described = json.loads(schema.metadata[b"huggingface"])
+        return list(map(str, described["info"]["features"][label]["names"]))
+    return []
+
+
+def _open(place: _Place) -> IO[bytes]:
+    rows = _group(place.file, place.changed, place.column, place.group, os.getpid())
+    image = rows[place.row].as_py()
+    return io.BytesIO(image["bytes"] if isinstance(image, dict) else image)
+
+
+@functools.lru_cache(maxsize=2)
+def _group(file: Any, _stamp: object, column: str, group: int, _process: int) -> Any:
+    """A group of rows of the column of images, of which each process keeps two."""
+    from pyarrow.parquet import ParquetFile
+
+    with file.open("rb") as raw:
+        table = ParquetFile(raw).read_row_group(group, [column], use_threads=False)
+    return table[column]

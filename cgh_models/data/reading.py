@@ -1,0 +1,175 @@
+"""How the images of a set are read: as 8-bit RGB, or as bands; in which range of values."""
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Collection
+from typing import IO, Any
+
+import numpy as np
+from PIL import Image
+
+from ..config import MOST_CHANNELS, check_pixel_range, check_reader
+from ..errors import BadImage, InputError, printable, say
+from . import bands, deep_pixels
+from . import decode as rgb
+from .decode import all_bands, open_image, with_bad_images
+from .file_names import ARCHIVES
+from .formats import EXPECTED, EXTENSIONS
+from .pixels import as_picture, to_8_bits
+from .user_reader import function_of, read_by
+
+_ARRAYS = frozenset({".npy"})  # that are read as bands alone
+_SAMPLE = 32  # images of a set that decide its range
+_NEVER_DEEP = (".jpg", ".jpeg", ".webp", ".gif", ".bmp")  # such names are not opened for that
+
+
+def endings(pixel_range: str, in_chans: int, reader: str) -> Collection[str] | None:
+    """Endings of files that may hold images; None: all of them may. Raises InputError."""
+    check_pixel_range(pixel_range)
+    check_reader(reader)
+    if type(in_chans) is not int or not 1 <= in_chans <= MOST_CHANNELS:
+        raise InputError(f"in_chans={in_chans!r}: expected a whole number of 1 to {MOST_CHANNELS}")
+    if reader:
+        function_of(reader)
+        return None
+    return EXTENSIONS if in_chans == 3 else EXTENSIONS | _ARRAYS
+
+
+def expected_endings(skipped: Collection[str]) -> str:
+    """What is expected of a folder without images, in which these endings were found."""
+    expected = EXPECTED
+    if _ARRAYS & set(skipped):
+        expected += ", or .npy arrays with --in-chans other than 3"
+    if ARCHIVES & set(skipped):
+        expected += ", or archives of one kind and nothing else: unpack them"
+    return expected
+
+
+def decode(images: Any, index: int, file: IO[bytes], min_side: float = 0) -> Any:
+    """An image of an ImageSet from its bytes, as `ImageSet.image` gives it. Raises BadImage.
+
+    It is 8-bit RGB where three channels are asked for, also of a user's reader; else an array (H,
+    W, in_chans) that fills its type.
+    """
+    if _is_plain(images, file):
+        return rgb.decode(file, min_side, images.pixel_range)
+
+    def read(file: IO[bytes]) -> np.ndarray:
+        return bands.filled(_values(images, index, file), images.pixel_range)
+
+    pixels = with_bad_images(read, file)
+    return Image.fromarray(to_8_bits(pixels)) if images.in_chans == 3 else pixels
+
+
+def _values(images: Any, index: int, file: IO[bytes]) -> np.ndarray:
+    """The numbers (H, W, in_chans) as they are in the file."""
+    if images.reader:
+        values = read_by(images.reader, images.path(index))
+    elif bands.is_tiff(file):
+        values = bands.of_tiff(file, images.in_chans)
+    elif bands.is_npy(file):
+        values = bands.of_npy(file)
+        if values.ndim == 2 and images.in_chans == 3:  # grey, given in Python
+            values = np.dstack([values] * 3)
+    else:
+        values = all_bands(file)
+    return bands.bands_last(values, images.in_chans)
+
+
+def decoded_bytes(images: Any, index: int) -> int:
+    """About the bytes of an image's pixels, by its header; 0 if that cannot be read."""
+    with contextlib.suppress(BadImage), images.open(index) as file:
+        if _is_plain(images, file):
+            return rgb.decoded_bytes(file)
+        with contextlib.suppress(Exception):  # whatever is wrong is said when it is read
+            if bands.is_tiff(file):
+                return bands.tiff_bytes(file)
+            image = open_image(file)
+            bytes_a_value = 2 if deep_pixels.is_deep(image) else 1
+            return image.width * image.height * images.in_chans * bytes_a_value
+        return file.seek(0, os.SEEK_END)
+    return 0
+
+
+def format_of(file: IO[bytes]) -> str:
+    """The format of an image of bands that can be read, for people."""
+    if bands.is_tiff(file):
+        return "TIFF"
+    return "npy" if bands.is_npy(file) else open_image(file).format or ""
+
+
+def check_channels(images: Any, channels: int) -> None:
+    """Raises InputError for images of other channels than a model takes."""
+    if images.in_chans != channels:
+        found = f"{printable(images.place)}: images of {images.in_chans} channels"
+        raise InputError(f"{found}, for a model of {channels}; give weights of such images")
+
+
+def picture(images: Any, index: int, min_side: float = 0) -> Image.Image:
+    """An image of an ImageSet for people, as 8-bit RGB. Raises BadImage."""
+    image = images.image(index, min_side)
+    return image if images.in_chans == 3 else as_picture(image)
+
+
+def _is_plain(images: Any, file: IO[bytes]) -> bool:
+    """Whether an image becomes 8-bit RGB by `rgb.decode`."""
+    return images.in_chans == 3 and not images.reader and not bands.is_npy(file)
+
+
+def _largest(images: Any, index: int) -> deep_pixels.Largest | None:
+    """What an image shows of the range of its set; None if it has 8 bits. Raises BadImage."""
+
+    def read(file: IO[bytes]) -> deep_pixels.Largest | None:
+        values = _values(images, index, file)
+        if values.dtype == np.uint8:
+            return None
+        deep_pixels.check_known(values)
+        kind = f"{values.shape[2]} bands of {values.dtype.name}"
+        return deep_pixels.Largest(int(values.max()), kind)
+
+    with images.open(index) as file:
+        return rgb.largest(file) if _is_plain(images, file) else with_bad_images(read, file)
+
+
+def decide_range(images: Any) -> Any:
+    """An ImageSet, whose range of deep pixels is decided if it is "auto".
+
+    It becomes N-bit by the largest value of some of the images, the same ones whenever the set is
+    loaded, and is said on stderr; it stays auto if none of those is deep. Raises InputError if none
+    of them can be used.
+    """
+    if images.pixel_range != "auto":
+        return images
+    names = images.names
+    candidates = [i for i, name in enumerate(names) if not name.lower().endswith(_NEVER_DEEP)]
+    places = np.linspace(0, len(candidates) - 1, min(_SAMPLE, len(candidates))).astype(int)
+    found: list[deep_pixels.Largest] = []
+    reasons: list[str] = []
+    for place in places.tolist():
+        try:
+            found += filter(None, [_largest(images, candidates[place])])
+        except BadImage as reason:
+            reasons.append(str(reason))
+        if found and found[-1].value >= 2 ** deep_pixels.DEPTHS[-2]:
+            break  # no more bits are possible
+    if reasons and len(reasons) == len(places) and len(candidates) > len(names) / 2:
+        first = printable(images.where(candidates[0]))
+        raise InputError(f"{first}: {reasons[0]} (none of {len(places)} images can be used)")
+    if found:
+        value, kind = max(found)
+        bits = next(bits for bits in deep_pixels.DEPTHS if value < 2**bits)
+        rule = f"{kind}, values to {value}: read as {bits}-bit"
+        say(f"{printable(images.place)}: {rule}; --pixel-range LOW,HIGH says otherwise")
+        images.pixel_range = f"{bits}-bit"
+    return images
+
+
+def read_as(images: Any, asked: str) -> Any:
+    """An ImageSet with the range that is asked for, if it is not that of the set already."""
+    if asked in ("auto", images.pixel_range):
+        return images
+    if images.pixels is not None and images.pixel_range != "auto":
+        what = f"pixel_range={asked}: the images are in memory as {images.pixel_range}"
+        raise InputError(f"{what}; load them with the pixel_range that is wanted")
+    return dataclasses.replace(images, pixel_range=asked)
