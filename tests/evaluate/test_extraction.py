@@ -143,7 +143,10 @@ def test_paths_are_embedded_in_the_order_given(image_root, model, monkeypatch):
         ([], "data: an empty list"),
         ([*paths, "nothing.png"], "nothing.png: there is no such file"),
         (None, "data: None: expected a folder"),
-        (torch.zeros(1, 2, 32, 32), "data: a Tensor: .* of shape .32, 32, 2.; .* are read"),
+        (
+            torch.zeros(1, 2, 32, 32),
+            "2 bands .float32 of shape .32, 32, 2.., expected 3: give --in-chans 2",
+        ),
         ([3], "data: a list: a int is no picture; expected"),
     ):
         with pytest.raises(InputError, match=message):

@@ -59,7 +59,10 @@ def test_a_method_that_would_be_trained_wrongly_is_refused(image_root, tmp_path,
         ({"config": None}, "config: a NoneType: expected a TrainConfig"),
         ({"data": None}, "data: None: expected a folder, a file or an address; a list of paths"),
         ({"data": ["a.png"]}, "a.png: there is no such file; mend the list"),
-        ({"data": torch.zeros(2, 5, 32, 32)}, "shape .32, 32, 5.; uint8 with 1 or 3 channels"),
+        (
+            {"data": torch.zeros(2, 5, 32, 32)},
+            "5 bands .float32 of shape .32, 32, 5.., expected 3: give --in-chans 5",
+        ),
         ({"run_dir": None}, "run_dir: None: expected a path"),
     ],
 )
