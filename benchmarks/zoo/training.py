@@ -105,7 +105,7 @@ def export_run(row: Wanted, run: Path, folder: Path) -> Path:
         made,
         dtype="float16",
         heads=row.heads,
-        with_queue=True,
+        with_queue=row.heads == "all",
         tag=row.tag,
         license="apache-2.0",
         data_name=name,
