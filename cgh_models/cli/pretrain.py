@@ -114,11 +114,11 @@ class Pretrain:
         torch.manual_seed(train.seed)
         arch = self.arch or RECIPES[self.recipe].arch
         method = build_method(self.method, arch, preprocessing(train), config)
-        recipe_of(method.view_recipe, train.view)  # refuses what is no view
+        recipe = recipe_of(method.view_recipe, train.view)
         if self.init:
             say(start_from(method, self.init))
         if self.dry_run:
-            say_plan(method, images, train)
+            say_plan(method, images, train, recipe)
             return
         described = {"method": self.method, "arch": arch, **to_dict(train)}
         described["method_config"] = to_dict(config)

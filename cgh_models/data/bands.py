@@ -112,19 +112,14 @@ def filled(values: np.ndarray, pixel_range: str) -> np.ndarray:
     if values.dtype == np.uint8:  # beside deep images of the set, as they are
         alone = pixel_range == "auto"
         return np.array(values, order="C") if alone else values.astype(np.uint16) * 257
+    if pixel_range == "auto":
+        deep_pixels.check_known(values)
+        raise PixelsRefused(f"{values.dtype.name} in a set of 8 bits; give --pixel-range LOW,HIGH")
+    low, high = deep_pixels.ends(values, pixel_range)
     if "," in pixel_range:
-        low, high = map(float, pixel_range.split(","))
-        if not np.isfinite(values).all():
-            raise PixelsRefused("holds values that are not finite; save it without")
         share = (values.astype(np.float32) - low) / (high - low)
         share = np.ascontiguousarray(share.clip(0, 1), np.float32)
         whole = values.dtype.kind in "iu" and values.dtype.itemsize <= 2
         return np.rint(65535 * share).astype(np.uint16) if whole else share
-    deep_pixels.check_known(values)
-    if pixel_range == "auto":
-        raise PixelsRefused(f"{values.dtype.name} in a set of 8 bits; give --pixel-range LOW,HIGH")
-    most = 2 ** int(pixel_range.removesuffix("-bit")) - 1
-    if values.max() > most:
-        found = f"values to {values.max()}, where its set is {pixel_range}"
-        raise PixelsRefused(f"{found}; give --pixel-range LOW,HIGH")
+    most = int(high)
     return ((values.astype(np.uint32) * 65535 + most // 2) // most).astype(np.uint16)

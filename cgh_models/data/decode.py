@@ -73,6 +73,11 @@ def describe(file: IO[bytes]) -> tuple[str, str, int, tuple[int, int]]:
     return with_bad_images(read, file)
 
 
+def orientation(file: IO[bytes]) -> int:
+    """How an image is turned, by EXIF's numbers; 1: it is upright. Raises BadImage."""
+    return with_bad_images(lambda file: open_image(file).getexif().get(_ORIENTATION, 1), file)
+
+
 def decode(file: IO[bytes], min_side: float = 0, pixel_range: str = "auto") -> Image.Image:
     """Reads an image as 8-bit RGB and applies its EXIF orientation, or raises BadImage.
 

@@ -185,16 +185,7 @@ def _scaled(values: np.ndarray, pixel_range: str) -> np.ndarray:
             what = f"values to {values.max()} of 16 bits, in an unknown range"
             raise PixelsRefused(f"{what}; {_ADVICE}")
         pixel_range = "16-bit"
-    if "," in pixel_range:
-        low, high = map(float, pixel_range.split(","))
-        if not np.isfinite(values).all():
-            raise PixelsRefused("holds values that are not finite; save it without")
-    else:
-        low, high = 0, 2 ** int(pixel_range.removesuffix("-bit")) - 1
-        check_known(values)
-        if values.max() > high:
-            what = f"values to {values.max()}, where its set is {pixel_range}"
-            raise PixelsRefused(f"{what}; {_ADVICE}")
+    low, high = ends(values, pixel_range)
     if pixel_range == "16-bit":
         return (values >> 8 if values.ndim == 3 else values // 257).astype(np.uint8)
     scaled = np.empty(values.shape, np.uint8)
@@ -203,6 +194,21 @@ def _scaled(values: np.ndarray, pixel_range: str) -> np.ndarray:
         part = np.clip(values[start : start + rows].astype(np.float64), low, high)
         scaled[start : start + rows] = np.rint((part - low) * 255 / (high - low))
     return scaled
+
+
+def ends(values: np.ndarray, pixel_range: str) -> tuple[float, float]:
+    """What becomes black and white by LOW,HIGH or N-bit. Raises PixelsRefused for other values."""
+    if "," in pixel_range:
+        low, high = map(float, pixel_range.split(","))
+        if not np.isfinite(values).all():
+            raise PixelsRefused("holds values that are not finite; save it without")
+        return low, high
+    check_known(values)
+    most = 2 ** int(pixel_range.removesuffix("-bit")) - 1
+    if values.max() > most:
+        what = f"values to {values.max()}, where its set is {pixel_range}"
+        raise PixelsRefused(f"{what}; {_ADVICE}")
+    return 0, most
 
 
 def check_known(values: np.ndarray) -> None:

@@ -37,11 +37,16 @@ class Cache:
     limit: int  # bytes
 
 
+def user_cache() -> Path | None:
+    """The user's folder for what can be made again; None without a home."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(home, "cgh-models") if os.path.isabs(home) else None
+
+
 def cache_of(gib: float) -> Cache:
     """The user's cache for such files, or one among the temporary files without a home."""
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    home = home if os.path.isabs(home) else tempfile.gettempdir()
-    return Cache(Path(home, "cgh-models", "files"), int(gib * 2**30))
+    home = user_cache() or Path(tempfile.gettempdir(), "cgh-models")
+    return Cache(home / "files", int(gib * 2**30))
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Collection, Iterable
 
 ARCHIVES = frozenset({".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".rar"})
 HIDDEN = "hidden or system"  # how kinds of what is left out begin
@@ -75,3 +76,9 @@ def split_of(name: str) -> str:
     letters = re.sub("[^a-z]", "", bare_name(name).casefold())
     word = re.sub("(set|data|images)$", "", letters)
     return next((split for split, words in _SPLITS.items() if word in words), "")
+
+
+def column_of(header: Iterable[str], names: Collection[str]) -> int:
+    """The number of the first column called by one of ``names``, as those above; -1: none is."""
+    words = [re.sub(r"[\W_]", "", cell).casefold() for cell in header]
+    return next((number for number, word in enumerate(words) if word in names), -1)

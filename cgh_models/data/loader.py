@@ -62,9 +62,8 @@ class ResumableBatchSampler:
 class ViewDataset(Dataset[Sample]):
     """(epoch, index) -> for each view: it (S, S, C), or in the fast mode a crop (C, S, S).
 
-    uint8 of 8-bit images; else float32 in [0, 1], as are all exact views of bands.
-
-    Of a view of the caller's own also float32 (3, S, S).
+    uint8 of 8-bit images; else float32 in [0, 1], as are all exact views of bands. Of a view of the
+    caller's own also float32 (3, S, S).
     """
 
     def __init__(self, images: ImageSet, recipe: Recipe, config: TrainConfig):

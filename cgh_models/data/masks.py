@@ -7,12 +7,12 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from ..errors import InputError, printable
+from ..errors import BadImage, InputError, printable
+from .decode import orientation
 from .image_set import ImageSet, load
 from .listing import find_split
 
 _UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
-_ORIENTATION = 0x0112  # EXIF's number of it
 IGNORED = 255  # of pixels that have no class
 _LAYOUT = "expected train/ and val/ with images/NAME.jpg (or another format) and masks/NAME.png"
 
@@ -44,15 +44,11 @@ class MaskedImages(NamedTuple):
 
     def _check_not_turned(self, index: int) -> None:
         """Whether a mask lies as the file or as the turned image does, nothing says."""
-        orientation = 1
-        with (
-            contextlib.suppress(*_UNREADABLE),  # by PIL, as some that are read otherwise
-            self.images.open(index) as file,
-            Image.open(file) as image,
-        ):
-            orientation = image.getexif().get(_ORIENTATION, 1)
-        if orientation in range(2, 9):
-            what = f"is turned by its EXIF orientation {orientation}, its mask may not be"
+        turned = 1
+        with contextlib.suppress(BadImage), self.images.open(index) as file:
+            turned = orientation(file)
+        if turned in range(2, 9):
+            what = f"is turned by its EXIF orientation {turned}, its mask may not be"
             hint = "save the image turned (PIL: ImageOps.exif_transpose), with a mask that fits it"
             raise InputError(f"{printable(self.images.path(index))}: {what}; {hint}")
 

@@ -16,7 +16,7 @@ from timm.utils.misc import natural_key
 
 from ..errors import InputError, printable
 from .archive import Archive, below
-from .file_names import LABELS, PATHS, SPLITS
+from .file_names import LABELS, PATHS, SPLITS, column_of
 
 _SHARD = re.compile(r"([A-Za-z]+)-\d+-of-\d+")  # names of the Hub: train-00000-of-00002.parquet
 
@@ -130,8 +130,8 @@ def _image_column(path: Any, schema: Any) -> tuple[str, bool]:
 
 def _named(schema: Any, names: Collection[str]) -> str:
     """The first column that has one of the names; "" if none has."""
-    letters = {column: re.sub(r"[\W_]", "", column).casefold() for column in schema.names}
-    return next((column for column, word in letters.items() if word in names), "")
+    number = column_of(schema.names, names)
+    return schema.names[number] if number >= 0 else ""
 
 
 def _class(value: Any, classes: list[str]) -> str:

@@ -3,14 +3,13 @@
 import codecs
 import csv
 import os
-import re
 from collections import Counter
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NoReturn
 
 from ..errors import InputError, printable, say
-from .file_names import LABELS, PATHS, SPLITS, common_folder, split_of, why_hidden
+from .file_names import LABELS, PATHS, SPLITS, column_of, common_folder, split_of, why_hidden
 
 _BOMS = {
     codecs.BOM_UTF8: "",
@@ -186,10 +185,7 @@ def _readings(lines: list[str], home: Path) -> Iterator[list[Row]]:
 def _columns(table: list[list[str]], home: Path) -> list[Row]:
     """Paths, labels and splits, by the names of columns or by where files are named."""
     first = table[0] if table else []
-    words = [re.sub(r"[\W_]", "", cell).casefold() for cell in first]
-    path = next((column for column, word in enumerate(words) if word in PATHS), -1)
-    label = next((column for column, word in enumerate(words) if word in LABELS), -1)
-    split = next((column for column, word in enumerate(words) if word in SPLITS), -1)
+    path, label, split = (column_of(first, names) for names in (PATHS, LABELS, SPLITS))
     if path >= 0 and not any(_find(cell, home) for cell in first):
         table = table[1:]
     else:

@@ -30,8 +30,10 @@ def as_tensor(pixels: np.ndarray) -> Tensor:
     return unit(torch.from_numpy(pixels)).permute(2, 0, 1)
 
 
-def as_picture(pixels: np.ndarray) -> Image.Image:
-    """An image (H, W, bands) for people: its first three bands, or one, with full contrast."""
+def as_picture(pixels: Any) -> Image.Image:
+    """Of an image (H, W, bands) its first three bands, or one, with full contrast, for people."""
+    if isinstance(pixels, Image.Image):
+        return pixels  # of three channels, as it is
     shown = pixels[..., :3] if pixels.shape[2] >= 3 else pixels[..., 0]
     low, high = np.percentile(shown, _SHOWN)
     share = (shown.astype(np.float64) - low) / max(high - low, 1e-12)

@@ -108,8 +108,7 @@ def check_channels(images: Any, channels: int) -> None:
 
 def picture(images: Any, index: int, min_side: float = 0) -> Image.Image:
     """An image of an ImageSet for people, as 8-bit RGB. Raises BadImage."""
-    image = images.image(index, min_side)
-    return image if images.in_chans == 3 else as_picture(image)
+    return as_picture(images.image(index, min_side))
 
 
 def _is_plain(images: Any, file: IO[bytes]) -> bool:

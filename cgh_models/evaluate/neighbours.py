@@ -44,11 +44,7 @@ def knn(
     """
     memory, labels, queries = map(np.asarray, (memory, labels, queries))
     _check_arrays(memory, labels, queries)
-    if not 1 <= k <= len(memory):
-        what = f"k={k}: expected 1 to {len(memory)}, the number of training images"
-        raise InputError(f"{what}; give another --k")
-    if not temperature > 0:
-        raise InputError(f"temperature={temperature}: it has to be positive")
+    _check_votes(k, temperature, len(memory))
     targets = torch.from_numpy(labels.astype(np.int64))
     classes = int(targets.max()) + 1
     predicted = []
@@ -75,9 +71,10 @@ def mean_of_nearest(
 ) -> np.ndarray:
     """The mean (M, T) of the targets (N, T) of the k rows of memory (N, D) nearest to queries.
 
-    Weighted by exp(cosine / temperature), as the votes of `knn`. A k above N is N.
+    Weighted by exp(cosine / temperature), as the votes of `knn`. Raises InputError for a k or a
+    temperature that `knn` refuses.
     """
-    k = min(k, len(memory))
+    _check_votes(k, temperature, len(memory))
     values = torch.from_numpy(targets)
     block = max(1, _MAX_FOUND // max(_candidates(k), k * targets.shape[1]))
     means = []
@@ -135,6 +132,14 @@ def _search(
     for part in torch.from_numpy(queries).float().split(block):
         cosine, indices = search(keys, norms, part, k, device)
         yield cosine.cpu(), indices.cpu()
+
+
+def _check_votes(k: int, temperature: float, count: int) -> None:
+    if not 1 <= k <= count:
+        what = f"k={k}: expected 1 to {count}, the number of training images"
+        raise InputError(f"{what}; give another --k")
+    if not temperature > 0:
+        raise InputError(f"temperature={temperature}: it has to be positive")
 
 
 def _check_arrays(memory: np.ndarray, labels: np.ndarray, queries: np.ndarray) -> None:

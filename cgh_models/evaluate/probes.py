@@ -62,9 +62,7 @@ def classified(
     """
     path = ridge_path if protocol == "ridge" else lbfgs_path
     grid = RIDGE_STRENGTHS if protocol == "ridge" else LBFGS_STRENGTHS
-    device = pick_device(settings.device)
-    if device.type == "mps":  # it has no float64
-        device = torch.device("cpu")
+    device = _device(settings)
     y = torch.from_numpy(labels.astype(np.int64)).to(device)
     classes = int(labels.max()) + 1
     rest, held = held_out(labels, settings.seed)
@@ -99,9 +97,7 @@ def best_layer(
         held: mask (N,) of those to choose the penalty on.
         measure: its name, and itself, of expected (n, T) and found (n, T): the larger the better.
     """
-    device = pick_device(settings.device)
-    if device.type == "mps":  # it has no float64
-        device = torch.device("cpu")
+    device = _device(settings)
 
     def layers(mask: np.ndarray, strengths: tuple[float, ...]) -> Iterator[Any]:
         mean, scale = moments(known[0][mask])
@@ -115,6 +111,11 @@ def best_layer(
     strength, choice = choose(grid, values, int(held.sum()), measure[0])
     (score,) = layers(np.ones(len(held), bool), (strength,))
     return score, {"l2": strength, "seed": settings.seed, "choice": choice}
+
+
+def _device(settings: EvalSettings) -> torch.device:
+    device = pick_device(settings.device)
+    return torch.device("cpu") if device.type == "mps" else device  # it has no float64
 
 
 def standardized(rows: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

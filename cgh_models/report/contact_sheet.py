@@ -55,8 +55,7 @@ def draw_views(
     largest = max(view.side(config.image_size) for view in views)
     for row, index in enumerate(indices.tolist()):
         top = _GAP + _LINE + row * (_CELL + _LINE + _GAP)
-        image = images.load_or_substitute(index)[0]
-        image = image if images.in_chans == 3 else as_picture(image)
+        image = as_picture(images.load_or_substitute(index)[0])
         scale = _CELL / max(image.size)
         _paste(sheet, image, _GAP, top, scale)
         for column, view in enumerate(made, start=1):

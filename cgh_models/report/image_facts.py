@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 
 from ..data.bands import is_npy
 from ..data.decode import BadFile, decode, describe
+from ..data.file_cache import user_cache
 from ..data.image_set import ImageSet
 from ..data.pixels import as_picture, moments
 from ..data.reading import format_of
@@ -169,9 +170,9 @@ def _read(
 
 
 def cache_folder() -> Path | None:
-    """The user's folder for what can be made again; None without a home."""
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(home, "cgh-models", "check") if os.path.isabs(home) else None
+    """The user's folder for rows; None without a home."""
+    home = user_cache()
+    return home / "check" if home else None
 
 
 def _source_key(images: ImageSet, versions: str) -> str:

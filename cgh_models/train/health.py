@@ -16,7 +16,7 @@ from ..config import TrainConfig
 from ..data.image_set import ImageSet
 from ..data.loader import exact_views, normalized, order
 from ..evaluate.collapse import feature_std
-from ..view_recipes import Recipe, recipe_of
+from ..view_recipes import Recipe
 
 IMAGES = 128
 _FEWEST = 16
@@ -44,13 +44,13 @@ class Health:
         config: TrainConfig,
         device: torch.device,
         at_once: int,
-        recipe: Recipe = (),
+        recipe: Recipe,
     ):
         self.images = images
         self.config = config
         self.device = device
         self.at_once = at_once
-        self.recipe = recipe  # empty: the method's
+        self.recipe = recipe
         self._views: list[Tensor] = []  # two, of `exact_views`
         self._before: dict[str, Tensor] = {}  # what is compared with the next measurement
 
@@ -58,7 +58,7 @@ class Health:
         """The signs by name; not in the first: those that compare with the measurement before."""
         values = {}
         if not self._views:
-            self._views = self._make_views(method.view_recipe)
+            self._views = self._make_views()
             values = self._of_views()
         with torch.inference_mode(), eval_mode(method):
             values |= self._of_student(method.student)
@@ -70,14 +70,13 @@ class Health:
                 values |= self._of_queue(method, projections)
         return values
 
-    def _make_views(self, recipe: str) -> list[Tensor]:
+    def _make_views(self) -> list[Tensor]:
         of_image = self.config.in_chans * self.config.image_size**2
         if self.config.in_chans != 3:
             of_image *= 4  # float32
         fits = _MOST_BYTES // (2 * of_image)
         chosen = order(0, 0, len(self.images))[: min(IMAGES, max(_FEWEST, fits))]
-        views = (self.recipe or recipe_of(recipe, self.config.view))[:2]
-        return exact_views(self.images, views, self.config, _EPOCH, chosen)
+        return exact_views(self.images, self.recipe[:2], self.config, _EPOCH, chosen)
 
     def _of_views(self) -> Values:
         """What the networks see: mean and spread, how the views differ, images of one colour."""

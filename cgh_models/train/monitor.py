@@ -15,7 +15,7 @@ from ..evaluate.collapse import spread
 from ..evaluate.extraction import embeddings
 from ..evaluate.neighbours import knn
 from ..evaluate.protocols import EvalSettings
-from ..view_recipes import Recipe, recipe_of
+from ..view_recipes import Recipe
 from .health import Health, dead_channels
 from .signals import StopSignals
 from .verdict import ADVICE
@@ -40,7 +40,6 @@ class Sample(NamedTuple):
 class Seen(NamedTuple):
     """What the latest measurement was of, for pictures."""
 
-    recipe: Recipe
     embedded: np.ndarray  # (N, D)
     indices: np.ndarray  # (N,) of the images
 
@@ -59,7 +58,7 @@ class Monitor:
         config: TrainConfig,
         device: torch.device,
         signals: StopSignals,
-        recipe: Recipe = (),
+        recipe: Recipe,
     ):
         self.signals = signals
         self.recipe = recipe
@@ -89,8 +88,7 @@ class Monitor:
     def _measure(self, method: Any) -> dict[str, float]:
         backbone = method.student.backbone
         embedded = self._embed(backbone, self.spread)
-        recipe = self.recipe or recipe_of(method.view_recipe)
-        self.seen = Seen(recipe, embedded, self.spread.indices)
+        self.seen = Seen(embedded, self.spread.indices)
         values = spread(embedded) | {"dead_channels": dead_channels(embedded)}
         if self.knn:
             name, memory, queries = self.knn

@@ -16,7 +16,7 @@ from ..data.loader import exact_views, normalized, order
 from ..errors import out_of_memory, printable, say
 from ..evaluate.devices import pick_device, pick_precision
 from ..schedule import learning_rate
-from ..view_recipes import Recipe, recipe_of
+from ..view_recipes import Recipe
 from .optim import create_optimizer
 from .step import prepare, train_step
 from .verdict import FEW_IN_BATCH, swapped_temperatures
@@ -36,19 +36,18 @@ class Plan:
     warnings: list[str]
 
 
-def say_plan(method: Any, images: ImageSet, config: TrainConfig, recipe: Recipe = ()) -> None:
-    """Says the plan of a run on stderr, a line each; without a recipe, with the method's."""
+def say_plan(method: Any, images: ImageSet, config: TrainConfig, recipe: Recipe) -> None:
+    """Says the plan of a run on stderr, a line each."""
     planned = plan(method, images, config, recipe)
     for line in [*planned.lines, *(f"warning: {text}" for text in planned.warnings)]:
         say(line)
 
 
-def plan(method: Any, images: ImageSet, config: TrainConfig, recipe: Recipe = ()) -> Plan:
+def plan(method: Any, images: ImageSet, config: TrainConfig, recipe: Recipe) -> Plan:
     """The plan of a run that has not begun. Times a step or two on a copy of the method."""
     device = pick_device(config.device)
     steps = len(images) // config.batch_size
     total = steps * config.epochs
-    recipe = recipe or recipe_of(method.view_recipe, config.view)
     seconds = total * seconds_of_step(method, images, config, device, recipe)
     warmup = math.ceil(config.warmup * total)
     views = ", ".join(str(view.side(config.image_size)) for view in recipe)

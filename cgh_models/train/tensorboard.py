@@ -49,7 +49,7 @@ class TensorBoard:
         if "feature_std" not in row or not self.monitor.seen:
             return
         if step == 0:
-            self._draw_views(self.monitor.seen.recipe)
+            self._draw_views(self.monitor.recipe)
         self._draw_neighbours(step, self.monitor.seen)
 
     def _draw_views(self, recipe: Recipe) -> None:
@@ -66,14 +66,11 @@ class TensorBoard:
 
     def _draw_neighbours(self, step: int, seen: Any) -> None:
         """A row for each of some images: itself, then its nearest among all that were measured."""
-        found, _ = nearest(seen.embedded, seen.embedded[:_ROWS], 1 + _NEAREST)
+        nearest_rows, _ = nearest(seen.embedded, seen.embedded[:_ROWS], 1 + _NEAREST)
         rows = []
-        for indices in seen.indices[found]:
-            images = [self._picture(int(index)) for index in indices]
+        for indices in seen.indices[nearest_rows]:
+            found = [self.images.load_or_substitute(int(index))[0] for index in indices]
+            images = [as_picture(image) for image in found]
             thumbnails = [np.asarray(image.resize((_SIDE, _SIDE))) for image in images]
             rows.append(np.concatenate(thumbnails, axis=1))
         self.writer.add_image("neighbours", np.concatenate(rows), step, dataformats="HWC")
-
-    def _picture(self, index: int) -> Any:
-        image, _ = self.images.load_or_substitute(index)
-        return image if self.images.in_chans == 3 else as_picture(image)

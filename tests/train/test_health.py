@@ -24,6 +24,10 @@ def images(image_root):
     return load(image_root / "train")
 
 
+def health_of(method, images):
+    return Health(images, QUICK, CPU, 16, RECIPES[method.view_recipe])
+
+
 def steps(method, count):
     optimizer = create_optimizer(method, QUICK)
     for step in range(count):
@@ -52,7 +56,7 @@ def test_measuring_changes_neither_the_method_nor_what_is_random(images, name):
     before = {key: value.clone() for key, value in method.state_dict().items()}
     modes = [module.training for module in method.modules()]
     random = torch.get_rng_state()
-    values = Health(images, QUICK, CPU, 16)(method)
+    values = health_of(method, images)(method)
     assert torch.equal(torch.get_rng_state(), random)
     assert modes == [module.training for module in method.modules()]
     assert all(torch.equal(value, before[key]) for key, value in method.state_dict().items())
@@ -62,7 +66,8 @@ def test_measuring_changes_neither_the_method_nor_what_is_random(images, name):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_what_is_measured_of_each_method(images, name):
-    method, health = build(name), Health(images, QUICK, CPU, 16)
+    method = build(name)
+    health = health_of(method, images)
     first = health(method)
     again = health(method)
     assert first.keys() - again.keys() == set(OF_THE_VIEWS)
@@ -84,7 +89,8 @@ def test_what_is_measured_of_each_method(images, name):
 
 
 def test_the_extremes_of_teacher_and_queue(images):
-    method, health = build("ressl"), Health(images, QUICK, CPU, 16)
+    method = build("ressl")
+    health = health_of(method, images)
     with torch.no_grad():
         method.teacher.projector[-1].weight.zero_()
         method.queue.rows.copy_(method.queue.rows[:, :1].expand_as(method.queue.rows))
@@ -94,11 +100,12 @@ def test_the_extremes_of_teacher_and_queue(images):
 
 
 def test_views_of_the_probe_are_not_those_of_any_epoch_but_always_the_same(images):
-    health = Health(images, QUICK, CPU, 16)
-    twice = [health._make_views("two_strong") for _ in range(2)]
+    health = Health(images, QUICK, CPU, 16, RECIPES["two_strong"])
+    twice = [health._make_views() for _ in range(2)]
     for first, second in zip(*twice, strict=True):
         assert torch.equal(first, second)
-    other = Health(images, dataclasses.replace(QUICK, seed=1), CPU, 16)._make_views("two_strong")
+    config = dataclasses.replace(QUICK, seed=1)
+    other = Health(images, config, CPU, 16, RECIPES["two_strong"])._make_views()
     assert not torch.equal(twice[0][0], other[0])
 
 

@@ -14,6 +14,7 @@ from cgh_models.methods import METHODS
 from cgh_models.train.checkpoint import newest
 from cgh_models.train.loop import pretrain
 from cgh_models.train.plan import plan
+from cgh_models.view_recipes import RECIPES
 
 
 @pytest.fixture
@@ -21,12 +22,16 @@ def images(image_root):
     return load(image_root / "train")
 
 
+def plan_of(method, images, config):
+    return plan(method, images, config, RECIPES[method.view_recipe])
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_a_plan_changes_neither_the_method_nor_what_is_random(images, name):
     method = build(name)
     before = {key: value.clone() for key, value in method.state_dict().items()}
     random = torch.get_rng_state()
-    lines = plan(method, images, QUICK).lines
+    lines = plan_of(method, images, QUICK).lines
     assert 6 <= len(lines) <= 8 and all(len(line) < 160 for line in lines)
     assert torch.equal(torch.get_rng_state(), random)
     assert all(torch.equal(value, before[key]) for key, value in method.state_dict().items())
@@ -35,7 +40,7 @@ def test_a_plan_changes_neither_the_method_nor_what_is_random(images, name):
 
 def test_the_numbers_of_a_plan_are_those_of_the_run(images, image_root, tmp_path):
     method = build()
-    text = "\n".join(plan(method, images, QUICK).lines)
+    text = "\n".join(plan_of(method, images, QUICK).lines)
     pretrain(method, image_root / "train", QUICK, tmp_path / "run")
     _, file = newest(tmp_path / "run", print)
     megabytes = float(re.search(r"files +([\d.,]+) MB a checkpoint", text)[1].replace(",", ""))
@@ -55,7 +60,7 @@ def test_the_numbers_of_a_plan_are_those_of_the_run(images, image_root, tmp_path
 )
 def test_what_speaks_against_a_run_is_a_sentence(images, changes, settings, said):
     config = dataclasses.replace(QUICK, **changes)
-    warnings = plan(build(config=config, **settings), images, config).warnings
+    warnings = plan_of(build(config=config, **settings), images, config).warnings
     assert any(re.search(said, text) for text in warnings), warnings
 
 
@@ -63,14 +68,14 @@ def test_settings_for_a_gpu_are_named_with_flags_that_end_within_an_hour(images,
     monkeypatch.setattr("cgh_models.train.plan.seconds_of_step", lambda *_: 0.5)
     for side, said in ((32, "--epochs 1800"), (128, "--image-size 64 --epochs 7200")):
         config = dataclasses.replace(QUICK, epochs=10_000, image_size=side)
-        planned = plan(build(config=config), images, config)
+        planned = plan_of(build(config=config), images, config)
         assert f"with {said} it is about an hour here" in planned.warnings[-1]
         assert "about 6 hours on cpu" in "\n".join(planned.lines)
 
 
 def test_a_long_and_well_chosen_run_has_no_warning(images):
     config = dataclasses.replace(QUICK, epochs=200)
-    assert plan(build(config=config), images, config).warnings == []
+    assert plan_of(build(config=config), images, config).warnings == []
 
 
 def test_a_dry_run_makes_no_folder_and_a_small_set_a_smaller_batch(image_root, tmp_path, capsys):
