@@ -87,6 +87,9 @@ class TrainConfig:
     """Also decay norms and biases; the papers do so on small images only."""
     paper_faithful: bool = setting(False, "the schedule")
     """Choose what is not decayed by name, as the method's authors do (always for BYOL, NNCLR)."""
+    norm_sync: Literal["auto", "none", "shuffle", "sync"] = setting("auto", "the batch norms")
+    """Of several processes, whose images a batch norm's statistics are of. none: each its own;
+    shuffle: teachers' of shuffled rows; sync: all; auto: as the method's authors did."""
     clip_norm: float = setting(0.0, "the schedule")
     """Largest norm of all gradients together (MNCLGLF: 1); 0: no limit."""
     warmup_epochs: float = setting(5.0, "the schedule")

@@ -163,8 +163,14 @@ def _explain(error: Exception) -> int:
     if isinstance(error, OSError):  # one that nobody foresaw
         text = f"{error.filename or 'the system'}: {error.strerror or text}"
         text += "; CGH_TRACEBACK=1 shows where"
-    say(f"{label}: {text}")
+    if not _is_follower():
+        say(f"{label}: {text}")
     return getattr(error, "exit_code", DiskError.exit_code)
+
+
+def _is_follower() -> bool:
+    """Whether this is one of the processes of a run for which rank 0 speaks."""
+    return "WORLD_SIZE" in os.environ and os.environ.get("RANK", "0") != "0"
 
 
 def _end_without_waiting(exit_code: int) -> None:

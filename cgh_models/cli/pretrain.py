@@ -91,21 +91,44 @@ class Pretrain:
         return dataclasses.replace(train, **{name: found[name] for name in names})
 
     def run(self) -> None:
-        import torch
-
-        from ..hub.registry import start_from
-        from ..methods import build_method, preprocessing
-        from ..train.loop import open_images, pretrain
+        from ..train.checkpoint import is_run
+        from ..train.distributed import joined
+        from ..train.launch import was_restarted
+        from ..train.loop import pretrain
         from ..train.plan import say_plan
         from ..train.wandb_log import wandb_log
 
         if not self.data or not self.out:
             raise InputError("--data and --out: neither may be empty; give images and a folder")
+        with joined() as processes:
+            method, images, train = processes.together(lambda: self.prepared(processes.count))
+            if self.dry_run:
+                recipe = recipe_of(method.view_recipe, train.view)
+                processes.from_first(
+                    lambda: say_plan(method, images, train, recipe, processes.count)
+                )
+                return
+            resume = was_restarted() and is_run(Path(self.out))
+            arch = self.arch or RECIPES[self.recipe].arch
+            described = {"method": self.method, "arch": arch, **to_dict(train)}
+            described["method_config"] = to_dict(method.config)
+            project = "" if processes.rank else self.wandb
+            with wandb_log(project, self.out, described) as on_log:
+                pretrain(method, images, train, self.out, resume=resume, plan=True, on_log=on_log)
+
+    def prepared(self, processes: int) -> tuple[Any, "ImageSet", TrainConfig]:
+        """A new method, the images, and the settings as these images need them."""
+        import torch
+
+        from ..hub.registry import start_from
+        from ..methods import build_method, preprocessing
+        from ..train.loop import open_images
+
         train, config = self.configs()
         images = open_images(self.data, train)
         train = self.measured(images, train)
         if len(images) < train.batch_size:
-            self.train["batch_size"] = _most_in_batch(len(images), train.accumulate)
+            self.train["batch_size"] = _most_in_batch(len(images), train.accumulate * processes)
             train, config = self.configs()
             say(f"batch: {train.batch_size}, as there are {len(images)} images")
         epochs = train.warmup * train.epochs
@@ -114,16 +137,10 @@ class Pretrain:
         torch.manual_seed(train.seed)
         arch = self.arch or RECIPES[self.recipe].arch
         method = build_method(self.method, arch, preprocessing(train), config)
-        recipe = recipe_of(method.view_recipe, train.view)
+        recipe_of(method.view_recipe, train.view)  # refuses what is no view
         if self.init:
             say(start_from(method, self.init))
-        if self.dry_run:
-            say_plan(method, images, train, recipe)
-            return
-        described = {"method": self.method, "arch": arch, **to_dict(train)}
-        described["method_config"] = to_dict(config)
-        with wandb_log(self.wandb, self.out, described) as on_log:
-            pretrain(method, images, train, self.out, plan=True, on_log=on_log)
+        return method, images, train
 
 
 def _most_in_batch(count: int, parts: int) -> int:
@@ -150,6 +167,7 @@ class Resume:
         from ..hub.registry import new_method_of_run
         from ..own_network import OWN
         from ..train.checkpoint import read_run
+        from ..train.distributed import joined
         from ..train.loop import pretrain
         from ..train.run_folder import how_to_resume
         from ..train.wandb_log import wandb_log
@@ -160,11 +178,12 @@ class Resume:
                 f"{printable(run_dir)}: has a network of your own, which only your code can build"
             )
             raise InputError(f"{what}; go on with {how_to_resume(run_dir)}")
-        method, run = new_method_of_run(run_dir)
-        train = dataclasses.replace(from_dict(TrainConfig, run["train"]), **self.train)
-        data = self.data or run["data"]["path"]
-        with wandb_log(self.wandb, self.run_dir, run) as on_log:
-            pretrain(method, data, train, self.run_dir, resume=True, on_log=on_log)
+        with joined() as processes:
+            method, run = processes.together(lambda: new_method_of_run(run_dir))
+            train = dataclasses.replace(from_dict(TrainConfig, run["train"]), **self.train)
+            data = self.data or run["data"]["path"]
+            with wandb_log("" if processes.rank else self.wandb, self.run_dir, run) as on_log:
+                pretrain(method, data, train, self.run_dir, resume=True, on_log=on_log)
 
 
 @dataclass

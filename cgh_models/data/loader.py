@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 
 from ..config import TrainConfig
 from ..errors import InputError, out_of_memory
+from ..one_process import ALONE, OneProcess
 from ..view_recipes import OwnView, Recipe, View
 from .batched_views import crop, fast_views
 from .image_set import ImageSet
@@ -36,15 +37,27 @@ def order(seed: int, epoch: int, count: int) -> np.ndarray:
     return uniform(seed, epoch, np.arange(count), 1, _ORDER_STREAM)[:, 0].argsort(kind="stable")
 
 
+def batch_indices(config: TrainConfig, count: int, step: int) -> np.ndarray:
+    """The images of the batch of a step, counted from 0, of all processes."""
+    epoch, batch = divmod(step, count // config.batch_size)
+    first = batch * config.batch_size
+    return order(config.seed, epoch, count)[first : first + config.batch_size]
+
+
 @dataclass(frozen=True)
 class ResumableBatchSampler:
-    """The (epoch, index) pairs of each step from ``start`` to ``stop``."""
+    """The (epoch, index) pairs of each step from ``start`` to ``stop``.
+
+    Of ``processes`` that share each batch, that of ``rank`` takes each ``processes``-th row.
+    """
 
     count: int
     batch_size: int
     seed: int
     start: int
     stop: int
+    rank: int = 0
+    processes: int = 1
 
     def __iter__(self) -> Iterator[list[Key]]:
         current = -1
@@ -55,8 +68,8 @@ class ResumableBatchSampler:
                 current = epoch
                 permutation = order(self.seed, epoch, self.count)
             first = batch * self.batch_size
-            indices = permutation[first : first + self.batch_size].tolist()
-            yield [(epoch, index) for index in indices]
+            indices = permutation[first : first + self.batch_size]
+            yield [(epoch, index) for index in indices[self.rank :: self.processes].tolist()]
 
 
 class ViewDataset(Dataset[Sample]):
@@ -106,14 +119,19 @@ def batches(
     start: int,
     stop: int,
     device: torch.device,
+    processes: OneProcess = ALONE,
 ) -> Generator[tuple[list[Tensor], np.ndarray], None, None]:
     """For each step: the views [(N, C, S, S)] on the device, and the image indices (N,).
+
+    Of several ``processes``, those of this one.
 
     In the fast mode equally large small images in memory are moved to the device and never leave
     it. Closing the generator kills the processes that read. ``stop`` is the step after the last.
     Raises InputError for too many bad images, a worker that died, or no memory on the device.
     """
-    sampler = ResumableBatchSampler(len(images), config.batch_size, config.seed, start, stop)
+    share = (processes.rank, processes.count)
+    steps = (config.batch_size, config.seed, start, stop)
+    sampler = ResumableBatchSampler(len(images), *steps, *share)
     mean = torch.tensor(config.mean, device=device)
     std = torch.tensor(config.std, device=device)
     with _explain_full_memory(config, device):

@@ -21,6 +21,7 @@ class BYOL(nn.Module):
 
     name = "byol"
     paper = "arXiv:2006.07733"
+    norm_sync = "sync"  # over several processes, as the authors' GPUs
 
     @dataclass(frozen=True)
     class Config:

@@ -78,6 +78,7 @@ class CGH(nn.Module):
 
     name = "cgh"
     paper = "arXiv:2308.13392"
+    norm_sync = "shuffle"  # over several processes, as the authors' GPUs
     exempt_names = ("bn", "bias")  # the authors' rule for what is not decayed
     fading = ("info_nce", "hyper_info_nce")  # losses of the warm-up alone
 
@@ -126,7 +127,9 @@ class CGH(nn.Module):
         c = self.config
         weak, strong, *small = views
         student, student_hyper = self.student(strong, c.batch_norm_splits)  # (N, P) each
-        teacher, teacher_hyper = teacher_forward(self.teacher, weak, c.batch_norm_splits)
+        teacher, teacher_hyper = teacher_forward(
+            self.teacher, weak, c.batch_norm_splits, self.queue.processes
+        )
         small_students = [self.student.global_projection(v, c.batch_norm_splits) for v in small]
         self.queue.collect(teacher, teacher_hyper)
 

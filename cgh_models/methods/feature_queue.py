@@ -4,12 +4,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..one_process import ALONE
+
 
 class FeatureQueue(nn.Module):
     """``count`` queues of ``length`` unit vectors of ``width``, written at one common position.
 
     Row j of every queue comes from the same image, as CGH's crossed targets need it. The queues
-    start as random unit vectors. The papers call this the memory bank.
+    start as random unit vectors. The papers call this the memory bank. In a run of several
+    ``processes`` each collects its rows of a batch, and all write those of the whole batch.
     """
 
     rows: Tensor  # (count, length, width)
@@ -20,12 +23,13 @@ class FeatureQueue(nn.Module):
         rows = torch.randn(count, length, width)
         self.register_buffer("rows", F.normalize(rows, dim=-1, out=rows))  # in place: no copy
         self.register_buffer("position", torch.zeros((), dtype=torch.int64))
+        self.processes = ALONE
         self._pending: list[Tensor] = []
 
     @property
     def pending(self) -> int:
-        """Rows of each queue that were collected and not yet written."""
-        return sum(batch.shape[1] for batch in self._pending)
+        """Rows of each queue that were collected, by all processes, and not yet written."""
+        return self.processes.count * sum(batch.shape[1] for batch in self._pending)
 
     def collect(self, *projections: Tensor) -> None:
         """Remembers a batch (N, width) for each queue, row i of all from the same image.
@@ -45,7 +49,8 @@ class FeatureQueue(nn.Module):
         if not self._pending:
             return
         length = self.rows.shape[1]
-        new = torch.cat(self._pending, 1)[:, -length:]  # (count, N, width)
+        collected: Tensor = self.processes.gather(torch.cat(self._pending, 1), dim=1)
+        new = collected[:, -length:]  # (count, N, width)
         self._pending.clear()
         count: Tensor | int = new.shape[1]
         places = (self.position + torch.arange(count, device=new.device)) % length  # (N,)

@@ -133,6 +133,8 @@ class LEWEL(nn.Module):
         super().__init__()
         self.config = c = config or self.Config()
         self.view_recipe = "asymmetric" if c.blur else "asymmetric_sharp"
+        # Over several processes, as the authors' GPUs.
+        self.norm_sync = "none" if c.average_norms else "sync"
         if c.average_norms and c.exempt_head_norms:  # the first norm of each head
             self.exempt_names = (*self.exempt_names, "projector.1", "predictor.1")
         sizes = (c.projection_width, c.hidden_width, c.projection_width)
@@ -185,6 +187,7 @@ class LEWELM(nn.Module):
     name = "lewel_m"
     paper = "arXiv:2203.14898"
     view_recipe = "two_strong"
+    norm_sync = "shuffle"  # over several processes, as in MoCo v2
     exempt_names = ()  # MoCo v2's authors decay everything
     note = "LEWEL_M as trained here is our reconstruction: the authors released no code of it."
 
@@ -228,7 +231,9 @@ class LEWELM(nn.Module):
             rows, targets = a.flatten(0, 1), a_target.flatten(0, 1)  # (N M, P) each
             aligned = info_nce(rows, targets, aligned_queue, c.temperature)
         else:
-            aligned = batch_info_nce(a.transpose(0, 1), a_target.transpose(0, 1), c.temperature)
+            gather = self.queue.processes.gather  # negatives are the whole batch's
+            anchors, candidates = (gather(x).transpose(0, 1) for x in (a, a_target))  # (M, N, P)
+            aligned = batch_info_nce(anchors, candidates, c.temperature)
         losses = {"global": info_nce(z, z_target, queue, c.temperature), "aligned": aligned}
         w = c.global_weight
         return losses | {"loss": w * losses["global"] + (1 - w) * losses["aligned"]}
@@ -236,7 +241,9 @@ class LEWELM(nn.Module):
     def _one_of_each(self, aligned: Tensor) -> Tensor:
         """(N, M, P) -> (N, P): one aligned embedding an image; k counts up along the queue."""
         rows = torch.arange(aligned.shape[0], device=aligned.device)
-        k = (self.queue.position + self.queue.pending + rows) % aligned.shape[1]
+        processes = self.queue.processes
+        places = self.queue.pending + processes.rank + processes.count * rows
+        k = (self.queue.position + places) % aligned.shape[1]
         return aligned[rows, k]
 
     def after_step(self, progress: float, finite: Tensor | None = None) -> None:

@@ -39,6 +39,7 @@ class MNCLGLF(nn.Module):
 
     name = "mnclglf"
     paper = "arXiv:2306.15930"
+    norm_sync = "sync"  # over several processes, as the authors' GPUs
     view_recipe = "three_strong"
     exempt_names = ()  # the authors decay everything
     constant_lr = ("predictor",)  # the authors' cosine leaves it out
@@ -90,13 +91,17 @@ class MNCLGLF(nn.Module):
             tiles2 = self._pairs_of_tiles(second)
             z1 = F.normalize(self.teacher(first))  # (N, P)
             z3 = F.normalize(self.teacher(third))
+            nearest_z1, nearest_z3 = nearest(z1, queue), nearest(z3, queue)
         self.queue.collect(z3)
 
+        gather = self.queue.processes.gather  # negatives are the whole batch
+        p1, p2, p3, nearest_z1, nearest_z3 = map(gather, (p1, p2, p3, nearest_z1, nearest_z3))
+        tiles1, tiles2 = gather(tiles1, dim=1), gather(tiles2, dim=1)
         local_p1 = p1 if c.local_gradient else p1.detach()
         local1 = batch_info_nce(p2.expand_as(tiles1), tiles1, c.temperature)
         local2 = batch_info_nce(local_p1.expand_as(tiles2), tiles2, c.temperature)
-        nearest1 = nt_xent(nearest(z3, queue), p1, c.temperature)
-        nearest3 = nt_xent(nearest(z1, queue), p3, c.temperature)
+        nearest1 = nt_xent(nearest_z3, p1, c.temperature)
+        nearest3 = nt_xent(nearest_z1, p3, c.temperature)
         local_loss = 0.5 * (local1 + local2)
         nearest_loss = 0.5 * (nearest1 + nearest3)
         loss = local_loss + c.nearest_weight * nearest_loss

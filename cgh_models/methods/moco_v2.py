@@ -25,6 +25,7 @@ class MoCoV2(nn.Module):
 
     name = "moco_v2"
     paper = "arXiv:2003.04297"
+    norm_sync = "shuffle"  # over several processes, as the authors' GPUs
     exempt_names = ()  # the authors decay everything
 
     @dataclass(frozen=True)
@@ -64,7 +65,9 @@ class MoCoV2(nn.Module):
         losses, projections = [], []
         for student_view, teacher_view in pairs:
             student = self.student.normalized(student_view, c.batch_norm_splits)  # (N, P)
-            teacher = teacher_forward(self.teacher.normalized, teacher_view, c.batch_norm_splits)
+            teacher = teacher_forward(
+                self.teacher.normalized, teacher_view, c.batch_norm_splits, self.queue.processes
+            )
             losses.append(info_nce(student, teacher, self.queue.rows[0], c.temperature))
             projections.append(teacher)
         self.queue.collect(torch.cat(projections))

@@ -7,6 +7,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..one_process import ALONE, OneProcess
+
 Module = TypeVar("Module", bound=nn.Module)
 Output = TypeVar("Output", Tensor, tuple[Tensor, Tensor])
 
@@ -49,17 +51,23 @@ def update_teacher(
 
 
 @torch.no_grad()
-def teacher_forward(branch: Callable[[Tensor, int], Output], images: Tensor, splits: int) -> Output:
-    """The teacher's output; split batch statistics are taken over shuffled parts.
+def teacher_forward(
+    branch: Callable[[Tensor, int], Output],
+    images: Tensor,
+    splits: int,
+    processes: OneProcess = ALONE,
+) -> Output:
+    """The teacher's output; statistics of parts, or of processes, are taken over shuffled rows.
 
     Otherwise the same images would share a part's statistics in student and teacher, which leaks
     which belong together (MoCo, arXiv 1911.05722, section 3.3).
     """
-    if splits == 1:
+    if splits == 1 and not processes.shuffles:
         return branch(images, splits)
+    images = processes.gather(images)
     order = torch.randperm(images.shape[0], device=images.device)
-    back = order.argsort()
-    outputs = branch(images[order], splits)
+    back = processes.own(order.argsort())
+    outputs = branch(images[processes.own(order)], splits)
     if isinstance(outputs, Tensor):
-        return outputs[back]
-    return outputs[0][back], outputs[1][back]
+        return processes.gather(outputs)[back]
+    return processes.gather(outputs[0])[back], processes.gather(outputs[1])[back]

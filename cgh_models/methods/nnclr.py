@@ -20,6 +20,7 @@ class NNCLR(nn.Module):
 
     name = "nnclr"
     paper = "arXiv:2104.14548"
+    norm_sync = "sync"  # over several processes
     view_recipe = "two_strong"
 
     @dataclass(frozen=True)
@@ -60,11 +61,15 @@ class NNCLR(nn.Module):
         return {"loss": 0.5 * (loss1 + loss2)}
 
     def _neighbour_and_prediction(self, view: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The projection's nearest neighbour, its prediction, and itself: unit vectors (N, P)."""
+        """The projection's nearest neighbour, its prediction, and itself: unit vectors (N, P).
+
+        The first two of all processes' rows, as the negatives are the whole batch.
+        """
         projection = self.student(view)
         prediction = F.normalize(self.student.predictor(projection).float())
         z = F.normalize(projection.detach())
-        return nearest(z, self.queue.rows[0]), prediction, z
+        gather = self.queue.processes.gather
+        return gather(nearest(z, self.queue.rows[0])), gather(prediction), z
 
     def after_step(self, progress: float, finite: Tensor | None = None) -> None:
         """Moves the batch's projections of the second view into the queue."""

@@ -23,6 +23,7 @@ class ReSSL(nn.Module):
 
     name = "ressl"
     paper = "arXiv:2107.09282"
+    norm_sync = "shuffle"  # over several processes, as the authors' GPUs
     exempt_names = ("bn", "bias")  # the authors' rule for what is not decayed
 
     @dataclass(frozen=True)
@@ -61,7 +62,9 @@ class ReSSL(nn.Module):
         weak, *others = views
         projections = [self.student.normalized(view, c.batch_norm_splits) for view in others]
         student = torch.cat(projections)  # (views N, P)
-        teacher = teacher_forward(self.teacher.normalized, weak, c.batch_norm_splits)  # (N, P)
+        teacher = teacher_forward(  # (N, P)
+            self.teacher.normalized, weak, c.batch_norm_splits, self.queue.processes
+        )
         queue = self.queue.rows[0]  # (K, P)
         loss = relation_loss(student, teacher, queue, c.student_temperature, c.teacher_temperature)
         self.queue.collect(teacher)

@@ -9,7 +9,7 @@ pretrain(method, "photos/", config, "runs/photos")
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -18,18 +18,23 @@ from ..data.image_set import ImageSet, load
 from ..data.loader import batches
 from ..errors import InputError, Interrupted, NetworkError, printable, say, shell_command
 from ..evaluate.devices import pick_device, pick_precision
+from ..one_process import OneProcess
 from ..own_network import OWN
 from ..schedule import learning_rate
 from ..tensors import plain_defaults
+from ..view_recipes import Recipe
 from . import checkpoint
 from .arguments import check_arguments, settle_views
 from .cuda_graphs import replayed_passes
+from .distributed import connected, joined
+from .launch import check_shares, does_not_fit, own_device, say_processes
 from .log_file import read_log
 from .metric_log import MetricLogger
 from .monitor import Monitor
+from .norm_sync import norm_sync_of, synced_norms
 from .optim import create_optimizer
 from .plan import say_plan
-from .run_folder import how_to_resume, lock_run_dir, settle, write_or_check_config
+from .run_folder import how_to_resume, locked_by_first, settle, write_or_check_config
 from .signals import StopSignals
 from .step import MemoryGuard, batch_too_large, half_fits, prepare, train_step
 from .verdict import verdict_at
@@ -51,6 +56,8 @@ def pretrain(
 ) -> None:
     """Trains ``method`` in place on unlabelled images; everything else is left in ``run_dir``.
 
+    Called by each process that torchrun starts, they share each batch (docs/distributed.md).
+
     Args:
         method: an nn.Module with the members of `Method`.
         data: images: a folder, a list of paths, arrays, a dataset, ... as `data.load` takes them.
@@ -65,67 +72,148 @@ def pretrain(
     is taken; IntegrityError without an undamaged checkpoint to resume from; Interrupted when a
     signal came, after the state is saved.
     """
-    run_dir = check_arguments(method, config, run_dir)
-    device = pick_device(config.device)
-    recipe, config = settle_views(method, views, settle(config, device, run_dir, resume))
+    with joined() as processes:
+        arguments = (method, data, config, run_dir, resume, views, processes)
+        run = processes.together(lambda: _settled(*arguments))
+        signals = StopSignals(launched=processes.count > 1)
+        monitor = processes.together(
+            lambda: Monitor(run.images, run.config, run.device, signals, run.recipe, processes)
+        )
+        with locked_by_first(run.folder, processes), signals:
+            done, file = processes.from_first(lambda: _opened(run, method, resume, processes.count))
+            log = MetricLogger(
+                run.folder,
+                run.images,
+                run.config,
+                run.device,
+                monitor,
+                done,
+                resume,
+                on_log,
+                processes,
+            )
+            if done == log.total and not processes.from_first(lambda: log.missed(done)):
+                say(_ending(run.folder, f"finished at step {done} of {log.total}", done))
+                return
+            _prepare(method, run, signals, plan, processes)
+            done = _train(method, run, file, log, signals, processes)
+
+        if done < log.total or processes.from_first(lambda: log.missed(done)):
+            name = signals.received or "a signal to another process"
+            stopped = f"{run.folder}: {name} at step {done} of {log.total}, saved"
+            raise Interrupted(f"{stopped}; go on with {how_to_resume(run.folder)}")
+        say(_ending(run.folder, f"done after {log.total} steps", done))
+
+
+class _Run(NamedTuple):
+    """What a run is made of, checked."""
+
+    folder: Path
+    device: torch.device
+    recipe: Recipe
+    config: TrainConfig
+    images: ImageSet
+
+
+def _settled(
+    method: Any,
+    data: Any,
+    config: TrainConfig,
+    run_dir: str | Path,
+    resume: bool,
+    views: Sequence[Any] | None,
+    processes: OneProcess,
+) -> _Run:
+    """The arguments of `pretrain`, checked before work begins."""
+    folder = check_arguments(method, config, run_dir)
+    device = pick_device(own_device(processes, config.device))
+    recipe, config = settle_views(method, views, settle(config, device, folder, resume))
     images = open_images(data, config)
     check_batch(images, config)
-    signals = StopSignals()
-    monitor = Monitor(images, config, device, signals, recipe)
-    total = len(images) // config.batch_size * config.epochs
-
-    with lock_run_dir(run_dir), signals:
-        write_or_check_config(run_dir, method, images, config, resume)
-        done, file = checkpoint.resume_point(run_dir, say) if resume else (0, None)
-        log = MetricLogger(run_dir, images, config, device, monitor, done, resume, on_log)
-        if done == total and not log.missed(done):
-            say(_ending(run_dir, f"finished at step {done} of {total}", done))
-            return
-        if plan:
-            signals.unless_stopped(lambda: say_plan(method, images, config, recipe))
-        signals.unless_stopped(lambda: _read_images(images, config, run_dir))
-
-        # --- networks and optimizer
-        method.to(device, memory_format=torch.channels_last).train()
-        prepare(method, config, device)
-        optimizer = create_optimizer(method, config)
-        if file:
-            checkpoint.load(file, method, optimizer)
-
-        # --- loop
-        dtype = pick_precision(config.precision, device)
-        settings = (device.type, dtype, config.clip_norm, config.accumulate)
-        guard = MemoryGuard(method)
-        loader = batches(images, recipe, config, done, total, device)
-        saved = _saved_without_network(lambda: log.rescue(done, method, optimizer))
-        with log, contextlib.closing(loader), replayed_passes(method, config, device), saved:
-            log.start(method, optimizer)
-            read = _saved_if_it_ends(loader, lambda: log.rescue(done, method, optimizer))
-            for views, indices in log.timed(signals.until_stopped(read)):
-                progress = done / total
-                lr = learning_rate(progress, config.lr, config.warmup, 1 / total)
-                losses = None
-                with guard:
-                    losses = train_step(method, optimizer, views, progress, lr, *settings)
-                if losses is None:
-                    fits = half_fits(method, views, progress, device.type, dtype, config.accumulate)
-                    raise batch_too_large(config, device, fits, log.rescue(done, method, optimizer))
-                done += 1
-                log.log_step(done, lr, losses, indices, method, optimizer)
-            log.save_checkpoint(done, method, optimizer, must=True)
-
-    if done < total or log.missed(done):
-        stopped = f"{run_dir}: {signals.received} at step {done} of {total}, saved"
-        raise Interrupted(f"{stopped}; go on with {how_to_resume(run_dir)}")
-    say(_ending(run_dir, f"done after {total} steps", done))
+    check_shares(processes, config)
+    return _Run(folder, device, recipe, config, images)
 
 
-def _read_images(images: ImageSet, config: TrainConfig, run_dir: Path) -> None:
+def _prepare(
+    method: Any, run: _Run, signals: StopSignals, plan: bool, processes: OneProcess
+) -> None:
+    """Says what is going to be done, and reads what fits in memory."""
+    say_processes(processes, run.config, norm_sync_of(method, run.config, processes))
+    if plan:
+        processes.from_first(
+            lambda: signals.unless_stopped(
+                lambda: say_plan(method, run.images, run.config, run.recipe, processes.count)
+            )
+        )
+    processes.together(lambda: signals.unless_stopped(lambda: _read_images(run, processes)))
+
+
+def _train(
+    method: Any,
+    run: _Run,
+    file: Path | None,
+    log: MetricLogger,
+    signals: StopSignals,
+    processes: OneProcess,
+) -> int:
+    """The steps of a run, from those that its checkpoint ``file`` has. Returns how many are done.
+
+    Raises InputError if the images, or memory, end before.
+    """
+    # --- networks and optimizer
+    _, device, recipe, config, images = run
+    done, total = log.done, log.total
+    method.to(device, memory_format=torch.channels_last).train()
+    prepare(method, config, device)
+    optimizer = create_optimizer(method, config)
+    if file:
+        processes.together(lambda: checkpoint.load(file, method, optimizer))
+
+    # --- loop
+    dtype = pick_precision(config.precision, device)
+    settings = (device.type, dtype, config.clip_norm, config.accumulate)
+    guard = MemoryGuard(method)
+    loader = batches(images, recipe, config, done, total, device, processes)
+    with (
+        log,
+        contextlib.closing(loader),
+        replayed_passes(method, config, device),
+        synced_norms(method, norm_sync_of(method, config, processes), processes),
+        connected(method, processes, config) as network,
+        _saved_without_network(lambda: log.rescue(done, method, optimizer)),
+    ):
+        log.start(method, optimizer)
+        read = processes.items(signals.until_stopped(loader))
+        read = _saved_if_it_ends(read, lambda: log.rescue(done, method, optimizer))
+        for views, indices in log.timed(read):
+            progress = done / total
+            lr = learning_rate(progress, config.lr, config.warmup, 1 / total)
+            losses = None
+            with guard:
+                losses = train_step(network, optimizer, views, progress, lr, *settings, processes)
+            if losses is None and processes.count > 1:
+                raise does_not_fit(config, device, processes)
+            if losses is None:
+                fits = half_fits(method, views, progress, device.type, dtype, config.accumulate)
+                raise batch_too_large(config, device, fits, log.rescue(done, method, optimizer))
+            done += 1
+            log.log_step(done, lr, losses, indices, method, optimizer)
+        log.save_checkpoint(done, method, optimizer, must=True)
+    return done
+
+
+def _opened(run: _Run, method: Any, resume: bool, processes: int) -> tuple[int, Path | None]:
+    """The steps that a run has done, and its checkpoint; a new one gets its config.json."""
+    write_or_check_config(run.folder, method, run.images, run.config, resume, processes)
+    return checkpoint.resume_point(run.folder, say) if resume else (0, None)
+
+
+def _read_images(run: _Run, processes: OneProcess) -> None:
     """Keeps the pixels of a run's images in memory if they fit; its bad files are read again."""
-    images.log_bad_files_to(run_dir / "bad_files.txt")
-    if images.pixels is None:
-        images.cache_pixels(config.memory_gib)
-        images.report_decoder()
+    run.images.log_bad_files_to(run.folder / "bad_files.txt")
+    if run.images.pixels is None:
+        run.images.cache_pixels(run.config.memory_gib / processes.on_machine)
+        run.images.report_decoder()
 
 
 def _saved_if_it_ends(items: Iterator[Item], save: Callable[[], str]) -> Iterator[Item]:

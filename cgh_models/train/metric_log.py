@@ -18,14 +18,15 @@ from ..config import TrainConfig
 from ..data.image_set import ImageSet
 from ..errors import DiskError, InputError, printable
 from ..methods.method import Losses
+from ..one_process import ALONE, OneProcess
 from . import checkpoint
 from .log_file import LONGEST_LINE, drop_lines, lines, read_log
-from .progress_line import ProgressLine
+from .nonfinite import not_finite
+from .progress_line import ProgressLine, progress_texts
 from .run_folder import how_to_resume
 from .tensorboard import TensorBoard
 from .verdict import ADVICE, Row, Verdict, verdict
 
-MAIN = ("knn", "knn_train", "effective_rank")  # the first of them is in the progress line
 SHOWN = ("knn", "knn_train", "view_match", "feature_std", "effective_rank")
 
 Item = TypeVar("Item")
@@ -41,7 +42,8 @@ class _Step:
 class MetricLogger:
     """Collects a run's numbers on the device and writes them every ``log_every`` steps.
 
-    ``monitor`` is a `Monitor`; ``done`` steps of a ``resumed`` run were taken before.
+    ``monitor`` is a `Monitor`; ``done`` steps of a ``resumed`` run were taken before. Of several
+    ``processes`` rank 0 writes; all have one of these, and ask each other at the same steps.
     """
 
     def __init__(
@@ -54,8 +56,10 @@ class MetricLogger:
         done: int,
         resumed: bool,
         on_log: Callable[[Row], object] | None = None,
+        processes: OneProcess = ALONE,
     ):
         self.run_dir = run_dir
+        self.processes = processes
         self.images = images
         self.config = config
         self.monitor = monitor
@@ -76,21 +80,13 @@ class MetricLogger:
         self._saved_step = done if resumed else -1  # of a new run, not even step 0 is saved
         self._resumed = resumed
         self._fading: tuple[str, ...] = ()  # losses that a warm-up takes away
-        self._listeners = [on_log] if on_log else []
+        self._listeners = [on_log] if on_log and processes.rank == 0 else []
         self._exits = contextlib.ExitStack()
 
     def __enter__(self) -> "MetricLogger":
-        if self.config.tensorboard:
-            folder = self.run_dir / "tensorboard"
-            board = TensorBoard(folder, self.images, self.config, self.monitor)
-            self._listeners.append(self._exits.enter_context(board))
-        try:
-            drop_lines(self.path, self.done)
-            self._file = self._exits.enter_context(open(self.path, "ab", buffering=0))
-        except OSError as error:
-            reason = f"cannot be written ({error.strerror}); check disk and permissions"
-            raise DiskError(f"{printable(self.path)}: {reason}") from error
-        self._measurements = [row for row in read_log(self.path) if "feature_std" in row]
+        self._measurements = self.processes.from_first(self._open)
+        if self.processes.rank:
+            self._file = self._exits.enter_context(open(os.devnull, "ab", buffering=0))
         self._line = ProgressLine(self.total, self.done, self.config.quiet)
         self._exits.callback(self._line.close)
         self._restart_clock()
@@ -98,6 +94,21 @@ class MetricLogger:
 
     def __exit__(self, *_: object) -> None:
         self._exits.close()
+
+    def _open(self) -> list[Row]:
+        """Opens what is written into; returns the rows of earlier measurements."""
+        if self.config.tensorboard:
+            folder = self.run_dir / "tensorboard"
+            board = TensorBoard(folder, self.images, self.config, self.monitor)
+            self._listeners.append(self._exits.enter_context(board))
+        try:
+            drop_lines(self.path, self.done)
+            file = open(self.path, "ab", buffering=0)  # noqa: SIM115 - until the run ends
+            self._file = self._exits.enter_context(file)
+        except OSError as error:
+            reason = f"cannot be written ({error.strerror}); check disk and permissions"
+            raise DiskError(f"{printable(self.path)}: {reason}") from error
+        return [row for row in read_log(self.path) if "feature_std" in row]
 
     def timed(self, items: Iterator[Item]) -> Iterator[Item]:
         """The same items; the time spent waiting for each is added up."""
@@ -176,11 +187,12 @@ class MetricLogger:
             self.measure(0, method)
             self.save_checkpoint(0, method, optimizer, must=True)
             return
-        missed = self.missed(self.done)
+        missed = self.processes.from_first(lambda: self.missed(self.done))
         values = self.monitor(method) if missed else {}
         if missed and values:
             line, row = missed
-            self._file.truncate(os.fstat(self._file.fileno()).st_size - len(line))
+            if self.processes.rank == 0:
+                self._file.truncate(os.fstat(self._file.fileno()).st_size - len(line))
             self._write([row | values])
             self._report(row | values, values, method)
 
@@ -203,13 +215,19 @@ class MetricLogger:
             raise InputError(
                 f"step {step}: the weights are not finite and were not saved; {ADVICE}"
             )
-        try:
-            checkpoint.save(self.run_dir, step, method, optimizer)
+
+        def save() -> bool:
+            try:
+                checkpoint.save(self.run_dir, step, method, optimizer)
+                return True
+            except DiskError as error:
+                if must:
+                    raise
+                self._warn(f"{error}; training goes on")
+                return False
+
+        if self.processes.from_first(save):
             self._saved_step = step
-        except DiskError as error:
-            if must:
-                raise
-            self._warn(f"{error}; training goes on")
 
     def rescue(self, step: int, method: nn.Module, optimizer: torch.optim.Optimizer) -> str:
         """Saves what was trained before an error; a clause that says so, empty if it is nothing."""
@@ -225,37 +243,32 @@ class MetricLogger:
         if not steps:
             return []
         tensors = [value.float() for step in steps for value in step.losses.values()]
-        values = iter(torch.stack(tensors).tolist())  # one transfer for all
+        means = torch.stack(tensors)
+        self.processes.average([means])
+        values = iter(means.tolist())  # one transfer for all
         rows = []
         for number, step in enumerate(steps):
             for name in step.losses:
                 step.row[name] = next(values)
             if not step.row.pop("finite"):
                 self._write(rows)
-                self._refuse(steps[number:])
+                later = [int(step.row["step"]) for step in steps[number:]]
+                raise not_finite(
+                    self.run_dir, self.images, self.config, later, not self.processes.rank
+                )
             rows.append(step.row)
         if self._resumed:
             rows[0]["resumed"] = 1  # a part of the run begins here
             self._resumed = False
         seconds = time.perf_counter() - self._since
         speed = len(rows) * self.config.batch_size / seconds
-        waiting = self._waited / seconds
+        waiting = self.processes.largest(self._waited / seconds)
         rows[-1] |= {"images_per_second": round(speed, 1), "waiting": round(waiting, 4)}
-        self._show(rows, list(steps[-1].losses), speed, waiting)
+        losses = list(steps[-1].losses)
+        texts = progress_texts(rows[-1], losses, self._fading, self.measured, speed, waiting)
+        self._line.show(len(rows), *texts)
         self._restart_clock()
         return rows
-
-    def _show(self, rows: list[Row], losses: list[str], speed: float, waiting: float) -> None:
-        """The progress line. Where a part fades, the total falls with it: the others are shown."""
-        last = rows[-1]
-        fading = [name for name in self._fading if name in losses]
-        parts = [name for name in losses if name not in ("loss", "grad_norm", "finite", *fading)]
-        first = parts if fading else ["loss"]
-        texts = [", ".join(f"{name} {last[name]:.3f}" for name in first)]
-        texts.append(f"{speed:.0f} images/s")
-        texts += [f"{name} {self.measured[name]:.3g}" for name in MAIN if name in self.measured][:1]
-        further = [f"{n} {last[n]:.3f}" for n in (*parts, *fading) if n not in first]
-        self._line.show(len(rows), texts, [*further, f"{100 * waiting:.0f} % waiting for data"])
 
     def _restart_clock(self) -> None:
         self._waited = 0.0
@@ -281,20 +294,3 @@ class MetricLogger:
         except OSError as error:
             self._file.truncate(size)
             self._warn(f"{self.path}: cannot be written ({error.strerror}); make room")
-
-    def _refuse(self, steps: list[_Step]) -> None:
-        """Ends the run at the first of ``steps``; nonfinite_batches.txt names their images."""
-        path = self.run_dir / "nonfinite_batches.txt"
-        named = f"files since then: {path}"
-        lines = []
-        for step in steps:
-            names = [printable(self.images.names[index]) for index in step.indices]
-            lines += [f"{step.row['step']}\t{name}\n" for name in names]
-        try:
-            path.write_text("".join(lines), encoding="utf-8")
-        except OSError as error:
-            named = f"its files could not be named: {error.strerror}"
-        raise InputError(
-            f"step {steps[0].row['step']}: loss or gradient is not finite ({named}); "
-            f"nothing of it was kept; {ADVICE}"
-        )

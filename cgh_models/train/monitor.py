@@ -1,6 +1,7 @@
 """Measurements while a method trains: spread of the embeddings, kNN accuracy, signs of health."""
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -15,10 +16,13 @@ from ..evaluate.collapse import spread
 from ..evaluate.extraction import embeddings
 from ..evaluate.neighbours import knn
 from ..evaluate.protocols import EvalSettings
+from ..one_process import ALONE, OneProcess
 from ..view_recipes import Recipe
 from .health import Health, dead_channels
 from .signals import StopSignals
 from .verdict import ADVICE
+
+Item = TypeVar("Item")
 
 # Images of a measurement, few enough that it takes seconds.
 MEMORY = 10_000
@@ -44,12 +48,17 @@ class Seen(NamedTuple):
     indices: np.ndarray  # (N,) of the images
 
 
+class _LeftOut(Exception):  # noqa: N818 - a signal came
+    pass
+
+
 class Monitor:
     """Measures the spread of the embeddings and, if there are classes, kNN accuracy.
 
     With ``eval_data``: kNN of its val/ against its train/ ("knn"). Else, with class folders in the
     training data: kNN of some training images against others ("knn_train"). Both on fixed samples
-    of at most MEMORY and QUERIES images; `cgh evaluate knn` takes all.
+    of at most MEMORY and QUERIES images; `cgh evaluate knn` takes all. Several ``processes`` embed
+    a share each, and all know what was found.
     """
 
     def __init__(
@@ -59,10 +68,13 @@ class Monitor:
         device: torch.device,
         signals: StopSignals,
         recipe: Recipe,
+        processes: OneProcess = ALONE,
     ):
+        self.processes = processes
         self.signals = signals
         self.recipe = recipe
-        fits = min(256, config.batch_size // config.accumulate)  # images at once
+        # Images at once.
+        fits = min(256, config.batch_size // config.accumulate // processes.count)
         self.settings = EvalSettings(fits, config.workers, device)
         self.health = Health(images, config, device, fits, recipe)
         self.seen: Seen | None = None
@@ -83,7 +95,18 @@ class Monitor:
 
     def __call__(self, method: Any) -> dict[str, float]:
         """Spread, kNN in percent (knn or knn_train) and signs of health; none if a signal comes."""
-        return self.signals.unless_stopped(lambda: self._measure(method)) or {}
+        try:
+            return self._measure(method)
+        except _LeftOut:
+            return {}
+
+    def _unless_stopped(self, work: Callable[[], Item]) -> Item:
+        """What ``work`` returns, on all processes; none goes on if a signal came to one."""
+        result = self.processes.together(lambda: self.signals.unless_stopped(work))
+        if self.processes.any(result is None):
+            raise _LeftOut
+        assert result is not None
+        return result
 
     def _measure(self, method: Any) -> dict[str, float]:
         backbone = method.student.backbone
@@ -94,14 +117,23 @@ class Monitor:
             name, memory, queries = self.knn
             embedded = self._embed(backbone, memory)
             k = min(20, len(embedded))
-            predicted = knn(embedded, memory.labels(), self._embed(backbone, queries), k=k)
+            searched = self._embed(backbone, queries)
+            predicted = self._unless_stopped(lambda: knn(embedded, memory.labels(), searched, k=k))
             values[name] = 100 * float((predicted == queries.labels()).mean())
             values["knn_queries"] = len(predicted)
-        return values | self.health(method)
+        return values | self._unless_stopped(lambda: self.health(method))
 
     def _embed(self, backbone: nn.Module, sample: Sample) -> np.ndarray:
         """Embeddings (N, D) of a sample."""
-        found, _ = embeddings(backbone, *sample, self.settings, "substitute")
+        images, indices = sample
+        # Equal shares, the last of which begin again with the first images.
+        even = np.resize(indices, -(-len(indices) // self.processes.count) * self.processes.count)
+        share = even[self.processes.rank :: self.processes.count]
+        found, _ = self._unless_stopped(
+            lambda: embeddings(backbone, images, share, self.settings, "substitute")
+        )
+        if self.processes.count > 1:
+            found = self.processes.gather(torch.from_numpy(found)).numpy()[: len(indices)]
         if not np.isfinite(found).all():
             raise InputError(f"the embeddings are not finite; {ADVICE}")
         return found

@@ -1,6 +1,7 @@
 """What a run is going to do, said before its first step, and what speaks against it."""
 
 import copy
+import dataclasses
 import math
 import time
 from dataclasses import dataclass
@@ -36,19 +37,27 @@ class Plan:
     warnings: list[str]
 
 
-def say_plan(method: Any, images: ImageSet, config: TrainConfig, recipe: Recipe) -> None:
-    """Says the plan of a run on stderr, a line each."""
-    planned = plan(method, images, config, recipe)
+def say_plan(
+    method: Any, images: ImageSet, config: TrainConfig, recipe: Recipe, processes: int = 1
+) -> None:
+    """Says the plan of a run of so many processes on stderr, a line each."""
+    planned = plan(method, images, config, recipe, processes)
     for line in [*planned.lines, *(f"warning: {text}" for text in planned.warnings)]:
         say(line)
 
 
-def plan(method: Any, images: ImageSet, config: TrainConfig, recipe: Recipe) -> Plan:
-    """The plan of a run that has not begun. Times a step or two on a copy of the method."""
+def plan(
+    method: Any, images: ImageSet, config: TrainConfig, recipe: Recipe, processes: int = 1
+) -> Plan:
+    """The plan of a run that has not begun. Times a step or two on a copy of the method.
+
+    Of several processes a step is timed with the images that each of them takes.
+    """
     device = pick_device(config.device)
     steps = len(images) // config.batch_size
     total = steps * config.epochs
-    seconds = total * seconds_of_step(method, images, config, device, recipe)
+    share = dataclasses.replace(config, batch_size=config.batch_size // processes)
+    seconds = total * seconds_of_step(method, images, share, device, recipe)
     warmup = math.ceil(config.warmup * total)
     views = ", ".join(str(view.side(config.image_size)) for view in recipe)
     trained = _count(p for p in method.student.parameters() if p.requires_grad)

@@ -9,6 +9,7 @@ from tqdm import tqdm
 from ..errors import Output
 
 _A_LINE = 60.0  # seconds between the lines that are no bar
+_MAIN = ("knn", "knn_train", "effective_rank")  # the first of them is shown
 _BAR = 22  # columns that the bar and the count of steps have at least
 
 
@@ -63,3 +64,22 @@ class ProgressLine:
         seconds = time.monotonic() - self._start
         left = seconds / taken * (self._total - self._done) if taken else 0
         return tqdm.format_interval(left)
+
+
+def progress_texts(
+    row: dict[str, float],
+    losses: list[str],
+    fading: tuple[str, ...],
+    measured: dict[str, float],
+    speed: float,
+    waiting: float,
+) -> tuple[list[str], list[str]]:
+    """What `ProgressLine.show` takes. Where a loss fades, the total falls: the others are shown."""
+    fading = tuple(name for name in fading if name in losses)
+    parts = [name for name in losses if name not in ("loss", "grad_norm", "finite", *fading)]
+    first = parts if fading else ["loss"]
+    texts = [", ".join(f"{name} {row[name]:.3f}" for name in first)]
+    texts.append(f"{speed:.0f} images/s")
+    texts += [f"{name} {measured[name]:.3g}" for name in _MAIN if name in measured][:1]
+    further = [f"{name} {row[name]:.3f}" for name in (*parts, *fading) if name not in first]
+    return texts, [*further, f"{100 * waiting:.0f} % waiting for data"]

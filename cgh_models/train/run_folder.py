@@ -26,6 +26,7 @@ from ..data.python_images import GIVEN
 from ..errors import InputError, printable, say, shell_command
 from ..evaluate.devices import pick_device, pick_precision
 from ..methods.method import Method
+from ..one_process import OneProcess
 from ..own_network import OWN
 from ..version import __version__
 from ..view_recipes import is_own
@@ -67,6 +68,14 @@ def lock_run_dir(run_dir: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
+        yield
+
+
+@contextlib.contextmanager
+def locked_by_first(run_dir: Path, processes: OneProcess) -> Iterator[None]:
+    """`lock_run_dir` by rank 0, for all processes of a run."""
+    with contextlib.ExitStack() as lock:
+        processes.from_first(lambda: lock.enter_context(lock_run_dir(run_dir)))
         yield
 
 
@@ -113,13 +122,18 @@ def settle(config: TrainConfig, device: torch.device, run_dir: Path, resume: boo
 
 
 def write_or_check_config(
-    run_dir: Path, method: Method, images: ImageSet, config: TrainConfig, resume: bool
+    run_dir: Path,
+    method: Method,
+    images: ImageSet,
+    config: TrainConfig,
+    resume: bool,
+    processes: int = 1,
 ) -> None:
     """Writes config.json for a new run; compares it, key by key, with that of a resumed one."""
     run = checkpoint.read_run(run_dir) if resume else {}
     if resume:
         images.accept_mended(run_dir / "bad_files.txt", run["data"]["digest"])
-    description = describe_run(method, images, config)
+    description = describe_run(method, images, config, processes)
     if resume:
         if dataclasses.is_dataclass(method.config):
             run["method_config"] = meant_before(type(method.config)) | run["method_config"]
@@ -152,8 +166,10 @@ def _start_over(run_dir: Path) -> None:
         log.unlink()
 
 
-def describe_run(method: Method, images: ImageSet, config: TrainConfig) -> dict[str, Any]:
-    """The content of config.json."""
+def describe_run(
+    method: Method, images: ImageSet, config: TrainConfig, processes: int = 1
+) -> dict[str, Any]:
+    """The content of config.json, of a run of so many processes."""
     command = [Path(sys.argv[0]).name.replace("__main__.py", "cgh"), *sys.argv[1:]]
     device = pick_device(config.device)
     description = {
@@ -164,6 +180,7 @@ def describe_run(method: Method, images: ImageSet, config: TrainConfig) -> dict[
             "timm": version("timm"),
             "commit": _commit(),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            "processes": processes,
         },
         "command": shlex.join(command),
         "method": method.name,

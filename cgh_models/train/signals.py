@@ -15,9 +15,14 @@ Item = TypeVar("Item")
 
 
 class StopSignals:
-    """Remembers the first stop signal while entered; a second one ends the process at once."""
+    """Remembers the first stop signal while entered; a second one ends the process at once.
 
-    def __init__(self) -> None:
+    What ``launched`` the process sends it TERM after an INT that both got from a terminal: there
+    the second has to be of the same kind.
+    """
+
+    def __init__(self, launched: bool = False) -> None:
+        self._launched = launched
         self.received = ""  # name of the first signal
         self._interrupts = False  # whether a signal leaves what is being done
         self._process = os.getpid()
@@ -37,11 +42,14 @@ class StopSignals:
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if os.getpid() != self._process:  # a worker that was forked a moment ago
             return
+        name = signal.Signals(number).name
+        if self.received and self._launched and self.received != name:
+            return
         if self.received:
             for worker in multiprocessing.active_children():
                 worker.kill()
             os._exit(128 + number)
-        self.received = signal.Signals(number).name
+        self.received = name
         if self._interrupts:
             self._interrupts = False
             raise _Stop

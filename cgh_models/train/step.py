@@ -11,11 +11,14 @@ from ..config import TrainConfig
 from ..errors import InputError, out_of_memory, say
 from ..methods.feature_queue import FeatureQueue
 from ..methods.method import Losses
+from ..one_process import ALONE, OneProcess
+from .distributed import method_of, unless_last
+from .norm_sync import running_statistics
 from .optim import Lars
 
 
 def train_step(
-    method: Any,
+    network: Any,
     optimizer: Optimizer,
     views: list[Tensor],
     progress: float,
@@ -24,25 +27,29 @@ def train_step(
     precision: torch.dtype,
     clip_norm: float = 0.0,
     parts: int = 1,
+    processes: OneProcess = ALONE,
 ) -> Losses:
     """One step: losses, gradients, student, teacher, queues. Waits for nothing on the device.
 
-    With ``parts`` > 1 the batch passes in that many parts, whose gradients are added.
+    With ``parts`` > 1 the batch passes in that many parts, whose gradients are added. ``network``
+    is the method; of several ``processes``, what `distributed.connected` makes of it.
 
     A loss or gradient that is not finite leaves weights, the optimizer's state and queues as they
     were, in a first step too. Statistics of batch norms have moved with the forward by then.
 
     Returns:
-        the method's losses, ``grad_norm``, and ``finite`` (1.0 or 0.0), all 0-dim and detached.
+        the method's losses of this process's images, ``grad_norm``, and ``finite`` (1.0 or 0.0),
+        all 0-dim and detached.
     """
-    losses = add_gradients(method, views, progress, device_type, precision, parts)
+    method = method_of(network)
+    losses = add_gradients(network, views, progress, device_type, precision, parts)
     gradients = []
     for group in optimizer.param_groups:
         gradients += [p.grad for p in group["params"] if p.grad is not None]
         if not group["constant_lr"]:
             group["lr"] = lr
     norm = torch.nn.utils.get_total_norm(gradients)
-    finite = torch.isfinite(norm + losses["loss"])
+    finite = processes.all_finite(torch.isfinite(norm + losses["loss"]))
     if clip_norm:
         torch._foreach_mul_(gradients, (clip_norm / (norm + 1e-6)).clamp(max=1))
     if optimizer.defaults.get("fused") or isinstance(optimizer, Lars):
@@ -50,12 +57,14 @@ def train_step(
         setattr(optimizer, "found_inf", (~finite).float())  # noqa: B010 - no declared attribute
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    if processes.count > 1:
+        processes.average(running_statistics(method))
     method.after_step(progress, finite)
     return {**losses, "grad_norm": norm, "finite": finite.float()}
 
 
 def add_gradients(
-    method: Any,
+    network: Any,
     views: list[Tensor],
     progress: float,
     device_type: str,
@@ -64,15 +73,17 @@ def add_gradients(
 ) -> Losses:
     """Forward and backward of a batch in equal parts. Returns the means of the losses, detached."""
     totals: Losses = {}
-    for part in zip(*(view.chunk(parts) for view in views), strict=True):
+    student = method_of(network).student
+    for number, part in enumerate(zip(*(view.chunk(parts) for view in views), strict=True), 1):
         images = [view.contiguous(memory_format=torch.channels_last) for view in part]
-        with torch.autocast(device_type, dtype, enabled=dtype != torch.float32):
-            losses = method(images, progress)
-        if parts > 1:
-            losses = {name: loss / parts for name, loss in losses.items()}
-        # Gradient checkpointing repeats forwards here; batch norms move their statistics once.
-        with norm_momentum(method.student, lambda _: 0.0):
-            losses["loss"].backward()
+        with unless_last(network, number == parts):
+            with torch.autocast(device_type, dtype, enabled=dtype != torch.float32):
+                losses = network(images, progress)
+            if parts > 1:
+                losses = {name: loss / parts for name, loss in losses.items()}
+            # Gradient checkpointing repeats forwards here; batch norms move their statistics once.
+            with norm_momentum(student, lambda _: 0.0):
+                losses["loss"].backward()
         for name, loss in losses.items():
             share = loss.detach()
             totals[name] = totals[name] + share if name in totals else share

@@ -13,8 +13,7 @@ from children import Problem, exit_code
 from small_run import command, differences, make_images, words
 
 from cgh_models.data.image_set import ImageSet
-from cgh_models.train import checkpoint, loop
-from cgh_models.train.monitor import Monitor
+from cgh_models.train import checkpoint, loop, monitor
 
 WHAT = "TERM, INT, USR1 and HUP at the start, in a step, a save, a measurement, a wait for data"
 LAW = "saved within 10 s, exit code 75; the resumed run ends with the same tensors and log"
@@ -55,7 +54,7 @@ def announce_in(phase: str, at: int, reached: int) -> None:
     elif phase == "save":
         before(checkpoint, "_write_index", 0.3)
     elif phase == "measurement":
-        before(Monitor, "_measure", 60)
+        before(monitor, "embeddings", 60)
     else:
         before(ImageSet, "image", 60)
 

@@ -1,0 +1,175 @@
+"""Several processes share a run: the same numbers as one, and none is left waiting."""
+
+import dataclasses
+import json
+import os
+import signal
+
+import pytest
+import torch
+from processes import (
+    LAWS,
+    SHARED,
+    in_processes,
+    start_processes,
+    steps_in_float64,
+    train,
+    train_until,
+)
+from small_runs import QUICK, build, final
+
+from cgh_models.errors import InputError
+from cgh_models.one_process import ALONE, OneProcess
+from cgh_models.train.distributed import Processes
+from cgh_models.train.launch import check_shares
+from cgh_models.train.norm_sync import norm_sync_of
+
+# A run of several processes in float32: 24 steps, measured after each epoch.
+RUN = ("cgh", "test_efficientnet_gn", SHARED, {})
+
+
+@pytest.fixture(scope="module")
+def laws(tmp_path_factory, image_root):
+    """(losses of 20 steps, state then) by process count and law, in float64."""
+    root = tmp_path_factory.mktemp("laws")
+    found = {}
+    for count in (1, 2, 4):
+        runs = [(root / f"{law}-{count}", *how) for law, how in LAWS.items()]
+        assert in_processes(count, steps_in_float64, runs, image_root / "train") == [0] * count
+        for law in LAWS:
+            found[count, law] = torch.load(root / f"{law}-{count}")
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("law", LAWS)
+def test_several_processes_compute_what_one_does(laws, law, count):
+    (losses, state), (expected, state_of_one) = laws[count, law], laws[1, law]
+    assert len(losses) == 20
+    assert expected[0]["loss"] != expected[-1]["loss"], "nothing was trained"
+    for found, of_one in zip(losses, expected, strict=True):
+        assert found == pytest.approx(of_one, rel=1e-6, abs=1e-6)
+    for name, tensor in state_of_one.items():
+        assert torch.allclose(state[name].double(), tensor.double(), rtol=0, atol=1e-6), name
+
+
+def rows(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory, image_root):
+    """A run of one process."""
+    run = tmp_path_factory.mktemp("one") / "run"
+    assert in_processes(1, train, [(run, *RUN, False)], image_root / "train") == [0]
+    return run
+
+
+def test_a_run_goes_on_with_another_number_of_processes(undisturbed, image_root, tmp_path):
+    run, data = tmp_path / "run", image_root / "train"
+    for count, step in ((1, 5), (2, 7), (4, 3)):
+        # The signal comes to the last of them, and all save.
+        codes = in_processes(count, train_until, step, count - 1, [(run, *RUN, count > 1)], data)
+        assert codes == [75] * count
+    assert in_processes(1, train, [(run, *RUN, True)], data) == [0]
+    expected, found = rows(undisturbed), rows(run)
+    assert [row["step"] for row in found] == list(range(25))
+    for row, of_one in zip(found, expected, strict=True):
+        for name in {"loss", "lr", "grad_norm", "feature_std", "knn_train"} & of_one.keys():
+            close = pytest.approx(of_one[name], rel=1e-5 if name == "loss" else 1e-4)
+            assert row[name] == close, (row, name)
+    for name, tensor in final(undisturbed).items():
+        if tensor.is_floating_point():
+            assert torch.allclose(final(run)[name], tensor, rtol=0, atol=1e-5), name
+
+
+def test_two_runs_of_two_processes_are_equal_to_the_bit(image_root, tmp_path):
+    config = dataclasses.replace(SHARED, norm_sync="auto", base_lr=0.5)
+    how = ("moco_v2", "test_resnet", config, {})
+    runs = [(tmp_path / name, *how, False) for name in ("one", "two")]
+    said = tmp_path / "said"
+    assert in_processes(2, train, runs, image_root / "train", said=said) == [0, 0]
+    first, second = (final(tmp_path / name) for name in ("one", "two"))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert rows(tmp_path / "one")[-1]["loss"] == rows(tmp_path / "two")[-1]["loss"]
+    said = said.read_text()
+    assert "2 processes, 4 images of a batch each, norms: shuffle; one that is silent" in said
+    assert said.count("done after 24 steps") == 2  # rank 0 speaks, of two runs
+    made = json.loads((tmp_path / "one" / "config.json").read_text())
+    assert made["versions"]["processes"] == 2
+
+
+def test_an_error_of_one_process_ends_all_and_is_said(image_root, tmp_path):
+    work = (_images_of_rank_0_alone, tmp_path, image_root / "train")
+    assert in_processes(2, *work, said=tmp_path / "said") == [2, 2]
+    said = (tmp_path / "said").read_text()
+    assert "process 1 of 2: " in said and "no images" in said
+    assert not (tmp_path / "run").exists()
+
+
+def _images_of_rank_0_alone(folder, data):
+    if os.environ["RANK"] == "1":
+        data = folder / "empty"
+        data.mkdir()
+    train([(folder / "run", *RUN, False)], data)
+
+
+def test_a_killed_process_leaves_none_waiting_and_the_run_goes_on(image_root, tmp_path):
+    runs = [(tmp_path / "run", *RUN, False)]
+    said = tmp_path / "said"
+    work = (train_until, 9, 1, runs, image_root / "train", "KILL")
+    assert in_processes(2, *work, said=said) == [3, -signal.SIGKILL]
+    assert "another process of the run has ended" in said.read_text()
+    again = [(tmp_path / "run", *RUN, True)]
+    assert in_processes(2, train, again, image_root / "train") == [0, 0]
+    assert [row["step"] for row in rows(tmp_path / "run")] == list(range(25))
+
+
+@pytest.mark.slow
+def test_a_stopped_process_is_noticed(image_root, tmp_path):
+    runs = [(tmp_path / "run", *RUN, False)]
+    said = tmp_path / "said"
+    work = (train_until, 9, 1, runs, image_root / "train", "STOP")
+    first, second = start_processes(2, *work, said=said)
+    first.join(300)
+    second.kill()
+    assert first.exitcode == 3
+    assert "process 1 of 2 has been silent for 20 s" in said.read_text()
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "accumulate", "count", "hint"),
+    [(16, 1, 3, "--batch-size 15"), (16, 4, 4, "--batch-size 32"), (4, 1, 4, "--batch-size 8")],
+)
+def test_a_batch_that_cannot_be_shared_is_refused(batch_size, accumulate, count, hint):
+    processes = OneProcess()
+    processes.count = count
+    config = dataclasses.replace(QUICK, batch_size=batch_size, accumulate=accumulate)
+    with pytest.raises(InputError, match=hint):
+        check_shares(processes, config)
+    check_shares(ALONE, config)
+
+
+def test_cuda_graphs_are_of_one_process():
+    processes = OneProcess()
+    processes.count = 2
+    with pytest.raises(InputError, match="leave it out"):
+        check_shares(processes, dataclasses.replace(QUICK, cuda_graphs=True))
+
+
+def test_one_process_and_several_are_asked_alike():
+    members = {name for name in dir(OneProcess) if not name.startswith("_")}
+    assert members <= {*dir(Processes), *Processes.__init__.__code__.co_names}
+
+
+def test_norms_are_synchronized_as_the_authors_did():
+    several = OneProcess()
+    several.count = 2
+    found = {name: norm_sync_of(build(name), QUICK, several) for name in ("cgh", "lewel", "byol")}
+    assert found == {"cgh": "shuffle", "lewel": "none", "byol": "sync"}
+    assert norm_sync_of(build("lewel", average_norms=False), QUICK, several) == "sync"
+    assert norm_sync_of(build("byol"), QUICK, ALONE) == ""
+    given = dataclasses.replace(QUICK, norm_sync="none")
+    assert norm_sync_of(build("byol"), given, several) == "none"
