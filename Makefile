@@ -18,4 +18,4 @@ faults:
 CHECKS = all
 .PHONY: release
 release:
-	@python -m benchmarks.zoo.release "$(ORG)" "$(CHECKS)"
+	@CGH_LONG=1 python -m benchmarks.zoo.release "$(ORG)" "$(CHECKS)"

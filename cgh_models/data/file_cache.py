@@ -24,7 +24,7 @@ _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://")
 _BLOCK = 2**20
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 _AT_ONCE = 2**26  # bytes that are asked for by one request
-_LARGER = "give a larger one to `cgh pretrain`; to others the file, fetched or unpacked"
+_LARGER = "give a larger one; to commands without that flag, CGH_CACHE_GIB=20"
 _UNFINISHED = 600  # seconds in which a file that is being made is written to
 _made: Counter[Path] = Counter()  # bytes by folder since this process last looked what is in it
 
@@ -43,8 +43,17 @@ def user_cache() -> Path | None:
     return Path(home, "cgh-models") if os.path.isabs(home) else None
 
 
-def cache_of(gib: float) -> Cache:
-    """The user's cache for such files, or one among the temporary files without a home."""
+def cache_of(gib: float | None) -> Cache:
+    """The user's cache for such files, or one among the temporary files without a home.
+
+    Of None GiB: as many as CGH_CACHE_GIB says, else 10. Raises InputError if that is no number.
+    """
+    if gib is None:
+        given = os.environ.get("CGH_CACHE_GIB", "10")
+        if not re.fullmatch(r"\d+(\.\d+)?", given):
+            what = f"CGH_CACHE_GIB={printable(given)[:40]}"
+            raise InputError(f"{what}: expected a number of GiB, such as CGH_CACHE_GIB=10")
+        gib = float(given)
     home = user_cache() or Path(tempfile.gettempdir(), "cgh-models")
     return Cache(home / "files", int(gib * 2**30))
 
@@ -88,7 +97,7 @@ class CachedFile:
                     with self.of.open("rb") as packed:
                         self._make(gzip.GzipFile(fileobj=packed))  # pyright: ignore
         what = f"{printable(self)}: other runs remove it from {printable(self.cache.folder)}"
-        raise InputError(f"{what} before it is used; give a larger --cache-gib")
+        raise InputError(f"{what} before it is used; --cache-gib is small: {_LARGER}")
 
     def _make(self, source: Any) -> None:
         temporary = self.path.with_name(f"{self.path.name}.{secrets.token_hex(4)}.tmp")
@@ -190,7 +199,7 @@ def persistently(what: str, work: Callable[[], T]) -> T:
                 raise NetworkError(str(_refused(what, error))) from error  # a run is saved
             reason = _reason(error)
             if isinstance(error, OSError) and error.errno in _NO_ROOM:
-                hint = "make room there, or give a smaller --cache-gib"
+                hint = "make room there, or give a smaller --cache-gib (CGH_CACHE_GIB)"
                 raise InputError(f"{printable(what)}: cannot be kept ({reason}); {hint}") from error
             if pause is None:
                 tried = f"no answer in {len(PAUSES) + 1} tries over {sum(PAUSES):g} s ({reason})"

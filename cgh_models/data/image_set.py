@@ -214,15 +214,16 @@ def load(
     splits: bool = False,
     in_chans: int = 3,
     reader: str = "",
-    cache_gib: float = 10.0,
+    cache_gib: float | None = None,
 ) -> ImageSet:
     """The index of images, whatever holds them; docs/data.md has a line for each kind.
 
     A folder (flat, nested or in class folders), a list or table of paths; a tar, zip or parquet
     file, a folder or a pattern of those; ``hfds/NAME``, a dataset of the Hub; an address of fsspec
     as s3://BUCKET/FOLDER; NAME:SPLIT of these; or a Python object as `open_object` takes it.
-    ``pixel_range``, ``in_chans``, ``reader`` and ``cache_gib`` are those of TrainConfig. Raises
-    InputError without images, or for folders of splits unless ``splits``, which takes all of them.
+    ``pixel_range``, ``in_chans``, ``reader`` and ``cache_gib`` are those of TrainConfig; without a
+    ``cache_gib`` it is CGH_CACHE_GIB. Raises InputError without images, or for folders of splits
+    unless ``splits``, which takes all of them.
     """
     if isinstance(data, ImageSet):
         return reading.read_as(data, pixel_range)
@@ -258,7 +259,7 @@ def load_splits(
     pixel_range: str = "auto",
     in_chans: int = 3,
     reader: str = "",
-    cache_gib: float = 10.0,
+    cache_gib: float | None = None,
 ) -> tuple[ImageSet, ImageSet]:
     """The train and val sets of ``root``, with one numbering of the classes.
 

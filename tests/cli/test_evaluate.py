@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import os
 import shutil
 import sys
 
@@ -376,6 +377,7 @@ def test_what_cannot_be_reproduced_is_one_sentence(weights, image_root, tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.skipif("CGH_LONG" not in os.environ, reason="minutes on one core: set CGH_LONG=1")
 def test_the_packaged_weights_reproduce_their_number(cifar10, tmp_path):
     name = PACKAGED
     code, found, _ = reproduce(name, "--data", cifar10, cwd=tmp_path)

@@ -232,6 +232,17 @@ def test_a_packed_tar_is_unpacked_once_into_a_bounded_cache(folder, tmp_path, mo
     assert list(kept.iterdir()) == []
 
 
+def test_a_variable_says_how_large_the_cache_is_where_no_flag_does(monkeypatch, folder, tmp_path):
+    home = pack_tars(folder, tmp_path / "t", "w:gz")
+    monkeypatch.setenv("CGH_CACHE_GIB", "0.000001")
+    with pytest.raises(InputError, match="more than --cache-gib .*CGH_CACHE_GIB=20"):
+        load(f"{home}/*.tar.gz")
+    assert len(load(f"{home}/*.tar.gz", cache_gib=1)) == 64
+    monkeypatch.setenv("CGH_CACHE_GIB", "a lot")
+    with pytest.raises(InputError, match="CGH_CACHE_GIB=a lot: expected a number of GiB"):
+        load(f"{home}/*.tar.gz")
+
+
 def test_a_file_that_is_cut_short_is_one_sentence(folder, tmp_path):
     for kind in ("zip", "tar.gz", "struct"):
         data = make(kind, folder, tmp_path)
