@@ -131,6 +131,8 @@ class TrainConfig:
     """Images that fit decoded in this many GiB are kept in memory; 2 hold Tiny ImageNet."""
     cache_gib: float = setting(10.0, "nothing")
     """GiB on the disk for what is fetched from an address or unpacked from a .tar.gz."""
+    max_bad: float = setting(0.01, "nothing but which images take the place of bad ones")
+    """Share of the images that may be unreadable: each is named, and another takes its place."""
     log_every: int = setting(0, "nothing")
     """Steps between log lines; 0: 10 on a GPU, 1 on a CPU."""
     checkpoint_every: int = setting(1000, "nothing")
@@ -166,7 +168,7 @@ class TrainConfig:
         if self.eval_every != -1:
             check_range(self, 0, 2**62, "eval_every")
         check_range(self, 0, 1e6, "base_lr", "weight_decay", "clip_norm")
-        check_range(self, 0, 1, "momentum")
+        check_range(self, 0, 1, "momentum", "max_bad")
         check_range(self, 0.01, 1, "crop_pct")
         if not all(abs(value) <= 1e6 for value in self.mean):
             raise InputError(f"mean={self.mean}: each has to be a number")

@@ -11,6 +11,7 @@ from cgh_models import progress
 from cgh_models.files import sha256
 from cgh_models.progress import watched
 from cgh_models.tensors import read_tensors, write_tensors
+from cgh_models.train.progress_line import ProgressLine
 
 
 class Terminal(io.StringIO):
@@ -56,3 +57,31 @@ def test_bytes_are_counted_while_a_file_is_hashed_and_read(tmp_path, monkeypatch
     with terminal() as stderr:
         read_tensors(path, digest)
     assert "reading large.safetensors" in stderr.getvalue() and "33.6M" in stderr.getvalue()
+
+
+def test_embedding_and_neighbours_of_a_measurement_have_bars(image_root, weights, monkeypatch):
+    from cgh_models.data.image_set import load_splits
+    from cgh_models.evaluate.measurement import knn
+    from cgh_models.evaluate.protocols import EvalSettings
+    from cgh_models.hub.registry import create_model
+
+    monkeypatch.setattr(progress, "_DELAY", 0.0)
+    model = create_model(str(weights), pretrained=True)
+    with terminal() as stderr:
+        knn(model, *load_splits(image_root), EvalSettings(device="cpu", workers=0), k=5)
+    assert "embedding" in stderr.getvalue() and "kNN" in stderr.getvalue()
+
+
+def test_a_log_file_gets_plain_lines_of_a_training_at_most_one_a_minute(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with contextlib.redirect_stderr(io.StringIO()) as stderr:
+        line = ProgressLine(1000, 0, quiet=False)
+        for _ in range(1000):
+            now[0] += 0.5
+            line.show(1, ["loss 1.234", "90 images/s"], ["other 5.678"])
+        line.close()
+    said = stderr.getvalue()
+    assert all(character.isprintable() or character == "\n" for character in said)
+    assert len(said.splitlines()) == 8  # of 500 seconds
+    assert said.startswith("step 121 of 1000: loss 1.234, 07:19 left, 90 images/s")

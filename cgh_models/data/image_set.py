@@ -47,6 +47,7 @@ class ImageSet:
     places: np.ndarray | None = None  # (N,) of the images in ``pixels``; None: in their own order
     bad: dict[int, str] = field(default_factory=dict)  # why images cannot be used, by index
     bad_file: Path | None = None  # names each of them once
+    max_bad: float = MAX_BAD  # share of them at which a run stops
     pixel_range: str = "auto"  # of pixels of more than 8 bits, as `deep_pixels` has it
     in_chans: int = 3  # channels of an image
     reader: str = ""  # MODULE:FUNCTION of the user's that reads the files; "": ours do
@@ -132,7 +133,7 @@ class ImageSet:
         yield from (u * len(self)).astype(int).tolist()
 
     def record_bad_files(self, bad_files: list[BadFile]) -> list[BadFile]:
-        """Counts bad files, at most 1 %, and names them in ``bad_file``; returns the new ones."""
+        """Names bad files in ``bad_file``, each once; returns the new ones. At most ``max_bad``."""
         new = []
         for bad in bad_files:
             if bad.index not in self.bad:
@@ -149,12 +150,8 @@ class ImageSet:
             except OSError as error:
                 what = f"bad files cannot be named in it ({error.strerror})"
                 say(f"warning: {printable(self.bad_file)}: {what}; make room")
-        if len(self.bad) > MAX_BAD * len(self):
-            index, reason = next(iter(self.bad.items()))
-            what = f"{len(self.bad)} of {len(self)} images cannot be read, more than 1 %"
-            names = f"all are named in {printable(self.bad_file)}; " if self.bad_file else ""
-            where = printable(self.where(index))
-            raise InputError(f"{where}: {reason}; {what}; {names}remove them")
+        if len(self.bad) > self.max_bad * len(self):
+            raise reading.too_many_bad(self)
         return new
 
     def log_bad_files_to(self, path: Path) -> None:

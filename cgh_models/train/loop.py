@@ -257,6 +257,7 @@ def open_images(data: Any, config: TrainConfig) -> ImageSet:
     if (images.in_chans, images.reader) != (config.in_chans, config.reader):
         given = f"data: an ImageSet with in_chans={images.in_chans}, reader={images.reader!r}"
         raise InputError(f"{given}; load it with **config.reading")
+    images.max_bad = config.max_bad
     if not isinstance(data, ImageSet):
         images.report_skipped()
     return images

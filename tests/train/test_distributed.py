@@ -79,9 +79,10 @@ def test_a_run_goes_on_with_another_number_of_processes(undisturbed, image_root,
         for name in {"loss", "lr", "grad_norm", "feature_std", "knn_train"} & of_one.keys():
             close = pytest.approx(of_one[name], rel=1e-5 if name == "loss" else 1e-4)
             assert row[name] == close, (row, name)
+    state = final(run)
     for name, tensor in final(undisturbed).items():
-        if tensor.is_floating_point():
-            assert torch.allclose(final(run)[name], tensor, rtol=0, atol=1e-5), name
+        if name.startswith("method.") and tensor.is_floating_point():
+            assert torch.allclose(state[name], tensor, rtol=1e-5, atol=1e-5), name
 
 
 def test_two_runs_of_two_processes_are_equal_to_the_bit(image_root, tmp_path):

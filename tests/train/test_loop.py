@@ -251,6 +251,11 @@ def test_an_image_that_was_mended_is_good_when_the_command_is_given_again(tmp_pa
         pretrain(build(), tmp_path / "set", config, tmp_path / "run")
     with pytest.raises(InputError, match="1 of 64 images cannot be read, more than 1 %"):
         pretrain(build(), tmp_path / "set", config, tmp_path / "run")
+    with pytest.raises(InputError, match="remove them, or give --max-bad 0.02, which replaces"):
+        pretrain(build(), tmp_path / "set", config, tmp_path / "run")
+    more = dataclasses.replace(config, max_bad=0.02)
+    pretrain(build(), tmp_path / "set", more, tmp_path / "with_others")
+    assert (tmp_path / "with_others" / "bad_files.txt").read_text().startswith("class1/00013.png")
     path.write_bytes(whole)
     pretrain(build(), tmp_path / "set", config, tmp_path / "run")
     assert "bad_files.txt: 1 of the images that it names can be read now" in capsys.readouterr().err
