@@ -57,9 +57,8 @@ def test_the_road_from_images_to_a_timm_model(road, image_root):
     assert resumed.returncode == 0 and "finished at step 8 of 8" in resumed.stderr
     exported = cgh("export", "run", "--out", "weights", cwd=folder)
     assert exported.returncode == 0, exported.stderr
-    assert exported.stdout.splitlines()[-1] == (
-        "after `import cgh_models`, timm.create_model('local-dir:weights', pretrained=True) loads it"
-    )
+    loads = "timm.create_model('local-dir:weights', pretrained=True) loads it"
+    assert exported.stdout.splitlines()[-1] == f"after `import cgh_models`, {loads}"
     results = [
         cgh("evaluate", "knn", w, "--data", image_root, "--k", 5, cwd=folder)
         for w in ("run", "weights")
