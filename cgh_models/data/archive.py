@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import IO, Any
@@ -22,7 +22,7 @@ class Archive:
     """Names, classes and places of images, and what opens a place."""
 
     root: str  # the folder or address that names are relative to, for messages
-    names: list[str]  # of the images, in their order
+    names: Sequence[str]  # of the images, in their order
     labels: list[int]  # class of each image
     classes: list[str]  # fewer than two: none
     digest: str  # hex sha256 of what tells this set from others

@@ -41,7 +41,7 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name.casefold() in _SYSTEM_FOLDERS
 
 
-def common_folder(names: list[str]) -> str:
+def common_folder(names: Collection[str]) -> str:
     """The folder that all paths begin with, "" or with a slash at its end."""
     ends = [min(names, default=""), max(names, default="")]
     prefix = os.path.commonprefix(ends)  # noqa: RUF071 - letters that the two ends share all share

@@ -1,9 +1,11 @@
 """Image sets: the frozen index of a folder, list or archive, with pixels in memory or on disk."""
 
 import contextlib
+import functools
 import os
+from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,14 +19,18 @@ from ..errors import BadImage, InputError, printable, say
 from ..progress import watched
 from . import reading
 from .archive import Archive
+from .bad_files import named_in
 from .decode import BadFile, open_file, simplejpeg
 from .file_cache import cache_of
 from .file_names import HIDDEN
+from .kept_index import walk_or_kept
 from .listing import counted, digest_of, find_split, refuse_splits, size_of
 from .memory import pixels_in_memory
+from .names import Names
 from .path_list import pick_split
 from .sources import find_images, splits_of
 from .views import uniform
+from .walk import Walked
 
 MAX_BAD = 0.01  # share of bad files at which a run stops
 _SUBSTITUTE_STREAM = 1001  # keeps these random numbers apart from those of views and order
@@ -36,7 +42,7 @@ class ImageSet:
 
     source: str  # what `load` finds it by: a path from the root, or hfds/NAME
     root: Path  # the folder that names are relative to
-    names: list[str]  # sorted relative paths
+    names: Names  # sorted relative paths
     labels: np.ndarray | None  # (N,) class of each image; None: no class folders
     classes: list[str]  # of folders sorted, of an archive as timm's reader numbers them
     digest: str  # sha256 of names and sizes
@@ -51,6 +57,7 @@ class ImageSet:
     pixel_range: str = "auto"  # of pixels of more than 8 bits, as `deep_pixels` has it
     in_chans: int = 3  # channels of an image
     reader: str = ""  # MODULE:FUNCTION of the user's that reads the files; "": ours do
+    walked: Walked | None = None  # of a folder of files: what was found there
 
     def __len__(self) -> int:
         return len(self.names)
@@ -157,7 +164,7 @@ class ImageSet:
     def log_bad_files_to(self, path: Path) -> None:
         """Names bad files in ``path`` from now on; those that it names already are read again."""
         self.bad_file = path
-        named = self._named_in(path) if self.pixels is None else {}
+        named = named_in(path, self) if self.pixels is None else {}
         reasons = {index: self.why_bad(index) for index in named}
         self.bad |= {index: reason for index, reason in reasons.items() if reason}
         mended = len(named.keys() - self.bad.keys())
@@ -169,22 +176,8 @@ class ImageSet:
         """Takes the digest of a run if only images that ``path`` names have another size now."""
         if self.digest == digest or self.archive:
             return
-        if digest == _digest(self.root, self.names, self._named_in(path)):
+        if digest == _digest(self.root, self.names, self.walked, named_in(path, self)):
             self.digest = digest
-
-    def _named_in(self, path: Path) -> dict[int, int]:
-        """The images, by index, that a list of bad files names, and their bytes at that time."""
-        index_of = {printable(name): index for index, name in enumerate(self.names)}
-        named = {}
-        lines = path.read_text("utf-8", "replace").split("\n") if path.exists() else []
-        for line in lines:
-            name, *rest = line.split("\t")
-            if name in index_of:
-                size = rest[-1].removesuffix(" bytes") if rest else ""
-                index = index_of[name]
-                known = size.removeprefix("-").isdecimal()
-                named[index] = int(size) if known else size_of(self.path(index))
-        return named
 
     def cache_pixels(self, gib: float) -> None:
         """Keeps all decoded pixels if they fit in ``gib``; else streams them."""
@@ -212,42 +205,52 @@ def load(
     in_chans: int = 3,
     reader: str = "",
     cache_gib: float | None = None,
+    kept: Path | None = None,
 ) -> ImageSet:
     """The index of images, whatever holds them; docs/data.md has a line for each kind.
 
     A folder (flat, nested or in class folders), a list or table of paths; a tar, zip or parquet
     file, a folder or a pattern of those; ``hfds/NAME``, a dataset of the Hub; an address of fsspec
     as s3://BUCKET/FOLDER; NAME:SPLIT of these; or a Python object as `open_object` takes it.
-    ``pixel_range``, ``in_chans``, ``reader`` and ``cache_gib`` are those of TrainConfig; without a
-    ``cache_gib`` it is CGH_CACHE_GIB. Raises InputError without images, or for folders of splits
-    unless ``splits``, which takes all of them.
+    ``pixel_range``, ``in_chans``, ``reader``, ``cache_gib`` as in TrainConfig (without the last it
+    is CGH_CACHE_GIB), ``kept`` as in `walk_or_kept`. Raises InputError without images, or for
+    folders of splits unless ``splits``.
     """
     if isinstance(data, ImageSet):
         return reading.read_as(data, pixel_range)
     endings = reading.endings(pixel_range, in_chans, reader)
     rounded = in_chans == 3 and "," not in pixel_range
-    found = find_images(data, follow_links, cache_of(cache_gib), endings, rounded)
-    source, root, names, labels, classes, skipped, archive, is_folder = found
+    lister = functools.partial(walk_or_kept, kept)
+    found = find_images(data, follow_links, cache_of(cache_gib), endings, rounded, lister)
+    source, root, names, labels, classes, skipped, archive, is_folder, walked = found
+    place = printable(archive.root if archive else root)
     if not names:
-        seen = counted(skipped, 3) or "nothing"
-        place = archive.root if archive else root
-        what = f"{printable(place)}: no images ({seen} found)"
+        what = f"{place}: no images ({counted(skipped, 3) or 'nothing'} found)"
         raise InputError(f"{what}; {reading.expected_endings(skipped)}")
     if reader and archive:
-        place = printable(archive.root)
         raise InputError(f"--reader {reader}: takes paths of files; unpack {place}")
-    if is_folder and not splits:
+    known = archive.digest if archive else walked and walked.digest
+    if is_folder and not splits and (archive or not known):
         refuse_splits(root, names, 2 if archive else 1)  # `tar cf train.tar train`
-    digest = archive.digest if archive else _digest(root, names, {})
+    names = names if isinstance(names, Names) else Names(names)
+    if archive:
+        archive.names = names
+    digest = known or _digest(root, names, walked, {})
     index = (names, labels, classes, digest, skipped, archive)
     how = {"pixel_range": pixel_range, "in_chans": in_chans, "reader": reader}
-    return reading.decide_range(ImageSet(source, root, *index, **how))
+    return reading.decide_range(ImageSet(source, root, *index, **how, walked=walked))
 
 
-def _digest(root: Path, names: list[str], sizes: dict[int, int]) -> str:
-    """Hex sha256 of names and sizes; ``sizes`` are those of some of the files at another time."""
-    listed = enumerate(watched(names, "sizes of files", len(names)))
-    return digest_of(names, (sizes[i] if i in sizes else size_of(root / n) for i, n in listed))
+def _digest(root: Path, names: Sequence[str], walked: Walked | None, then: dict[int, int]) -> str:
+    """Hex sha256 of names and sizes; ``then`` are those of some of the files at another time."""
+    if walked:
+        sizes = array("q", walked.sizes)
+    else:
+        listed = watched(names, "sizes of files", len(names))
+        sizes = array("q", (size_of(root / name) for name in listed))
+    for index, size in then.items():
+        sizes[index] = size
+    return digest_of(names, sizes)
 
 
 def load_splits(

@@ -1,18 +1,21 @@
-"""The images of a folder; folders of splits, and archives, that have to be given otherwise."""
+"""What listed images say: classes, digest; splits, and archives, to be given otherwise."""
 
+import bisect
 import hashlib
 import os
 import re
 import shlex
+from array import array
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
 
 from ..errors import InputError, printable
-from .file_names import HIDDEN, bare_name, common_folder, container, is_hidden, split_of
+from .file_names import bare_name, common_folder, container, is_hidden, split_of
 from .formats import EXTENSIONS, FURTHER
 
 _TAR = "mkdir {1} && tar -xf {0} -C {1}"
@@ -27,90 +30,97 @@ _UNPACK = {  # by how a file begins
 }
 
 
-def walk(
-    root: Path, follow_links: bool, endings: Collection[str] | None = EXTENSIONS
-) -> tuple[list[str], Counter[str]]:
-    """Sorted names of the images under ``root``, by their endings, and what was left out."""
-    names: list[str] = []
-    skipped: Counter[str] = Counter()
-    home = root.resolve()
-    for folder, folders, files in os.walk(root, followlinks=follow_links, onerror=_unreadable):
-        for name in list(folders):
-            kind = _why_not_entered(Path(folder, name), follow_links)
-            if kind:
-                skipped[kind] += 1
-                folders.remove(name)
-        folders.sort()
-        for file in files:
-            path = Path(folder, file)
-            if is_hidden(file):
-                skipped[f"{HIDDEN} file"] += 1
-            elif endings is not None and path.suffix.lower() not in endings:
-                skipped[path.suffix.lower() or "no extension"] += 1
-            elif not follow_links and path.is_symlink() and home not in path.resolve().parents:
-                skipped["link out of the folder (--follow-links reads it)"] += 1
-            else:
-                names.append(path.relative_to(root).as_posix())
-    return sorted(names), skipped
-
-
-def further_endings(names: list[str]) -> Counter[str]:
+def further_endings(names: Sequence[str]) -> Counter[str]:
     """How many images have an ending that earlier versions left out."""
     endings = Counter(os.path.splitext(name)[1].lower() for name in names)
     return Counter({ending: endings[ending] for ending in sorted(FURTHER & endings.keys())})
 
 
-def _why_not_entered(folder: Path, follow_links: bool) -> str:
-    if is_hidden(folder.name):
-        return f"{HIDDEN} folder {folder.name}/"
-    if not folder.is_symlink():
-        return ""
-    if not follow_links:
-        return "linked folder (--follow-links reads it)"
-    parent = folder.parent.resolve()
-    return "link to a folder around it" if folder.resolve() in (parent, *parent.parents) else ""
+def class_folders(names: Sequence[str]) -> tuple[np.ndarray | None, list[str]]:
+    """Labels (N,) and classes, the outermost folders; none if an image lies in none of them.
+
+    ``names`` are sorted, so that each folder's end is found without reading all of them.
+    """
+    folders: list[str] = []
+    starts: list[int] = []
+    place = 0
+    while place < len(names):
+        folder, slash, _ = names[place].partition("/")
+        if not folder or not slash:
+            return None, []
+        folders.append(folder)
+        starts.append(place)
+        place = _first_from(f"{folder}0", names, place)  # in order, 0 follows the slash
+    if not folders:
+        return None, []
+    classes = sorted(folders)
+    numbers = {name: number for number, name in enumerate(classes)}
+    counts = np.diff([*starts, len(names)])
+    return np.repeat([numbers[name] for name in folders], counts), classes
 
 
-def _unreadable(error: OSError) -> NoReturn:
-    what = f"{printable(error.filename)}: cannot be read ({error.strerror})"
-    raise InputError(f"{what}; mend or remove it") from error
+def _first_from(text: str, names: Sequence[str], start: int) -> int:
+    """The first index after ``start`` of what is not before ``text``."""
+    step = 1
+    while start + step < len(names) and names[start + step] < text:
+        step *= 2
+    return bisect.bisect_left(names, text, start + step // 2, min(start + step, len(names)))
 
 
-def class_folders(names: list[str]) -> tuple[np.ndarray | None, list[str]]:
-    """Labels (N,) and classes, the outermost folders; none if an image lies in none of them."""
-    folders = [name.partition("/")[0] if "/" in name else "" for name in names]
-    return numbered(None if "" in folders else folders)
-
-
-def numbered(labels: list[str] | None) -> tuple[np.ndarray | None, list[str]]:
+def numbered(labels: Iterable[str] | None) -> tuple[np.ndarray | None, list[str]]:
     """Labels (N,) and sorted classes for the class of each image."""
-    classes = sorted(set(labels or ()))
-    return (np.searchsorted(classes, labels) if labels else None), classes
+    numbers: dict[str, int] = {}
+    found = np.array(array("q", (numbers.setdefault(n, len(numbers)) for n in labels or ())))
+    classes = sorted(numbers)
+    places = np.empty(len(classes), np.int64)
+    places[[numbers[name] for name in classes]] = np.arange(len(classes))
+    return (places[found] if len(found) else None), classes
 
 
-def digest_of(names: list[str], sizes: Iterable[int]) -> str:
+def digest_of(names: Iterable[str], sizes: Iterable[int]) -> str:
     """Hex sha256 of names and of sizes in bytes."""
-    lines = [f"{name}\t{size}\n" for name, size in zip(names, sizes, strict=True)]
-    return hashlib.sha256("".join(lines).encode("utf-8", "replace")).hexdigest()
+    total = hashlib.sha256()
+    lines = (f"{name}\t{size}\n" for name, size in zip(names, sizes, strict=True))
+    while block := "".join(islice(lines, 2**12)):
+        total.update(block.encode("utf-8", "replace"))
+    return total.hexdigest()
 
 
-def splits_among(names: list[str], fewest: int = 1) -> tuple[str, dict[str, str]]:
+def splits_among(names: Sequence[str], fewest: int = 1) -> tuple[str, dict[str, str]]:
     """The folder that holds folders of splits, "" or with a slash at its end, and these.
 
     Folders are splits if all are called so, and are ``fewest`` or more, or if one is for training
     and another is not; the dict, empty if they are none, says of each train, val or test.
     """
-    for shared in dict.fromkeys(("", common_folder(names))):
-        folders = sorted({name[len(shared) :].partition("/")[0] for name in names})
+    shared = ""
+    for _ in range(2):
+        folders, has_files = _entries(names, shared)
         splits = {folder: split_of(folder) for folder in folders if split_of(folder)}
         trained_and_not = "train" in splits.values() and len(set(splits.values())) > 1
         exact = [folder for folder in splits if bare_name(folder).isalpha()]
-        if trained_and_not or (exact == folders and len(exact) >= fewest):
+        alone = exact == folders and not has_files
+        if trained_and_not or (alone and len(exact) >= fewest):
             return shared, splits
+        if has_files or len(folders) > 1:  # there is no folder that holds all
+            break
+        shared = common_folder(names)
     return "", {}
 
 
-def refuse_splits(root: Path, names: list[str], fewest: int = 1) -> None:
+def _entries(names: Iterable[str], shared: str) -> tuple[list[str], bool]:
+    """What lies in a folder, sorted, and whether images do, of which a million may."""
+    found = set()
+    has_files = False
+    for name in names:
+        entry, slash, _ = name[len(shared) :].partition("/")
+        if slash or os.path.splitext(entry)[1].lower() not in EXTENSIONS:
+            found.add(entry)
+        else:
+            has_files = True
+    return sorted(found), has_files
+
+
+def refuse_splits(root: Path, names: Sequence[str], fewest: int = 1) -> None:
     """Raises InputError if the folders in ``root``, or in the only one there, are splits."""
     shared, splits = splits_among(names, fewest)
     if splits:
@@ -142,7 +152,7 @@ def refuse_compressed(path: Path) -> None:
         with path.open("rb") as file:
             head = file.read(8)
     except OSError as error:
-        _unreadable(error)
+        unreadable(error)
     command = next((command for magic, command in _UNPACK.items() if head.startswith(magic)), "")
     if command:
         what = f"{printable(path)}: is compressed, and its images are not read from it"
@@ -158,6 +168,12 @@ def _unpack(path: Path, command: str = _TAR) -> str:
     return f"type `{command.format(*words)}` and give {printable(folder)}"
 
 
+def unreadable(error: OSError) -> NoReturn:
+    """Raises InputError for a file or folder that cannot be read."""
+    what = f"{printable(error.filename)}: cannot be read ({error.strerror})"
+    raise InputError(f"{what}; mend or remove it") from error
+
+
 def find_split(root: Path, split: str) -> Path:
     """The folder, or archive, of a split in ``root``, also under its other usual names.
 
@@ -166,7 +182,7 @@ def find_split(root: Path, split: str) -> Path:
     try:
         entries = sorted(root.iterdir()) if os.path.isdir(root) else []
     except OSError as error:
-        _unreadable(error)
+        unreadable(error)
     if (root / split).is_dir():
         return root / split
     found = [entry for entry in entries if split_of(entry.name) == split and _may_hold(entry)]

@@ -155,13 +155,14 @@ def decide_range(images: Any) -> Any:
     if images.pixel_range != "auto":
         return images
     names = images.names
-    candidates = [i for i, name in enumerate(names) if not name.lower().endswith(_NEVER_DEEP)]
+    may_be_deep = (not name.lower().endswith(_NEVER_DEEP) for name in names)
+    candidates = np.flatnonzero(np.fromiter(may_be_deep, bool, len(names)))
     places = np.linspace(0, len(candidates) - 1, min(_SAMPLE, len(candidates))).astype(int)
     found: list[deep_pixels.Largest] = []
     reasons: list[str] = []
-    for place in places.tolist():
+    for index in candidates[places].tolist():
         try:
-            found += filter(None, [_largest(images, candidates[place])])
+            found += filter(None, [_largest(images, index)])
         except BadImage as reason:
             reasons.append(str(reason))
         if found and found[-1].value >= 2 ** deep_pixels.DEPTHS[-2]:

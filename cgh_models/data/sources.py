@@ -1,10 +1,9 @@
 """What a name of images stands for, beside a folder and a list: archives, datasets, addresses."""
 
-import glob
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -19,14 +18,15 @@ from .file_names import container, is_hidden, split_of, why_hidden
 from .formats import EXTENSIONS
 from .parquet import Table, open_parquet
 from .path_list import named_files, pick_split, read_list
+from .patterns import PATTERN, expanded, matches
 from .python_images import GIVEN, open_object, paths_of
+from .walk import Walked, walk
 
 # timm's readers that go through a set in an order of their own.
 _UNORDERED = ("hfids/", "tfds/", "wds/")
 _BESIDE_PARQUET = {".md", ".json", ".txt"}  # files that the Hub's datasets have, too
 Endings = Collection[str] | None  # of images; None: a reader takes all files
 Opened = Archive | list[Table]
-_PATTERN = re.compile(r"[*?[{]")
 
 
 class Found(NamedTuple):
@@ -34,12 +34,13 @@ class Found(NamedTuple):
 
     source: str  # as in `ImageSet`
     root: Path
-    names: list[str]
+    names: Sequence[str]
     labels: np.ndarray | None  # (N,)
     classes: list[str]
     skipped: Counter[str]
     archive: Archive | None  # None: they are files below the root
     is_folder: bool  # its folders may be splits
+    walked: Walked | None = None  # None: it is no folder of files
 
 
 def find_images(
@@ -48,10 +49,12 @@ def find_images(
     cache: Cache,
     endings: Endings = EXTENSIONS,
     to_8_bits: bool = True,
+    lister: Callable[[Path, bool, Endings], Walked] = walk,
 ) -> Found:
     """The images of a path, another name or a Python object. Raises InputError.
 
-    ``endings`` are those of images in a folder. ``to_8_bits`` as in `open_object`.
+    ``endings`` are those of images in a folder, which ``lister`` lists. ``to_8_bits`` as in
+    `open_object`.
     """
     is_table = hasattr(data, "select_columns") and hasattr(data, "__len__")
     if is_table and not isinstance(data, Mapping):  # a datasets.Dataset, and no DatasetDict
@@ -76,8 +79,9 @@ def find_images(
         names, of_rows, skipped = named_files(home / path.name, rows, split)
     elif os.path.isdir(path):
         home = listing.find_split(path, split) if split else path
-        names, skipped = listing.walk(home, follow_links, endings)
-        return Found(source, home, names, *listing.class_folders(names), skipped, None, not split)
+        walked = lister(home, follow_links, endings)
+        index = (walked.names, *listing.class_folders(walked.names), walked.skipped)
+        return Found(source, home, *index, None, not split, walked)
     elif os.path.isfile(path):
         home = path.parent
         names, of_rows, skipped = read_list(path, split)
@@ -100,7 +104,7 @@ def _split_asked(data: Any) -> tuple[Any, str]:
     if found is None or os.path.exists(data) or str(data).startswith(("hfds/", GIVEN)):
         return data, ""
     name = found[1]
-    known = os.path.exists(name) or is_address(name) or _PATTERN.search(name)
+    known = os.path.exists(name) or is_address(name) or PATTERN.search(name)
     return (name, found[2]) if known else (data, "")
 
 
@@ -137,10 +141,10 @@ def _open_named(data: Any, split: str, cache: Cache, endings: Endings) -> Opened
         text = str(home)  # without ./ and a slash at its end
         is_file = [home] if container(text) else []
         files = _only_containers(home) if os.path.isdir(home) else is_file
-    elif _PATTERN.search(text):
+    elif PATTERN.search(text):
         text = os.path.abspath(text)
-        files = [Path(name) for pattern in _expanded(text) for name in _matches(pattern)]
-        text = os.path.dirname(re.split(_PATTERN, text)[0])
+        files = [Path(name) for pattern in expanded(text) for name in matches(pattern)]
+        text = os.path.dirname(re.split(PATTERN, text)[0])
     return _of_split(_open_files(text, files, cache, endings), split) if files else None
 
 
@@ -155,7 +159,7 @@ def splits_of(root: Any) -> dict[str, str] | None:
         kinds = {container(file.name) for file in files}
         if kinds != {"parquet"} or any(split_of(file.name) for file in files):
             return None
-    elif not (os.path.exists(root) or is_address(text) or _PATTERN.search(text)):
+    elif not (os.path.exists(root) or is_address(text) or PATTERN.search(text)):
         return None
     return {split: f"{text}:{split}" for split in ("train", "val")}
 
@@ -185,33 +189,11 @@ def _only_containers(path: Path) -> list[Path]:
     return sorted(files)
 
 
-def _expanded(pattern: str) -> Iterator[str]:
-    """The texts that the braces of a pattern stand for: {000..099} and {a,b}."""
-    found = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)
-    if found is None:
-        yield pattern
-        return
-    parts = (found[3] or "").split(",")
-    if found[1]:
-        numbers = range(int(found[1]), int(found[2]) + 1)
-        parts = (str(number).zfill(len(found[1])) for number in numbers)
-    for part in parts:
-        yield from _expanded(pattern[: found.start()] + part + pattern[found.end() :])
-
-
-def _matches(pattern: str) -> list[str]:
-    names = sorted(glob.glob(pattern))
-    if not names:
-        what = f"{printable(pattern)}: there is no such file"
-        raise InputError(f"{what}; put it there, or mend the pattern of --data")
-    return names
-
-
 def _open_address(text: str, split: str, cache: Cache, endings: Endings) -> Opened:
     _refuse_reader(text, endings)
     files: list[CachedFile] = []
     root = ""
-    for address in _expanded(text):
+    for address in expanded(text):
         root, found = listed(address, cache)
         files += found
     if re.search("[*{]", text):

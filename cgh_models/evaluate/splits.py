@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ..data.image_set import ImageSet
+from ..data.names import Names
 from ..data.path_list import read_text
 from ..data.views import uniform
 from ..errors import InputError, printable
@@ -126,11 +127,12 @@ def subset(images: ImageSet, indices: np.ndarray) -> ImageSet:
         places = indices if images.places is None else images.places[indices]
     return dataclasses.replace(
         images,
-        names=[images.names[index] for index in indices],
+        names=Names(images.names[index] for index in indices),
         labels=None if images.labels is None else images.labels[indices],
         digest=digest.hexdigest(),
         archive=images.archive and images.archive.take(indices),
         places=places,
         bad={},
         bad_file=None,
+        walked=None,
     )

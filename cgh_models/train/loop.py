@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 
 from ..config import TrainConfig
+from ..data import kept_index
 from ..data.image_set import ImageSet, load
 from ..data.loader import batches
 from ..errors import InputError, Interrupted, NetworkError, printable, say, shell_command
@@ -128,7 +129,7 @@ def _settled(
     folder = check_arguments(method, config, run_dir)
     device = pick_device(own_device(processes, config.device))
     recipe, config = settle_views(method, views, settle(config, device, folder, resume))
-    images = open_images(data, config)
+    images = open_images(data, config, folder / kept_index.FILE if resume else None)
     check_batch(images, config)
     check_shares(processes, config)
     return _Run(folder, device, recipe, config, images)
@@ -251,9 +252,10 @@ def _ending(run_dir: Path, text: str, done: int) -> str:
     return f"{run_dir}: {text}{said}; export it: {export}"
 
 
-def open_images(data: Any, config: TrainConfig) -> ImageSet:
-    """The index of the training images. Raises InputError."""
-    images = load(data, config.follow_links, **config.reading, cache_gib=config.cache_gib)
+def open_images(data: Any, config: TrainConfig, kept: Path | None = None) -> ImageSet:
+    """The index of the training images, ``kept`` as in `load`. Raises InputError."""
+    how = config.reading | {"cache_gib": config.cache_gib, "kept": kept}
+    images = load(data, config.follow_links, **how)
     if (images.in_chans, images.reader) != (config.in_chans, config.reader):
         given = f"data: an ImageSet with in_chans={images.in_chans}, reader={images.reader!r}"
         raise InputError(f"{given}; load it with **config.reading")

@@ -20,6 +20,7 @@ import torch
 from .. import files
 from ..backbone import architecture
 from ..config import CHANGES, TrainConfig, meant_before, to_dict
+from ..data import kept_index
 from ..data.image_set import ImageSet
 from ..data.listing import further_endings
 from ..data.python_images import GIVEN
@@ -138,7 +139,8 @@ def write_or_check_config(
         if dataclasses.is_dataclass(method.config):
             run["method_config"] = meant_before(type(method.config)) | run["method_config"]
         is_list = not images.archive and Path(images.source).is_file()
-        further = {} if is_list else further_endings(images.names)
+        is_other = images.digest != run["data"]["digest"]
+        further = further_endings(images.names) if is_other and not is_list else {}
         allowed, refused = explain_changes(run, description, further)
         if refused:
             new_run = shell_command("cgh", "pretrain", "--init", run_dir)
@@ -156,6 +158,7 @@ def write_or_check_config(
             _start_over(run_dir)
         files.write_json(run_dir / "config.json", description)
     checkpoint.remove_temporary_files(run_dir)
+    kept_index.keep(run_dir / kept_index.FILE, images)
 
 
 def _start_over(run_dir: Path) -> None:
