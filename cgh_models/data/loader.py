@@ -19,6 +19,7 @@ from ..errors import InputError, out_of_memory
 from ..one_process import ALONE, OneProcess
 from ..view_recipes import OwnView, Recipe, View
 from .batched_views import crop, fast_views
+from .big_order import BigOrder
 from .image_set import ImageSet
 from .own_views import own_view, say_unless_normalized
 from .pixels import as_tensor, unit
@@ -28,13 +29,24 @@ from .workers import Batch, Key, Sample, read_batches
 # Streams keep the random numbers of different uses apart; view i takes _VIEW_STREAM + i.
 _VIEW_STREAM = 0
 _ORDER_STREAM = 1000
+_MOST_SORTED = 2**24  # images: runs on fewer keep the order that they have always had
+_AT_ONCE = 2**20
 # Pixels a side: to crop larger images by matrices on a CPU costs more than to cut them in workers.
 _WHOLE_ON_CPU = 128
 
 
-def order(seed: int, epoch: int, count: int) -> np.ndarray:
-    """The permutation of ``count`` images in an epoch."""
-    return uniform(seed, epoch, np.arange(count), 1, _ORDER_STREAM)[:, 0].argsort(kind="stable")
+def order(seed: int, epoch: int, count: int) -> np.ndarray | BigOrder:
+    """The permutation of ``count`` images in an epoch: (count,), or of more than 2**24 its parts.
+
+    Those are sorted by random numbers, 16 bytes each; a larger one is never whole in memory.
+    """
+    if count > _MOST_SORTED:
+        return BigOrder(seed, epoch, count)
+    numbers = np.empty(count)
+    for first in range(0, count, _AT_ONCE):
+        part = numbers[first : first + _AT_ONCE]
+        part[:] = uniform(seed, epoch, first + np.arange(len(part)), 1, _ORDER_STREAM)[:, 0]
+    return numbers.argsort(kind="stable")
 
 
 def batch_indices(config: TrainConfig, count: int, step: int) -> np.ndarray:
