@@ -9,6 +9,7 @@ bench:
 # What holds under faults, with large counts, in half an hour or so; docs/reliability.md is of these.
 # One of them: make faults FAULTS=kills
 FAULTS = kills file_calls full_disks stop_signals odd_images mutated_images mutated_files command_lines
+FAULTS += launched_runs
 .PHONY: faults
 faults:
 	python -W ignore tests/faults/run.py $(FAULTS)

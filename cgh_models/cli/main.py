@@ -174,8 +174,12 @@ def _is_follower() -> bool:
 
 
 def _end_without_waiting(exit_code: int) -> None:
-    """Ends the process if threads still decode images: Python would wait for slow reads."""
-    from ..data.memory import DECODERS
+    """Ends the process if threads still decode images: Python would wait for slow reads.
 
-    if any(thread.name.startswith(DECODERS) for thread in threading.enumerate()):
+    Or if it is one of several, of which the slower ones would be ended by what started them.
+    """
+    from ..data.memory import DECODERS
+    from ..train.launch import is_launched
+
+    if is_launched() or any(thread.name.startswith(DECODERS) for thread in threading.enumerate()):
         os._exit(exit_code)

@@ -108,7 +108,9 @@ class Pretrain:
                     lambda: say_plan(method, images, train, recipe, processes.count)
                 )
                 return
-            resume = was_restarted() and is_run(Path(self.out))
+            # Only those beside the one that ended may know of it.
+            restarted = processes.any(was_restarted())
+            resume = processes.from_first(lambda: restarted and is_run(Path(self.out)))
             arch = self.arch or RECIPES[self.recipe].arch
             described = {"method": self.method, "arch": arch, **to_dict(train)}
             described["method_config"] = to_dict(method.config)

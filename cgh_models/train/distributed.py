@@ -18,9 +18,10 @@ from torch.autograd import Function
 from torch.nn.parallel import DistributedDataParallel
 
 from ..config import TrainConfig
-from ..errors import ERRORS, NetworkError, out_of_memory, printable
+from ..errors import ERRORS, Interrupted, NetworkError, out_of_memory, printable
 from ..one_process import ALONE, OneProcess
 from .launch import take_from_slurm, tell
+from .meeting import meet
 from .watch import Watch
 
 Item = TypeVar("Item")
@@ -28,6 +29,9 @@ Item = TypeVar("Item")
 # A process that waits longer for the others ends. One that has stopped or died is noticed by
 # `watch` long before; this is for what nobody foresaw.
 TIMEOUT = datetime.timedelta(minutes=30)
+# Seconds from the first process that begins until the last. Those of several machines may read
+# torch from disks of different speed.
+BEGIN, BEGIN_FAR_APART = 30, 300
 
 
 class Processes:
@@ -165,16 +169,24 @@ def joined() -> Iterator[Any]:
     if dist.is_initialized():  # by the caller, who ends it
         yield Processes()
         return
-    store, rank, count = next(dist.rendezvous("env://", timeout=TIMEOUT))
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=TIMEOUT)
+    rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     silenced = contextlib.nullcontext()
     if rank:  # what is said of a run, rank 0 says
         silenced = contextlib.redirect_stderr(open(os.devnull, "w"))  # noqa: SIM115 - until the end
     try:
+        store = _met(rank, count)
         with silenced, Watch(store.clone(), rank, count):
+            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+            how: dict[str, Any] = {"store": store, "rank": rank, "world_size": count}
+            dist.init_process_group(backend, timeout=TIMEOUT, **how)
             processes = Processes()
-            yield processes
+            try:
+                yield processes
+            except Interrupted:
+                # What started them sends TERM to all when the first has ended.
+                with contextlib.suppress(RuntimeError):
+                    processes.any(False)
+                raise
             processes.any(False)  # none leaves while another still asks
         dist.destroy_process_group()
     except RuntimeError as error:
@@ -187,6 +199,14 @@ def joined() -> Iterator[Any]:
         if rank:
             tell(rank, count, f"error: {lost}")
         raise lost from error
+
+
+def _met(rank: int, count: int) -> dist.Store:
+    """Where the processes of this start, and no earlier ones, leave word. Raises NetworkError."""
+    near = os.environ.get("LOCAL_WORLD_SIZE") == str(count)
+    most = BEGIN if near else BEGIN_FAR_APART
+    store = next(dist.rendezvous("env://", timeout=datetime.timedelta(seconds=most)))[0]
+    return dist.PrefixStore(meet(store, rank, count, most), store)
 
 
 def _is_of_connections(error: RuntimeError) -> bool:

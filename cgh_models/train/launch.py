@@ -27,6 +27,11 @@ def was_restarted() -> bool:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
 
 
+def is_launched() -> bool:
+    """Whether torchrun or srun started this process, and passes signals on to it."""
+    return "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("WORLD_SIZE", 1)) > 1
+
+
 def own_device(processes: OneProcess, name: str) -> str:
     """The device of this process, by the config's. Raises InputError for one that all would use."""
     count = processes.count

@@ -28,7 +28,7 @@ from . import checkpoint
 from .arguments import check_arguments, settle_views
 from .cuda_graphs import replayed_passes
 from .distributed import connected, joined
-from .launch import check_shares, does_not_fit, own_device, say_processes
+from .launch import check_shares, does_not_fit, is_launched, own_device, say_processes
 from .log_file import read_log
 from .metric_log import MetricLogger
 from .monitor import Monitor
@@ -76,7 +76,7 @@ def pretrain(
     with joined() as processes:
         arguments = (method, data, config, run_dir, resume, views, processes)
         run = processes.together(lambda: _settled(*arguments))
-        signals = StopSignals(launched=processes.count > 1)
+        signals = StopSignals(launched=is_launched())
         monitor = processes.together(
             lambda: Monitor(run.images, run.config, run.device, signals, run.recipe, processes)
         )

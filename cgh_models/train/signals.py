@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import TypeVar
@@ -17,13 +18,16 @@ Item = TypeVar("Item")
 class StopSignals:
     """Remembers the first stop signal while entered; a second one ends the process at once.
 
-    What ``launched`` the process sends it TERM after an INT that both got from a terminal: there
-    the second has to be of the same kind.
+    What ``launched`` the process passes on what a terminal or a cluster sent to both, and sends
+    TERM to all when the first has ended: there the second has to be of the same kind, and later.
     """
+
+    PASSED_ON = 5.0  # seconds in which a second one may be the first
 
     def __init__(self, launched: bool = False) -> None:
         self._launched = launched
         self.received = ""  # name of the first signal
+        self._received_at = 0.0
         self._interrupts = False  # whether a signal leaves what is being done
         self._process = os.getpid()
         self._exits = contextlib.ExitStack()
@@ -43,13 +47,15 @@ class StopSignals:
         if os.getpid() != self._process:  # a worker that was forked a moment ago
             return
         name = signal.Signals(number).name
-        if self.received and self._launched and self.received != name:
+        soon = time.monotonic() - self._received_at < self.PASSED_ON
+        if self.received and self._launched and (soon or self.received != name):
             return
         if self.received:
             for worker in multiprocessing.active_children():
                 worker.kill()
             os._exit(128 + number)
         self.received = name
+        self._received_at = time.monotonic()
         if self._interrupts:
             self._interrupts = False
             raise _Stop

@@ -48,7 +48,9 @@ class Watch:
                 return
             try:
                 self._store.set(f"alive/{self._rank}", str(turn))
-                found = self._store.get(f"alive/{self._next}")
+                # One that was killed or stopped just now may not have written it yet.
+                has_begun = self._store.check([f"alive/{self._next}"])
+                found = self._store.get(f"alive/{self._next}") if has_begun else b""
             except RuntimeError:  # the store ended with its process: the launcher, or rank 0
                 found = seen
             missed = missed + 1 if found == seen else 0

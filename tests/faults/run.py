@@ -21,7 +21,7 @@ REPO = HERE.parents[1]
 RESULTS = HERE / "results"
 DOCUMENT = REPO / "docs" / "reliability.md"
 NAMES = ("kills", "file_calls", "full_disks", "stop_signals", "odd_images", "mutated_images",
-         "mutated_files", "command_lines")  # fmt: skip
+         "mutated_files", "command_lines", "launched_runs")  # fmt: skip
 MOST_KEPT = 100  # tries that did not hold
 sys.path[:0] = [str(HERE), str(REPO)]
 

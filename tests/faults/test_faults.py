@@ -9,6 +9,7 @@ import pytest
 import run
 
 REPO = Path(__file__).resolve().parents[2]
+LEAST = {"launched_runs": 2}  # tries; of all others, of which none takes a minute, 20
 
 
 @pytest.mark.slow
@@ -26,7 +27,7 @@ def test_every_try_holds(name):
         pytest.skip(done.stdout.strip())
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     held, tried = map(int, re.findall(r"\d+", done.stdout)[:2])
-    assert held == tried >= 20
+    assert held == tried >= LEAST.get(name, 20)
 
 
 def test_the_table_of_counts_is_that_of_the_kept_results():
@@ -47,6 +48,5 @@ def test_a_new_table_leaves_the_text_around_it(tmp_path, monkeypatch, before):
 
 
 def test_make_faults_runs_every_script():
-    scripts = re.search(r"^FAULTS = (.*)$", (REPO / "Makefile").read_text(), re.M)
-    assert scripts
-    assert scripts[1].split() == list(run.NAMES)
+    scripts = re.findall(r"^FAULTS \+?= (.*)$", (REPO / "Makefile").read_text(), re.M)
+    assert " ".join(scripts).split() == list(run.NAMES)

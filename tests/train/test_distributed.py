@@ -4,9 +4,13 @@ import dataclasses
 import json
 import os
 import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 
 import pytest
 import torch
+import torch.distributed as dist
 from processes import (
     LAWS,
     SHARED,
@@ -18,11 +22,16 @@ from processes import (
 )
 from small_runs import QUICK, build, final
 
-from cgh_models.errors import InputError
+from cgh_models.cli.main import parse
+from cgh_models.errors import InputError, NetworkError
 from cgh_models.one_process import ALONE, OneProcess
-from cgh_models.train.distributed import Processes
+from cgh_models.train import distributed
+from cgh_models.train.distributed import Processes, joined
 from cgh_models.train.launch import check_shares
+from cgh_models.train.meeting import meet
+from cgh_models.train.metric_log import MetricLogger
 from cgh_models.train.norm_sync import norm_sync_of
+from cgh_models.train.signals import StopSignals
 
 # A run of several processes in float32: 24 steps, measured after each epoch.
 RUN = ("cgh", "test_efficientnet_gn", SHARED, {})
@@ -138,6 +147,75 @@ def test_a_stopped_process_is_noticed(image_root, tmp_path):
     second.kill()
     assert first.exitcode == 3
     assert "process 1 of 2 has been silent for 20 s" in said.read_text()
+
+
+def test_processes_that_begin_again_take_nothing_for_that_of_killed_ones():
+    store = dist.HashStore()  # as torchrun's, it outlives them
+    store.set_timeout(timedelta(seconds=20))
+    names = []
+    for last in (0, 1, 2, 0):  # of three processes this one comes last
+        with ThreadPoolExecutor(3) as pool:
+            met = {r: pool.submit(meet, store, r, 3, 20) for r in range(3) if r != last}
+            time.sleep(0.1)
+            assert not any(future.done() for future in met.values())
+            names.append(meet(store, last, 3, 20))
+            assert {future.result() for future in met.values()} == {names[-1]}
+    assert len(set(names)) == 4
+
+
+def test_a_process_that_never_begins_is_not_waited_for(capfd):
+    store = dist.HashStore()
+    store.set_timeout(timedelta(seconds=1))
+    store.set("name/1", "of a killed one")
+    for rank in (0, 1):
+        with pytest.raises(NetworkError, match="not all of the 2 processes of the run began"):
+            meet(store, rank, 2, 0.2)
+    assert capfd.readouterr().err.startswith("process 1 of 2: error: not all")
+
+
+def test_a_launcher_that_has_ended_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(distributed, "BEGIN", 1)
+    names = {"RANK": 1, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": 9}
+    for name, value in {**names, "MASTER_ADDR": "127.0.0.1"}.items():
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(NetworkError, match="cannot be reached"), joined():
+        pass
+
+
+def test_a_signal_that_is_passed_on_is_the_same_one(image_root, tmp_path):
+    """A cluster signals a process and its launcher, which passes it on; not an impatient user."""
+    for name, passed_on, code in (("same", 5.0, 75), ("later", 0.0, 128 + signal.SIGTERM)):
+        runs = [(tmp_path / name, *RUN, False)]
+        work = (_signalled_twice, 5, 1, runs, image_root / "train", passed_on)
+        assert in_processes(2, *work) == [75, code]
+
+
+def _signalled_twice(step, rank, runs, data, passed_on):
+    StopSignals.PASSED_ON = passed_on
+    save = MetricLogger.save_checkpoint
+
+    def and_again(*args, **named):
+        save(*args, **named)
+        if named.get("must") and args[1] > 0 and int(os.environ["RANK"]) == rank:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    MetricLogger.save_checkpoint = and_again
+    train_until(step, rank, runs, data)
+
+
+def test_all_learn_of_a_restart_that_one_launcher_counted(image_root, tmp_path, monkeypatch):
+    run, data = tmp_path / "run", image_root / "train"
+    words = f"pretrain --data {data} --out {run} --recipe cifar --arch test_efficientnet_gn"
+    words += " --batch-size 8 --epochs 1 --device cpu --set queue_length=32 --eval-every -1"
+    assert in_processes(2, _command, words.split(), False) == [0, 0]
+    assert in_processes(2, _command, words.split(), False) == [2, 2]
+    assert in_processes(2, _command, words.split(), True) == [0, 0]
+
+
+def _command(words, restarted):
+    if restarted and os.environ["RANK"] == "1":
+        os.environ["TORCHELASTIC_RESTART_COUNT"] = "1"
+    parse(words).run()
 
 
 @pytest.mark.parametrize(
