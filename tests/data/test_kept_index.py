@@ -1,17 +1,22 @@
 """A large folder is listed once, by one scandir a folder, and its index is kept beside the run."""
 
+import dataclasses
 import os
 import shutil
 import time
 from collections import Counter
 
 import pytest
+import torch
 from conftest import make_images
+from small_runs import QUICK, build, final, stop_at
 
 from cgh_models.data import kept_index
 from cgh_models.data import walk as walking
 from cgh_models.data.image_set import load
 from cgh_models.data.walk import walk
+from cgh_models.errors import InputError, Interrupted
+from cgh_models.train.loop import pretrain
 
 
 @pytest.fixture
@@ -201,6 +206,26 @@ def test_small_unsettled_and_scattered_sets_keep_no_index(photos, tmp_path, monk
     monkeypatch.setattr(kept_index, "FEWEST", 1)
     kept_index.keep(path, load(tmp_path / "list.txt"))
     assert not path.exists()
+
+
+def test_a_run_goes_on_with_the_index_it_kept_until_the_folder_is_changed(
+    photos, tmp_path, monkeypatch
+):
+    config, run = dataclasses.replace(QUICK, batch_size=8), tmp_path / "run"
+    pretrain(build("cgh", config), photos, config, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        stop_at(patch, 3)
+        with pytest.raises(Interrupted):
+            pretrain(build("cgh", config), photos, config, run)
+    assert (run / kept_index.FILE).exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(kept_index, "walk", None)  # would be called to list the files
+        pretrain(build("cgh", config), photos, config, run, resume=True)
+    whole, parts = final(tmp_path / "whole"), final(run)
+    assert not [key for key in whole if not torch.equal(whole[key], parts[key])]
+    removed(photos)
+    with pytest.raises(InputError, match="data: 17 -> 16 images, and not the same files"):
+        pretrain(build("cgh", config), photos, config, run, resume=True)
 
 
 def test_an_index_without_room_is_a_warning(photos, tmp_path, capsys):
