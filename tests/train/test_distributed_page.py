@@ -92,7 +92,7 @@ def test_the_files_for_slurm_are_bash(tmp_path):
     for block in BLOCKS:
         checked = subprocess.run(["bash", "-n"], input=block, text=True, capture_output=True)
         assert checked.returncode == 0, checked.stderr
-    assert sum(block.startswith("#!/bin/bash\n#SBATCH ") for block in BLOCKS) == 2
+    assert sum(block.startswith("#!/bin/bash\n#SBATCH ") for block in BLOCKS) == 1
 
 
 def test_words_of_srun_are_taken_where_an_address_is_set(monkeypatch):
