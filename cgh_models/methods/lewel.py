@@ -187,7 +187,7 @@ class LEWELM(nn.Module):
     name = "lewel_m"
     paper = "arXiv:2203.14898"
     view_recipe = "two_strong"
-    norm_sync = "shuffle"  # over several processes, as in MoCo v2
+    norm_sync = "none"  # over several processes: its teacher is not shuffled
     exempt_names = ()  # MoCo v2's authors decay everything
     note = "LEWEL_M as trained here is our reconstruction: the authors released no code of it."
 

@@ -132,6 +132,7 @@ def _settled(
     images = open_images(data, config, folder / kept_index.FILE if resume else None)
     check_batch(images, config)
     check_shares(processes, config)
+    norm_sync_of(method, config, processes)  # refuses what the method has not
     return _Run(folder, device, recipe, config, images)
 
 

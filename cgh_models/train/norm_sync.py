@@ -11,16 +11,22 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..config import TrainConfig
+from ..errors import InputError
 from ..one_process import OneProcess
 
 
 def norm_sync_of(method: Any, config: TrainConfig, processes: OneProcess) -> str:
-    """none, shuffle or sync: the config's, or what the method's authors did; "" for one process."""
+    """none, shuffle or sync: the config's, or what the method's authors did; "" for one process.
+
+    Raises InputError for shuffle with a method that has no shuffled teacher.
+    """
     if processes.count == 1:
         return ""
-    if config.norm_sync == "auto":
-        return getattr(method, "norm_sync", "none")
-    return config.norm_sync
+    own = getattr(method, "norm_sync", "none")
+    if config.norm_sync == "shuffle" != own:
+        what = f"--norm-sync shuffle: the teacher of {method.name} is not shuffled"
+        raise InputError(f"{what}; give none or sync, or leave it out")
+    return own if config.norm_sync == "auto" else config.norm_sync
 
 
 @contextlib.contextmanager

@@ -252,3 +252,9 @@ def test_norms_are_synchronized_as_the_authors_did():
     assert norm_sync_of(build("byol"), QUICK, ALONE) == ""
     given = dataclasses.replace(QUICK, norm_sync="none")
     assert norm_sync_of(build("byol"), given, several) == "none"
+    shuffled = dataclasses.replace(QUICK, norm_sync="shuffle")
+    assert norm_sync_of(build("ressl"), shuffled, several) == "shuffle"
+    with pytest.raises(
+        InputError, match="the teacher of lewel_m is not shuffled; give none or sync"
+    ):
+        norm_sync_of(build("lewel_m"), shuffled, several)
