@@ -1,7 +1,7 @@
 """A million files: how soon they are indexed, what an index takes in each process, the first batch.
 
     pip install --no-deps lightly lightly-utils  # is left out without them
-    python benchmarks/scale.py FOLDER  # makes a million JPEG files of 0.5 KB there, 4 GB of blocks
+    python benchmarks/scale.py FOLDER  # makes a million JPEG files of 0.8 KB there, 4 GB of blocks
     python benchmarks/scale.py FOLDER 10000000 --links  # names of 200 files, ours alone
 
 Each number is of a process of its own; ways take turns, the first turn brings the folders into the
