@@ -193,11 +193,16 @@ def read_index(run_dir: Path) -> list[CheckpointEntry]:
     return entries
 
 
+def temporary_files(run_dir: Path) -> list[Path]:
+    """What a write that was killed left behind; none in a folder that is not there."""
+    paths = run_dir.iterdir() if run_dir.is_dir() else ()
+    return [path for path in paths if re.fullmatch(_TEMPORARY, path.name)]
+
+
 def remove_temporary_files(run_dir: Path) -> None:
-    """Removes what a write that was killed left behind."""
-    for path in run_dir.iterdir():
-        if re.fullmatch(_TEMPORARY, path.name):
-            path.unlink(missing_ok=True)
+    """Removes them."""
+    for path in temporary_files(run_dir):
+        path.unlink(missing_ok=True)
 
 
 def _names(run_dir: Path) -> list[str]:

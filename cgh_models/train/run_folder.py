@@ -44,7 +44,8 @@ def lock_run_dir(run_dir: Path) -> Iterator[None]:
         if (run_dir / "config.json").exists():
             checkpoint.read_run(run_dir)
         else:
-            files.make_folder(run_dir, LOCK)
+            left = checkpoint.temporary_files(run_dir)  # of one killed as it wrote config.json
+            files.make_folder(run_dir, LOCK, *(path.name for path in left))
         file = open(run_dir / LOCK, "a+", encoding="utf-8")  # noqa: SIM115 - held for the whole run
     except OSError as error:
         raise InputError(
@@ -66,9 +67,9 @@ def lock_run_dir(run_dir: Path) -> Iterator[None]:
                 ) from error
             reason = f"no file locks there ({error.strerror})"
             say(f"{run_dir}: {reason}: do not start two trainers on it")
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
+        with contextlib.suppress(OSError):  # of a full disk, which whatever is written next says
+            file.truncate(0)
+            os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}".encode())
         yield
 
 

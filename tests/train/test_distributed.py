@@ -31,6 +31,7 @@ from cgh_models.train.launch import check_shares
 from cgh_models.train.meeting import meet
 from cgh_models.train.metric_log import MetricLogger
 from cgh_models.train.norm_sync import norm_sync_of
+from cgh_models.train.run_folder import LOCK, lock_run_dir
 from cgh_models.train.signals import StopSignals
 
 # A run of several processes in float32: 24 steps, measured after each epoch.
@@ -201,6 +202,21 @@ def _signalled_twice(step, rank, runs, data, passed_on):
 
     MetricLogger.save_checkpoint = and_again
     train_until(step, rank, runs, data)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a full disk as Linux has it")
+def test_a_run_begins_again_that_was_killed_as_it_began(tmp_path):
+    """Before config.json was whole; and on a full disk, of which its lock is not to speak."""
+    (tmp_path / ".config.json.1234ab.tmp").write_text("{")
+    with lock_run_dir(tmp_path):
+        pass
+    (tmp_path / LOCK).unlink()
+    (tmp_path / LOCK).symlink_to("/dev/full")
+    with lock_run_dir(tmp_path):
+        pass
+    (tmp_path / "notes.txt").write_text("of somebody")
+    with pytest.raises(InputError, match="not an empty folder"), lock_run_dir(tmp_path):
+        pass
 
 
 def test_all_learn_of_a_restart_that_one_launcher_counted(image_root, tmp_path, monkeypatch):
