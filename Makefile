@@ -6,7 +6,7 @@ bench:
 	cd benchmarks && for script in $(SCRIPTS); do \
 		echo; echo "## $$script.py"; python $$script.py || exit 1; done
 
-# What holds under faults, with large counts, in half an hour or so; docs/reliability.md is of these.
+# What holds under faults, with large counts, in an hour or so; docs/reliability.md is of these.
 # One of them: make faults FAULTS=kills
 FAULTS = kills file_calls full_disks stop_signals odd_images mutated_images mutated_files command_lines
 FAULTS += launched_runs

@@ -15,10 +15,10 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from children import Problem, exit_code
 from full_disks import NAMESPACE, mount, why_not  # noqa: F401 - run.py asks it of each script
+from launched import Torchrun, start, steps_taken, wait
 from small_run import command, make_images, words
 
 from cgh_models.train import checkpoint
@@ -34,116 +34,12 @@ LAW = (
 QUICK, MANY = 2, 50
 HANGS = 60.0  # seconds in which nothing changes
 CLUSTER_KILLS = 30.0  # seconds after its TERM
-TORCHRUN = ["-W", "ignore", "-m", "torch.distributed.run", "--standalone"]
-TORCHRUN += ["--nproc-per-node", "2", "--max-restarts", "3"]
-MARK = "CGH_FAULTS_TRY"  # an environment variable of all that a try starts
 STEPS, LONG = 60, ("--epochs", 20, "--checkpoint-every", 10)
 STARTS = 8.0  # seconds until the first step, about
-KEEP = os.environ.get("KEEP", "")
 DISK = 2**26  # bytes
 
 
-class Torchrun(NamedTuple):
-    """A running torchrun, the folder of its run, and the file with all that was said."""
-
-    agent: subprocess.Popen[bytes]
-    run: Path
-    said: Path
-    mark: str
-    seen: set[int]
-
-    def ranks(self) -> dict[int, int]:
-        """Process ids by rank."""
-        found = {}
-        for process in self.processes():
-            rank = re.search(rb"\0RANK=(\d+)\0", b"\0" + environment(process) + b"\0")
-            if rank:
-                found[int(rank[1])] = process
-        return found
-
-    def processes(self) -> list[int]:
-        """Whatever was started by it and has not ended."""
-        names = (entry.name for entry in os.scandir("/proc") if entry.name.isdigit())
-        mark = f"{MARK}={self.mark}\0".encode()
-        # One that is about to end has lost its environment, but not yet its locks.
-        self.seen.update(int(name) for name in names if mark in environment(int(name)))
-        return [process for process in self.seen if not has_ended(process)]
-
-    def send(self, name: str, *processes: int) -> None:
-        """A signal to each, if it is still there."""
-        for process in processes:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process, getattr(signal, f"SIG{name}"))
-
-    def ended(self) -> bool:
-        """Whether nothing is left of it."""
-        return self.agent.poll() is not None and not self.processes()
-
-    def state(self) -> tuple[object, ...]:
-        """What changes as long as it does not hang: files, what is said, memory of processes."""
-        names = sorted(entry.name for entry in self.run.glob("*"))
-        sizes = [(process, pages(process)) for process in sorted(self.processes())]
-        return *names, steps_taken(self.run), self.said.stat().st_size, *sizes
-
-
-def pages(process: int) -> str:
-    """Those that it has asked for, more and more while it starts; none of one that has ended."""
-    try:
-        return Path(f"/proc/{process}/statm").read_text().split()[0]
-    except OSError:
-        return ""
-
-
-def environment(process: int) -> bytes:
-    """As it was when the process started; empty of one that has ended."""
-    try:
-        return Path(f"/proc/{process}/environ").read_bytes()
-    except OSError:
-        return b""
-
-
-def has_ended(process: int) -> bool:
-    """Whether it is gone, or waits for nothing but its parent to be told."""
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
-    except OSError:
-        return True
-
-
-def start(folder: Path, data: Path, mark: str) -> Torchrun:
-    """Starts the run in a session of its own, as a terminal or a cluster does."""
-    run, said = folder / "run", folder / "said"
-    line = words(data, run, *LONG, eval_every=-1)
-    names = {MARK: mark, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    with said.open("wb") as output:
-        agent = subprocess.Popen(
-            [sys.executable, *TORCHRUN, "-m", "cgh_models", *line],
-            env=os.environ | names,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    return Torchrun(agent, run, said, mark, set())
-
-
-def steps_taken(run: Path) -> int:
-    """The lines of its log."""
-    log = run / "metrics.jsonl"
-    return log.read_bytes().count(b"\n") if log.is_file() else 0
-
-
-def wait(until: Callable[[], bool], most: float) -> bool:
-    """Whether it came true in so many seconds."""
-    end = time.monotonic() + most
-    while not until():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.02)
-    return True
-
-
-# --- faults: each is done to a run; True: all ranks were asked to end
+# --- what is done to a run
 
 
 def kill_rank(launched: Torchrun, rank: int) -> None:
@@ -159,8 +55,8 @@ def term_rank(launched: Torchrun, rank: int) -> None:
 
 
 def _only(launched: Torchrun, rank: int) -> list[int]:
-    ranks = launched.ranks()
-    return [ranks[rank]] if rank in ranks else []
+    wait(lambda: rank in launched.ranks(), HANGS)
+    return [launched.ranks()[rank]]
 
 
 def kill_agent(launched: Torchrun, _: int) -> None:
@@ -185,6 +81,7 @@ def _kill_what_is_left(launched: Torchrun) -> None:
 
 
 def usr1_ranks(launched: Torchrun, _: int) -> None:
+    wait(lambda: len(launched.ranks()) == 2, HANGS)
     launched.send("USR1", *launched.ranks().values())
 
 
@@ -234,26 +131,29 @@ def _waits_in(process: int) -> str:
         return "ended"
 
 
-def problem_of(launched: Torchrun, data: Path, asked: bool) -> Problem:
-    """What is wrong with the run after its end, as a resumed one finds it."""
+def problem_of(launched: Torchrun, line: list[str], saves: bool, full: bool) -> Problem:
+    """What is wrong with the run after its end, as a resumed one finds it.
+
+    All had been asked to end while they trained (``saves``), or the disk was ``full`` to the end.
+    """
     said = launched.said.read_text(errors="replace")
     code = launched.agent.returncode
     codes = set(re.findall(r"exitcode: (-?\d+)", said))
-    if asked and ("saved: " not in said or codes - {"75"}):
-        return f"not saved by all: exit codes {sorted(codes)} {_last_of(said)}"
-    if "Traceback (most recent call last)" in re.sub(r"(?s)torch/distributed.*", "", said):
-        return f"a traceback: {_last_of(said)}"
+    ended = f"torchrun ended with {code}, ranks with {sorted(codes)}"
+    if saves and ("saved: " not in said or codes - {"75"}):
+        return f"{ended}, not saved by all: {_last_of(said)}"
+    if full and code and ("bytes are free: make room" not in said or "5" not in codes):
+        return f"{ended}, without a sentence about the disk: {_last_of(said)}"
     run = launched.run
-    line = words(data, run, *LONG, eval_every=-1)
     saved = checkpoint.is_run(run)
     again = exit_code(command(["resume", str(run)] if saved else line))
     if again:
         last = _last_of((run.parent / "stderr").read_text(errors="replace"))
-        return f"torchrun ended with {code}; then `cgh resume` with {again}: {last}"
-    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").open()]
+        return f"{ended}; then `cgh {'resume' if saved else 'pretrain'}` with {again}: {last}"
+    steps = [json.loads(row)["step"] for row in (run / "metrics.jsonl").read_text().splitlines()]
     if steps != list(range(STEPS + 1)):
         wrong = [step for step in range(STEPS + 1) if steps.count(step) != 1]
-        return f"torchrun ended with {code}; the log has not once the steps {wrong[:5]}"
+        return f"{ended}; the log has not once the steps {wrong[:5]}"
     return ""
 
 
@@ -263,7 +163,8 @@ def _last_of(said: str) -> str:
 
 def one_try(folder: Path, data: Path, number: int, at: int, after: float) -> Problem:
     """Starts a run, does something to it after ``at`` steps and a moment, and looks at its end."""
-    launched = start(folder, data, f"{os.getpid()}-{number}")
+    line = words(data, folder / "run", *LONG, eval_every=-1)
+    launched = start(folder, line, f"{os.getpid()}-{number}")
     try:
         if not wait(lambda: steps_taken(launched.run) >= at or launched.ended(), 2 * HANGS):
             return f"step {at} was not reached"
@@ -273,8 +174,9 @@ def one_try(folder: Path, data: Path, number: int, at: int, after: float) -> Pro
         fault, rank = FAULTS[number % len(FAULTS)], number // len(FAULTS) % 2
         fault(launched, rank)
         problem = hangs(launched)
+        full = (folder / "filler").exists()
         (folder / "filler").unlink(missing_ok=True)
-        return problem or problem_of(launched, data, at > 0 and fault in ASKS)
+        return problem or problem_of(launched, line, at > 0 and fault in ASKS, full)
     finally:
         launched.send("KILL", launched.agent.pid, *launched.processes())
         launched.agent.wait()
@@ -294,8 +196,6 @@ def inside(numbers: list[int], report: Callable[[str, Problem], object]) -> None
             folder.mkdir()
             mount(folder, DISK)
             problem = one_try(folder, data, number, at, after)
-            if KEEP and problem:
-                subprocess.run(["cp", "-r", folder, KEEP], check=False)
             subprocess.run(["umount", "-l", folder], check=True)
             name, rank = FAULTS[number % len(FAULTS)].__name__, number // len(FAULTS) % 2
             report(f"try {number}: {name} {rank}, step {at} and {after:.1f} s", problem)

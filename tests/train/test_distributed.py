@@ -185,8 +185,9 @@ def test_a_launcher_that_has_ended_is_not_waited_for(monkeypatch):
 
 def test_a_signal_that_is_passed_on_is_the_same_one(image_root, tmp_path):
     """A cluster signals a process and its launcher, which passes it on; not an impatient user."""
+    config = dataclasses.replace(SHARED, eval_every=-1)
     for name, passed_on, code in (("same", 5.0, 75), ("later", 0.0, 128 + signal.SIGTERM)):
-        runs = [(tmp_path / name, *RUN, False)]
+        runs = [(tmp_path / name, *RUN[:2], config, {}, False)]
         work = (_signalled_twice, 5, 1, runs, image_root / "train", passed_on)
         assert in_processes(2, *work) == [75, code]
 
