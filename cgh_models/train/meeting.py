@@ -14,8 +14,8 @@ def meet(store: Any, rank: int, count: int, most: float) -> str:
 
     torchrun keeps one store for all its restarts: an address in it may be that of a process which
     was killed. So each leaves a new name of its own there, and rank 0 answers with the names that
-    it finds, until everybody has found his own among them. Keys that begin with the first of them
-    are of this start alone.
+    it finds, until each has found its own among them. Keys that begin with the first name are of
+    this start alone.
 
     Raises NetworkError if one is not there in ``most`` seconds.
     """
@@ -27,11 +27,13 @@ def meet(store: Any, rank: int, count: int, most: float) -> str:
             names = json.loads(store.get("names"))
             if names[rank : rank + 1] == [own]:
                 store.set(f"{names[0]}/found/{rank}", "")
+                store.wait([f"{names[0]}/all"])
                 return names[0]
         else:
             names = [own, *(store.get(f"name/{other}").decode() for other in range(1, count))]
             store.set("names", json.dumps(names))
             if store.check([f"{own}/found/{other}" for other in range(1, count)]):
+                store.set(f"{own}/all", "")
                 return own
         time.sleep(0.05)
     error = NetworkError(f"not all of the {count} processes of the run began within {most:.0f} s")

@@ -157,7 +157,7 @@ def test_processes_that_begin_again_take_nothing_for_that_of_killed_ones():
     for last in (0, 1, 2, 0):  # of three processes this one comes last
         with ThreadPoolExecutor(3) as pool:
             met = {r: pool.submit(meet, store, r, 3, 20) for r in range(3) if r != last}
-            time.sleep(0.1)
+            time.sleep(0.3)
             assert not any(future.done() for future in met.values())
             names.append(meet(store, last, 3, 20))
             assert {future.result() for future in met.values()} == {names[-1]}
