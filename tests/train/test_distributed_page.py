@@ -35,6 +35,7 @@ def between(name: str) -> str:
     return PAGE.split(f"<!-- {name} -->\n")[1].split(f"\n<!-- /{name} -->")[0]
 
 
+@pytest.mark.slow
 def test_what_processes_hand_over_is_what_the_formulas_say(tmp_path):
     cost = benchmark("cost")
     runs = []
@@ -48,6 +49,7 @@ def test_what_processes_hand_over_is_what_the_formulas_say(tmp_path):
     assert {kind for found in counted.values() for kind in found} == {*cost.KINDS}
 
 
+@pytest.mark.slow
 def test_the_counts_of_a_resnet50_are_kept_and_are_those_of_the_formulas():
     cost = benchmark("cost")
     kept = json.loads(cost.COUNTED.read_text())
