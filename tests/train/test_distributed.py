@@ -1,5 +1,6 @@
 """Several processes share a run: the same numbers as one, and none is left waiting."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -23,7 +24,7 @@ from processes import (
 from small_runs import QUICK, build, final
 
 from cgh_models.cli.main import parse
-from cgh_models.errors import InputError, NetworkError
+from cgh_models.errors import InputError, Interrupted, NetworkError
 from cgh_models.one_process import ALONE, OneProcess
 from cgh_models.train import distributed
 from cgh_models.train.distributed import Processes, joined
@@ -181,6 +182,22 @@ def test_a_launcher_that_has_ended_is_not_waited_for(monkeypatch):
         monkeypatch.setenv(name, str(value))
     with pytest.raises(NetworkError, match="cannot be reached"), joined():
         pass
+
+
+def test_no_process_of_a_saved_run_ends_before_another_has_left_it(tmp_path):
+    """torchrun sends TERM to all when the first has ended."""
+    assert in_processes(2, _saved, tmp_path) == [0, 0]
+    left = [float((tmp_path / f"left{rank}").read_text()) for rank in (0, 1)]
+    assert min(left) > float((tmp_path / "leaves0").read_text())
+
+
+def _saved(folder):
+    rank = os.environ["RANK"]
+    with contextlib.suppress(Interrupted), joined():
+        time.sleep(1 if rank == "0" else 0)
+        (folder / f"leaves{rank}").write_text(str(time.time()))
+        raise Interrupted("saved")
+    (folder / f"left{rank}").write_text(str(time.time()))
 
 
 def test_a_signal_that_is_passed_on_is_the_same_one(image_root, tmp_path):
