@@ -86,7 +86,7 @@ def has_ended(process: int) -> bool:
 
 def start(folder: Path, line: list[str], mark: str) -> Torchrun:
     """Starts a command, with its run in ``folder``, in a session as of a terminal or a cluster."""
-    said = folder / "said"
+    said = folder.with_suffix(".said")  # not on its disk, which may be full
     names = {MARK: mark, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     with said.open("wb") as output:
         agent = subprocess.Popen(
