@@ -55,7 +55,7 @@ def in_processes(count: int, work, *args, said: Path | None = None) -> list[int]
     """
     processes = start_processes(count, work, *args, said=said)
     for process in processes:
-        process.join(300)
+        process.join(900)
     codes = [process.exitcode for process in processes]
     for process in processes:
         process.kill()
