@@ -8,6 +8,8 @@ import subprocess
 import sys
 import tempfile
 import types
+import zipfile
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +60,17 @@ def make_images(root: Path, count: int, classes: int = 4, size: int = 32, seed: 
         pixels[:, :, label % 3] += 60
         pixels[:: 2 + label] -= 40
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / f"{number:05d}.png")
+    return root
+
+
+def unpack_photographs(root: Path, train: int, val: int) -> Path:
+    """ROOT with so many of the packaged photographs of each class in train/ and in val/."""
+    with resources.as_file(resources.files("cgh_models") / "sample" / "cifar10.zip") as sample:
+        zipfile.ZipFile(sample).extractall(root)
+    for split, kept in (("train", train), ("val", val)):
+        for folder in (root / split).iterdir():
+            for image in sorted(folder.iterdir())[kept:]:
+                image.unlink()
     return root
 
 

@@ -3,11 +3,10 @@
 import os
 import subprocess
 import sys
-import zipfile
-from importlib import resources
 from pathlib import Path
 
 import pytest
+from conftest import unpack_photographs
 
 EXAMPLES = sorted((Path(__file__).resolve().parents[1] / "examples").glob("*.py"))
 
@@ -20,13 +19,7 @@ def test_an_example_stays_under_sixty_lines(path):
 @pytest.fixture
 def photographs(tmp_path):
     """ROOT with 40 training and 10 other photographs of each class, of those in the package."""
-    with resources.as_file(resources.files("cgh_models") / "sample" / "cifar10.zip") as sample:
-        zipfile.ZipFile(sample).extractall(tmp_path / "photographs")
-    for split, keep in (("train", 40), ("val", 10)):
-        for folder in (tmp_path / "photographs" / split).iterdir():
-            for image in sorted(folder.iterdir())[keep:]:
-                image.unlink()
-    return tmp_path / "photographs"
+    return unpack_photographs(tmp_path / "photographs", train=40, val=10)
 
 
 @pytest.mark.slow

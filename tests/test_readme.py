@@ -6,13 +6,11 @@ import re
 import shlex
 import shutil
 import sys
-import zipfile
-from importlib import resources
 from pathlib import Path
 from statistics import mean, stdev
 
 import pytest
-from conftest import cgh, python
+from conftest import cgh, python, unpack_photographs
 from loopback_hub import TOKEN
 
 from cgh_models.config import TrainConfig
@@ -46,13 +44,8 @@ def test_there_are_exactly_two_set_up_commands_and_ci_runs_what_they_run():
 
 @pytest.mark.slow
 def test_every_command_and_every_python_block_works_as_written(tmp_path, loopback):
-    with resources.as_file(resources.files("cgh_models") / "sample" / "cifar10.zip") as sample:
-        zipfile.ZipFile(sample).extractall(tmp_path / "cgh-demo" / "images")
     # A third of the photographs are enough to see whether a command works.
-    for split, kept in (("train", 80), ("val", 25)):
-        for folder in (tmp_path / "cgh-demo" / "images" / split).iterdir():
-            for image in sorted(folder.iterdir())[kept:]:
-                image.unlink()
+    unpack_photographs(tmp_path / "cgh-demo" / "images", train=80, val=25)
     assert len(COMMANDS) == 23 and loopback.repos == {}
     knn = {}
     for command in COMMANDS:

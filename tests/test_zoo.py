@@ -8,13 +8,11 @@ import shlex
 import shutil
 import subprocess
 import sys
-import zipfile
-from importlib import resources
 from pathlib import Path
 
 import pytest
 import timm
-from conftest import python
+from conftest import python, unpack_photographs
 from small_runs import stop_at
 
 from cgh_models.cli.main import parse
@@ -208,12 +206,7 @@ def test_every_packaged_folder_has_its_card_and_is_a_weights_folder():
 
 @pytest.mark.slow
 def test_a_row_is_trained_on_a_bare_machine_and_measured_and_added_on_another(tmp_path):
-    with resources.as_file(resources.files("cgh_models") / "sample" / "cifar10.zip") as sample:
-        zipfile.ZipFile(sample).extractall(tmp_path / "data" / "cifar10")
-    for split, keep in (("train", 60), ("val", 20)):  # of each class
-        for folder in (tmp_path / "data" / "cifar10" / split).iterdir():
-            for image in sorted(folder.iterdir())[keep:]:
-                image.unlink()
+    unpack_photographs(tmp_path / "data" / "cifar10", train=60, val=20)
     for name in ("numbers.json", "weights_manifest.json", "package/weights_manifest.json"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text('{"schema": 1, "weights": []}')

@@ -114,6 +114,7 @@ class _Run(NamedTuple):
     recipe: Recipe
     config: TrainConfig
     images: ImageSet
+    norm_sync: str  # as `norm_sync_of` says
 
 
 def _settled(
@@ -132,15 +133,15 @@ def _settled(
     images = open_images(data, config, folder / kept_index.FILE if resume else None)
     check_batch(images, config)
     check_shares(processes, config)
-    norm_sync_of(method, config, processes)  # refuses what the method has not
-    return _Run(folder, device, recipe, config, images)
+    norm_sync = norm_sync_of(method, config, processes)
+    return _Run(folder, device, recipe, config, images, norm_sync)
 
 
 def _prepare(
     method: Any, run: _Run, signals: StopSignals, plan: bool, processes: OneProcess
 ) -> None:
     """Says what is going to be done, and reads what fits in memory."""
-    say_processes(processes, run.config, norm_sync_of(method, run.config, processes))
+    say_processes(processes, run.config, run.norm_sync)
     if plan:
         processes.from_first(
             lambda: signals.unless_stopped(
@@ -163,7 +164,7 @@ def _train(
     Raises InputError if the images, or memory, end before.
     """
     # --- networks and optimizer
-    _, device, recipe, config, images = run
+    _, device, recipe, config, images, norm_sync = run
     done, total = log.done, log.total
     method.to(device, memory_format=torch.channels_last).train()
     prepare(method, config, device)
@@ -180,7 +181,7 @@ def _train(
         log,
         contextlib.closing(loader),
         replayed_passes(method, config, device),
-        synced_norms(method, norm_sync_of(method, config, processes), processes),
+        synced_norms(method, norm_sync, processes),
         connected(method, processes, config) as network,
         _saved_without_network(lambda: log.rescue(done, method, optimizer)),
     ):
