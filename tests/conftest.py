@@ -157,7 +157,8 @@ def in_process(monkeypatch, capsys, tmp_path):
 
 # Processes that begin with torch and timm imported, which takes a fresh one five seconds.
 FORKS = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
-FORKS.set_forkserver_preload(["cgh_models.hub.registry", "cgh_models.train.loop"])
+# torch._dynamo: torch imports it for an optimizer.
+FORKS.set_forkserver_preload(["cgh_models.hub.registry", "cgh_models.train.loop", "torch._dynamo"])
 
 
 def cgh(*words: object, cwd: Path, env: dict | None = None) -> subprocess.CompletedProcess:
@@ -192,6 +193,7 @@ def _program(
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
+    multiprocessing.set_start_method(None, force=True)  # as in a process that a user starts
     sys.argv = ["cgh", *words]
     main = sys.modules["__main__"] = types.ModuleType("__main__")
     exec(compile(code, "a test's program", "exec"), vars(main))

@@ -1,13 +1,16 @@
 """Every example runs as it is, in another folder, and stays short."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from conftest import unpack_photographs
+from conftest import python, unpack_photographs
 
+RUN = """
+import os, runpy, sys
+path = sys.argv.pop(1)
+sys.path.insert(0, os.path.dirname(path))
+runpy.run_path(path, run_name="__main__")
+"""
 EXAMPLES = sorted((Path(__file__).resolve().parents[1] / "examples").glob("*.py"))
 
 
@@ -29,10 +32,7 @@ def test_an_example_runs(path, tmp_path, photographs):
         pytest.importorskip("mlflow", reason="mlflow is not installed: pip install mlflow-skinny")
     words = [photographs] if path.stem == "continue_pretraining" else []
     store = {"MLFLOW_TRACKING_URI": f"file:{tmp_path}/mlruns", "MLFLOW_ALLOW_FILE_STORE": "true"}
-    command = [sys.executable, path, *words]
-    done = subprocess.run(
-        command, cwd=tmp_path, env=os.environ | store, capture_output=True, text=True, check=False
-    )
+    done = python(RUN, path, *words, cwd=tmp_path, env=store)
     assert done.returncode == 0, done.stderr[-800:]
     if path.stem == "continue_pretraining":
         assert done.stdout.count("after two epochs") == 2

@@ -233,7 +233,7 @@ def test_a_row_is_trained_on_a_bare_machine_and_measured_and_added_on_another(tm
         return done.stderr
 
     places = ["--data", "data", "--out", "out", "--device", "cpu", "--workers", "0"]
-    done = zoo("bare", "train", name, "--minutes", "0.01", *places)
+    done = zoo("full", "train", name, "--minutes", "0.01", *places)
     assert (
         done.returncode == 2
         and "0 epochs in 0.01 minutes, expected 1; give --minutes" in done.stderr

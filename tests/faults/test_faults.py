@@ -1,28 +1,23 @@
 """The scripts of this folder with small counts, and the table of docs/reliability.md."""
 
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import run
+from conftest import python
 
 REPO = Path(__file__).resolve().parents[2]
-LEAST = {"launched_runs": 2}  # tries; of all others, of which none takes a minute, 20
+RUN = f"import runpy; runpy.run_path({run.__file__!r}, run_name='__main__')"
+LEAST = {"launched_runs": 1}  # tries; of all others, of which none takes a minute, 20
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="forks, signals and /proc as Linux has them")
 @pytest.mark.parametrize("name", run.NAMES)
 def test_every_try_holds(name):
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", run.__file__, "--quick", name],
-        cwd=REPO,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = python(RUN, "--quick", name, cwd=REPO)
     if "skipped" in done.stdout:
         pytest.skip(done.stdout.strip())
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]

@@ -1,6 +1,7 @@
 """The contract of every method, on several families of backbones."""
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import pytest
@@ -45,9 +46,14 @@ def build(name: str, arch: str = "resnet18_cifar_w16", **settings):
     )
 
 
+@functools.cache
+def recipe_of(name: str) -> str:
+    return build(name).view_recipe
+
+
 def make_views(name: str, arch: str = "resnet18_cifar_w16", count: int = 6, seed: int = 1):
     generator = torch.Generator().manual_seed(seed)
-    sides = [view.side(size_of(arch)) for view in RECIPES[build(name, arch).view_recipe]]
+    sides = [view.side(size_of(arch)) for view in RECIPES[recipe_of(name)]]
     return [torch.randn(count, 3, side, side, generator=generator) for side in sides]
 
 
