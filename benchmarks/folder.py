@@ -17,7 +17,7 @@ from side_by_side import milliseconds, table
 from views import MEAN, STD, moco_v2, photographs
 
 from cgh_models.data import decode as reading
-from cgh_models.data.batched_views import crop, fast_views
+from cgh_models.data.batched_views import Asked, crop, fast_views
 from cgh_models.data.views import COLUMNS, boxes, uniform
 from cgh_models.view_recipes import STRONG
 
@@ -65,7 +65,7 @@ if __name__ == "__main__":
         }
         if decoder:
             ways["ours, workers' part, simplejpeg"] = lambda: crops(decoder)
-        ways["ours, the device's part, on this core"] = lambda: [
-            fast_views(STRONG, x, u, SIDE, mean, std) for x in cut
-        ]
+        ways["ours, the device's part, on this core"] = lambda: fast_views(
+            [Asked(STRONG, x, u, SIDE) for x in cut], mean, std
+        )
         table("two strong views of a file", milliseconds(ways, 5), COUNT, "ms an image")

@@ -16,7 +16,7 @@ from side_by_side import milliseconds, table
 from torch import Tensor
 from torchvision import transforms as T
 
-from cgh_models.data.batched_views import fast_views
+from cgh_models.data.batched_views import Asked, fast_views
 from cgh_models.data.views import COLUMNS, boxes, exact_view, uniform
 from cgh_models.view_recipes import STRONG
 
@@ -86,9 +86,11 @@ if __name__ == "__main__":
         return uniform(0, next(epoch), np.arange(COUNT), COLUMNS)
 
     def fast():
+        asked = []
         for _ in range(2):
             u = numbers()
-            fast_views(STRONG, pixels, u, 32, mean, std, boxes(STRONG, u, 32, 32))
+            asked.append(Asked(STRONG, pixels, u, 32, boxes(STRONG, u, 32, 32)))
+        fast_views(asked, mean, std)
 
     def exact():
         for _ in range(2):

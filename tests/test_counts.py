@@ -5,11 +5,16 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import benchmark
+from small_runs import QUICK, build
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from cgh_models.backbone import create, skeleton
 from cgh_models.config import TrainConfig
-from cgh_models.data.batched_views import fast_views
+from cgh_models.data.batched_views import Asked, fast_views
+from cgh_models.data.image_set import load
+from cgh_models.data.loader import batches
 from cgh_models.data.views import COLUMNS, boxes, uniform
 from cgh_models.methods import METHODS
 from cgh_models.methods import momentum_teacher as teacher
@@ -64,15 +69,44 @@ def test_a_step_does_not_wait_for_the_device(counters, name):
     mean = std = torch.empty(3, device="meta")
     with counters.CountOps() as ops:
         for progress in (0.0, 0.5):
-            views = []
+            asked = []
             for number, view in enumerate(RECIPES[method.view_recipe]):
                 u = uniform(0, 0, torch.arange(16).numpy(), COLUMNS, number)
-                views.append(
-                    fast_views(view, pixels, u, view.side(32), mean, std, boxes(view, u, 32, 32))
-                )
+                asked.append(Asked(view, pixels, u, view.side(32), boxes(view, u, 32, 32)))
+            views = fast_views(asked, mean, std)
             losses = train_step(method, optimizer, views, progress, 0.1, "cpu", torch.float32)
     assert ops.kernels > 1000 and ops.host_syncs == 0
     assert losses["loss"].is_meta and losses["finite"].is_meta
+
+
+class Uploads(TorchDispatchMode):
+    """Counts operators that bring something of the host to the device."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        of_device = [x.is_meta for x in tree_leaves(made) if isinstance(x, torch.Tensor)]
+        self.count += any(of_device) and not all(x.is_meta for x in given)
+        return made
+
+
+@pytest.mark.parametrize("gib", [1, 0], ids=["in memory", "from workers"])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_step_brings_to_the_device_one_block_of_numbers_and_its_images(image_root, name, gib):
+    """Of images that are there their indices, else the crops of each view."""
+    images = load(image_root / "train")
+    images.cache_pixels(gib)
+    method = build(name, arch="resnet18_cifar_w16").to("meta")
+    optimizer = create_optimizer(method, QUICK)
+    recipe = RECIPES[method.view_recipe]
+    loader = batches(images, recipe, QUICK, 0, 3, torch.device("meta"))
+    next(loader)  # what is moved once
+    with Uploads() as uploads:
+        views, _ = next(loader)
+        train_step(method, optimizer, views, 0.5, 0.1, "cpu", torch.float32)
+    assert uploads.count == 1 + (1 if gib else len(recipe))
 
 
 def test_the_teacher_moves_in_one_kernel_per_dtype_without_scratch(counters):

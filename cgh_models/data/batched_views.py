@@ -10,6 +10,9 @@ Pillow passes boxes over edge pixels that are repeated. Crops that workers cut a
 large JPEG files are decoded at a fraction of their size.
 """
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -20,49 +23,108 @@ from .pixels import unit
 from .views import Draws, draw
 
 _CPU_IMAGES = 64  # at a time on a CPU, so that they stay in its cache
+_ALIGNED = 64  # bytes, as torch aligns its own tensors: their products have the same last bits
 _LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R 601, as in Pillow's "L"
 _GREY = np.tile(_LUMA, (3, 1))
 _MEAN = np.full((3, 3), 1 / 3)
 _TURN = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / 3**0.5  # cross product with the grey axis
 
 
-def fast_views(
-    view: View,
-    images: Tensor,
-    u: np.ndarray,
-    size: int,
-    mean: Tensor,
-    std: Tensor,
-    box: np.ndarray | None = None,
-) -> Tensor:
-    """Views (N, C, size, size) float32, decided on the host, so that nothing waits for the device.
+class Asked(NamedTuple):
+    """One view to be made of each of N images."""
 
-    ``images`` fill their type: whole ones (N, H, W, C) with a ``box`` (N, 4) for each from
-    `views.boxes`, or crops (N, C, size, size) without. ``u`` are random numbers (N, COLUMNS).
+    view: View
+    images: Tensor  # fill their type: whole ones (N, H, W, C), or crops (N, C, size, size)
+    u: np.ndarray  # (N, COLUMNS) random numbers
+    size: int
+    box: np.ndarray | None = None  # (N, 4) of whole images, from `views.boxes`
+
+
+def fast_views(asked: Sequence[Asked], mean: Tensor, std: Tensor) -> list[Tensor]:
+    """Of each that is asked for, views (N, C, size, size) float32 on the device of the images.
+
+    All are decided on the host and moved in one copy, so that nothing waits for the device.
     """
+    decided = [_decided(one, len(mean)) for one in asked]
+    moved = iter(to_device([array for found in decided for array in found.values()], mean.device))
+    made = []
+    for one, found in zip(asked, decided, strict=True):
+        made.append(_made(one, {name: next(moved) for name in found}, mean, std))
+    return made
+
+
+def to_device(arrays: list[np.ndarray], device: torch.device) -> list[Tensor]:
+    """The arrays on a device, in one copy that the host does not wait for.
+
+    Each call asks torch for pinned memory, which hands it out again only when the copy is done: so
+    no later step writes into what is still being copied.
+    """
+    sizes = [-(-array.nbytes // _ALIGNED) * _ALIGNED for array in arrays]
+    host = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=device.type == "cuda")
+    rest = host.numpy()
+    for array, size in zip(arrays, sizes, strict=True):
+        rest[: array.nbytes] = array.reshape(-1).view(np.uint8)
+        rest = rest[size:]
+    found = []
+    pieces = host.to(device, non_blocking=True).split(sizes)
+    for array, piece in zip(arrays, pieces, strict=True):
+        dtype = torch.from_numpy(array).dtype
+        found.append(piece[: array.nbytes].view(dtype).view(array.shape))
+    return found
+
+
+def _at_once(asked: Asked) -> int:
+    return _CPU_IMAGES if asked.images.device.type == "cpu" else len(asked.u)
+
+
+def _decided(asked: Asked, channels: int) -> dict[str, np.ndarray]:
+    """What the device needs to know: of all images, and of each part that are blurred."""
+    view, _, u, _, box = asked
     drawn = draw(view, u)
-    channels = len(mean)
-    colours = colour_matrices(drawn, channels) if view.jitter_p or view.grey_p else None
+    found = {"flip": drawn.flip, "solarize": drawn.solarize}
+    if box is not None:
+        found["box"] = box.astype(np.float32)
+    if view.jitter_p or view.grey_p:
+        of_pixel, of_mean = colour_matrices(drawn, channels)
+        found["of_pixel"] = (of_pixel / 255).astype(np.float32)
+        found["of_mean"] = (of_mean / 255).astype(np.float32)
+    step = _at_once(asked)
+    for start in range(0, len(u), step):
+        sigma = drawn.sigma[start : start + step]
+        places = np.flatnonzero(sigma)
+        if places.size:
+            found[f"blurred {start}"] = places
+            found[f"exponents {start}"] = (-0.5 / sigma[places] ** 2).astype(np.float32)
+    return found
+
+
+def _made(asked: Asked, numbers: dict[str, Tensor], mean: Tensor, std: Tensor) -> Tensor:
+    """The views, by what was decided of them."""
+    view, images, u, size, box = asked
     black = _normalized(0, mean, std)
     white = _normalized(1, mean, std)
-    views = torch.empty(len(u), channels, size, size, device=images.device)
-    step = _CPU_IMAGES if images.device.type == "cpu" else len(u)
+    views = torch.empty(len(u), len(mean), size, size, device=images.device)
+    step = _at_once(asked)
     for start in range(0, len(u), step):
         part = slice(start, start + step)
+        flip = numbers["flip"][part]
+        blur = None
+        if f"blurred {start}" in numbers:
+            exponents = numbers[f"exponents {start}"]
+            blur = numbers[f"blurred {start}"], _blur_weights(exponents, size)
         if box is None:
-            x = _flip_and_blur(images[part], drawn[part], size)
+            x = _flip_and_blur(images[part], flip, blur)
         else:
-            x = _crop_flip_and_blur(images[part], drawn[part], box[part], size)
+            x = _crop_flip_and_blur(images[part], numbers["box"][part], flip, blur, size)
         x = x.flatten(2)  # (n, C, pixels) in [0, 255]
-        if colours is None:
-            x = x.sub_(255 * mean[:, None]).div_(255 * std[:, None])
+        if "of_pixel" in numbers:
+            x = _colour(x, numbers["of_pixel"][part], numbers["of_mean"][part], mean, std)
         else:
-            x = _colour(x, colours[0][part], colours[1][part], mean, std)
+            x = x.sub_(255 * mean[:, None]).div_(255 * std[:, None])
         if view.solarize_p:
             bright = x >= _normalized(128 / 255, mean, std)
-            x = torch.where(
-                _to(x, drawn.solarize[part])[:, None, None] & bright, black + white - x, x
-            )
+            inverted = numbers["solarize"][part, None, None] & bright
+            x = torch.where(inverted, black + white - x, x)
         torch.clamp(x, black, white, out=views[part].flatten(2))
     return views
 
@@ -79,41 +141,33 @@ def crop(pixels: Tensor, box: np.ndarray, size: int) -> Tensor:
     return F.interpolate(part[None], (size, size), mode="bilinear", antialias=True)[0]
 
 
-def _to(like: Tensor, array: np.ndarray) -> Tensor:
-    return torch.from_numpy(array).to(like.device, non_blocking=True)
-
-
 def _to_255(pixels: Tensor) -> Tensor:
     """float32 in [0, 255] of pixels that fill their type."""
     return pixels.float() if pixels.dtype == torch.uint8 else unit(pixels) * 255
 
 
-def _flip_and_blur(crops: Tensor, drawn: Draws, size: int) -> Tensor:
-    """(N, C, size, size) -> float32 in [0, 255]."""
-    flip = _to(crops, drawn.flip)[:, None, None, None]
-    x = _to_255(torch.where(flip, crops.flip(3), crops))
-    blurred = np.flatnonzero(drawn.sigma)
-    if blurred.size:
-        places = _to(crops, blurred)
-        blur = _blur_weights(drawn.sigma[blurred], size, crops)[:, None]
-        x.index_copy_(0, places, blur @ x.index_select(0, places) @ blur.transpose(2, 3))
+def _flip_and_blur(crops: Tensor, flip: Tensor, blur: tuple[Tensor, Tensor] | None) -> Tensor:
+    """(N, C, size, size) -> float32 in [0, 255]. ``blur``: which (n,), and their weights."""
+    x = _to_255(torch.where(flip[:, None, None, None], crops.flip(3), crops))
+    if blur is not None:
+        places, weights = blur[0], blur[1][:, None]
+        x.index_copy_(0, places, weights @ x.index_select(0, places) @ weights.transpose(2, 3))
     return x
 
 
-def _crop_flip_and_blur(images: Tensor, drawn: Draws, box: np.ndarray, size: int) -> Tensor:
+def _crop_flip_and_blur(
+    images: Tensor, box: Tensor, flip: Tensor, blur: tuple[Tensor, Tensor] | None, size: int
+) -> Tensor:
     """(N, H, W, C) -> float32 (N, C, size, size), by a matrix for rows and for columns."""
     count, height, width, channels = images.shape
-    top, left, box_height, box_width = _to(images, box.astype(np.float32)).unbind(1)
+    top, left, box_height, box_width = box.unbind(1)
     place = torch.arange(size, device=images.device) + 0.5
-    mirrored = torch.where(_to(images, drawn.flip)[:, None], size - place, place)
+    mirrored = torch.where(flip[:, None], size - place, place)
     rows = _resize_weights(top, box_height, place, height)
     columns = _resize_weights(left, box_width, mirrored, width)
-    blurred = np.flatnonzero(drawn.sigma)
-    if blurred.size:
-        places = _to(images, blurred)
-        blur = _blur_weights(drawn.sigma[blurred], size, images)
+    if blur is not None:
         for weights in (rows, columns):
-            weights.index_copy_(0, places, blur @ weights.index_select(0, places))
+            weights.index_copy_(0, blur[0], blur[1] @ weights.index_select(0, blur[0]))
     pixels = _to_255(images.reshape(count, height, width * channels))
     x = torch.bmm(rows, pixels)  # (N, size, W * C)
     x = x.view(count, size, width, channels).permute(0, 3, 1, 2)
@@ -137,21 +191,21 @@ def _resize_weights(start: Tensor, length: Tensor, place: Tensor, pixels: int) -
     return weights.div_(weights.sum(2, keepdim=True))
 
 
-def _blur_weights(sigma: np.ndarray, size: int, like: Tensor) -> Tensor:
-    """(N, size, size) weights of a Gaussian blur over the pixels there are, normalized."""
-    place = torch.arange(size, device=like.device)
-    exponent = _to(like, (-0.5 / sigma**2).astype(np.float32))[:, None, None]
-    exponent = (place[:, None] - place) ** 2 * exponent
+def _blur_weights(exponents: Tensor, size: int) -> Tensor:
+    """(n, size, size) weights of Gaussian blurs over the pixels there are, normalized.
+
+    ``exponents`` (n,): -1 / (2 sigma^2).
+    """
+    place = torch.arange(size, device=exponents.device)
+    exponent = (place[:, None] - place) ** 2 * exponents[:, None, None]
     weights = exponent.clamp_(min=-80).exp_()  # below, where float32 ends, exp is slow
     return weights.div_(weights.sum(2, keepdim=True))
 
 
-def _colour(
-    x: Tensor, of_pixel: np.ndarray, of_mean: np.ndarray, mean: Tensor, std: Tensor
-) -> Tensor:
+def _colour(x: Tensor, of_pixel: Tensor, of_mean: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """Jitter, grey and normalization of (N, C, pixels) in [0, 255]."""
-    pixel = _to(x, (of_pixel / 255).astype(np.float32)).div_(std[:, None])
-    average = _to(x, (of_mean / 255).astype(np.float32)).div_(std[:, None])
+    pixel = of_pixel / std[:, None]
+    average = of_mean / std[:, None]
     added = torch.baddbmm(_normalized(0, mean, std), average, x.mean(2, keepdim=True))
     return torch.baddbmm(added, pixel, x)
 

@@ -18,7 +18,7 @@ from ..config import TrainConfig
 from ..errors import InputError, out_of_memory
 from ..one_process import ALONE, OneProcess
 from ..view_recipes import OwnView, Recipe, View
-from .batched_views import crop, fast_views
+from .batched_views import Asked, crop, fast_views, to_device
 from .big_order import BigOrder
 from .image_set import ImageSet
 from .own_views import own_view, say_unless_normalized
@@ -160,18 +160,19 @@ def batches(
                 if step == start:
                     say_unless_normalized(recipe, batch.tensors)
                 parts = [part.to(device, non_blocking=True) for part in batch.tensors]
-                views = []
+                asked, epoch = {}, step // (len(images) // config.batch_size)
                 for number, (view, part) in enumerate(zip(recipe, parts, strict=True)):
                     if config.views == "exact" or isinstance(view, OwnView):
-                        views.append(normalized(part, mean, std))
                         continue
-                    epoch = step // (len(images) // config.batch_size)
-                    stream = _VIEW_STREAM + number
                     # A worker that cut the crop drew these same numbers for its box.
+                    stream = _VIEW_STREAM + number
                     u = uniform(config.seed, epoch, batch.indices, COLUMNS, stream)
                     box = None if whole is None else boxes(view, u, *part.shape[1:3])
-                    side = view.side(config.image_size)
-                    views.append(fast_views(view, part, u, side, mean, std, box))
+                    asked[number] = Asked(view, part, u, view.side(config.image_size), box)
+                made = dict(zip(asked, fast_views(list(asked.values()), mean, std), strict=True))
+                views = []
+                for number, part in enumerate(parts):
+                    views.append(made[number] if number in made else normalized(part, mean, std))
                 yield views, batch.indices
 
 
@@ -204,8 +205,7 @@ def _batches_in_memory(
 ) -> Generator[Batch, None, None]:
     for keys in sampler:
         indices = np.array([index for _, index in keys])
-        chosen = torch.from_numpy(indices if places is None else places[indices])
-        chosen = chosen.to(pixels.device, non_blocking=True)
+        (chosen,) = to_device([indices if places is None else places[indices]], pixels.device)
         if pixels.dtype == torch.uint16:  # for which torch has few operations
             taken = pixels.view(torch.int16)[chosen].view(torch.uint16)
         else:

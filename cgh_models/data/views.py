@@ -10,7 +10,6 @@ about the mean of all. Hue, saturation and turning grey do nothing. Solarizing i
 128 / 255 on, where 1 is the most that the range of the pixels allows.
 """
 
-import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,9 +97,6 @@ class Draws:
     grey: np.ndarray  # (N,) bool
     sigma: np.ndarray  # (N,) of the blur in pixels, 0 where there is none
     solarize: np.ndarray  # (N,) bool
-
-    def __getitem__(self, part: slice) -> "Draws":
-        return Draws(*[getattr(self, field.name)[part] for field in dataclasses.fields(self)])
 
 
 def draw(view: View, u: np.ndarray) -> Draws:

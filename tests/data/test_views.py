@@ -16,7 +16,7 @@ from torchvision.transforms import functional as TF
 from cgh_models.backbone import create
 from cgh_models.config import TrainConfig
 from cgh_models.data import views
-from cgh_models.data.batched_views import _blur_weights, colour_matrices, crop, fast_views
+from cgh_models.data.batched_views import Asked, _blur_weights, colour_matrices, crop, fast_views
 from cgh_models.data.image_set import load
 from cgh_models.data.loader import batches
 from cgh_models.data.pixels import as_tensor
@@ -40,7 +40,8 @@ CHANNELS = pytest.mark.parametrize("channels", [3, 1, 4])
 def fast(view: View, images: Tensor, u: np.ndarray, size: int = 32) -> Tensor:
     """Not normalized: (N, C, size, size) in [0, 1]."""
     zero = torch.zeros(images.shape[3])
-    return fast_views(view, images, u, size, zero, zero + 1, boxes(view, u, *images.shape[1:3]))
+    asked = Asked(view, images, u, size, boxes(view, u, *images.shape[1:3]))
+    return fast_views([asked], zero, zero + 1)[0]
 
 
 def exact(view: View, images: Tensor, u: np.ndarray, size: int = 32) -> Tensor:
@@ -267,7 +268,7 @@ def test_colour_matrices_are_the_operations_one_after_the_other(channels):
 @pytest.mark.parametrize("sigma", [0.1, 0.7, 2.0])
 def test_the_fast_blur_is_torchvisions_away_from_the_edge_and_near_pillows(sigma):
     x = photographs(16).permute(0, 3, 1, 2) / 255
-    weights = _blur_weights(np.full(16, sigma), 32, x)
+    weights = _blur_weights(torch.full((16,), -0.5 / sigma**2), 32)
     ours = weights[:, None] @ x @ weights[:, None].transpose(2, 3)
     theirs = TF.gaussian_blur(x, [17, 17], [sigma, sigma])
     torch.testing.assert_close(ours[:, :, 8:-8, 8:-8], theirs[:, :, 8:-8, 8:-8], atol=1e-3, rtol=0)
@@ -294,7 +295,7 @@ def test_fast_views_of_crops_are_those_of_whole_images_but_for_rounding(view, ch
     crops = torch.stack(
         [crop(p, b, 32) for p, b in zip(pixels, boxes(view, u, 32, 32), strict=True)]
     )
-    made = fast_views(view, crops, u, 32, zero, zero + 1)
+    (made,) = fast_views([Asked(view, crops, u, 32)], zero, zero + 1)
     off = (made - fast(view, pixels, u)).abs()
     assert off.mean() < 0.5 / 255 and (off > 4 / 255).float().mean() < (
         1e-3 if view is SECOND else 1e-9
@@ -325,7 +326,7 @@ def test_views_are_normalized_with_the_given_statistics():
         torch.tensor([0.4, 0.5, 0.6]),
         torch.tensor([0.2, 0.3, 0.4]),
     )
-    x = fast_views(View(flip=0), crops, numbers(4), 32, mean, std)
+    (x,) = fast_views([Asked(View(flip=0), crops, numbers(4), 32)], mean, std)
     torch.testing.assert_close(x * std[:, None, None] + mean[:, None, None], crops / 255)
 
 
@@ -356,11 +357,11 @@ def test_the_column_of_solarize_changed_no_other_random_number():
 def test_fast_solarize_is_torchvisions_from_128_on():
     every = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).expand(1, 3, 16, 16)
     for crops in (every, pictures(8).permute(0, 3, 1, 2)):
-        ours = fast_views(
-            View(flip=0, solarize_p=1), crops, numbers(len(crops)), crops.shape[2], ZERO, ONE
-        )
+        asked = Asked(View(flip=0, solarize_p=1), crops, numbers(len(crops)), crops.shape[2])
+        (ours,) = fast_views([asked], ZERO, ONE)
         torch.testing.assert_close(ours, TF.solarize(crops, 128) / 255)
-    first = fast_views(View(flip=0, solarize_p=1), every, numbers(1), 16, ZERO, ONE).flatten()
+    asked = Asked(View(flip=0, solarize_p=1), every, numbers(1), 16)
+    first = fast_views([asked], ZERO, ONE)[0].flatten()
     assert first[127] == 127 / 255 and first[128] == pytest.approx(127 / 255)
 
 

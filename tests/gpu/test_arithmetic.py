@@ -12,7 +12,7 @@ from small_runs import DEVICE, QUICK, build
 from torch.profiler import ProfilerActivity, profile
 
 from cgh_models.backbone import eval_mode
-from cgh_models.data.batched_views import fast_views
+from cgh_models.data.batched_views import Asked, fast_views
 from cgh_models.data.views import COLUMNS, boxes, uniform
 from cgh_models.methods import METHODS, losses
 from cgh_models.train.cuda_graphs import replayed_passes
@@ -183,13 +183,14 @@ def test_from_pixels_to_the_moved_teacher_nothing_waits_for_the_device(case):
     last = (KIND, torch.bfloat16, config.clip_norm, config.accumulate)
 
     def step(number):
-        views = []
+        whole, cut = [], []
         for stream, view in enumerate(RECIPES[method.view_recipe]):
             u, side = uniform(0, number, np.arange(16), COLUMNS, stream), view.side(32)
-            box = boxes(view, u, 40, 40)
-            views.append(fast_views(view, pixels, u, side, mean, std, box))
+            whole.append(Asked(view, pixels, u, side, boxes(view, u, 40, 40)))
             crops = pixels[:, :side, :side].permute(0, 3, 1, 2)  # as workers cut them
-            fast_views(view, crops, u, side, mean, std)
+            cut.append(Asked(view, crops, u, side))
+        fast_views(cut, mean, std)
+        views = fast_views(whole, mean, std)
         with guard:
             return train_step(method, optimizer, views, (number % 2) / 2, 0.05, *last)
 

@@ -13,6 +13,7 @@ import pytest
 import timm
 import torch
 from small_runs import DEVICE, QUICK, build, final, lines
+from torch.profiler import ProfilerActivity, profile
 
 import cgh_models
 from cgh_models.data.image_set import load
@@ -116,6 +117,25 @@ def test_views_are_those_made_on_the_cpu(image_root, mode, gib):
         np.testing.assert_array_equal(indices, others)
         for wanted, view in zip(here, there, strict=True):
             assert (view.cpu() - wanted).abs().max() <= 2 / 255 / min(QUICK.std)
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="nothing is copied to a CPU")
+def test_no_step_overwrites_the_numbers_that_one_before_it_still_copies(image_root):
+    """While the device sleeps, the host draws eleven steps: one copy for each, one of indices."""
+    images, recipe = load(image_root / "train"), RECIPES["multi_crop"] + RECIPES["byol"]
+    images.cache_pixels(1)
+    expected = list(batches(images, recipe, QUICK, 0, 12, torch.device("cpu")))
+    loader = batches(images, recipe, QUICK, 0, 12, torch.device(DEVICE))
+    made = [next(loader)]
+    torch.cuda._sleep(2 * 10**9)  # cycles: about a second
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
+        made += loader
+        torch.cuda.synchronize()
+    for (here, _), (there, _) in zip(expected, made, strict=True):
+        for wanted, view in zip(here, there, strict=True):
+            assert (view.cpu() - wanted).abs().max() <= 2 / 255 / min(QUICK.std)
+    names = [event.name for event in profiler.events() if event.name.startswith("Memcpy HtoD")]
+    assert len(names) == 2 * 11 and all("Pinned" in name for name in names), names
 
 
 def test_nearest_neighbours_vote_as_on_the_cpu():
