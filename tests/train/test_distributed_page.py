@@ -19,7 +19,10 @@ from small_runs import small
 from torch.distributed.run import get_args_parser
 
 from cgh_models.cli.main import parse
+from cgh_models.errors import InputError
 from cgh_models.methods import METHODS
+from cgh_models.one_process import ALONE
+from cgh_models.train.distributed import joined
 from cgh_models.train.launch import take_from_slurm
 from cgh_models.train.watch import Watch
 
@@ -101,7 +104,7 @@ def test_words_of_srun_are_taken_where_an_address_is_set(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT"):
         monkeypatch.setenv(name, "")  # is removed again
         monkeypatch.delenv(name)
-    words = {"PROCID": "9", "NTASKS": "16", "LOCALID": "1", "NTASKS_PER_NODE": "8"}
+    words = {"PROCID": "9", "NTASKS": "16", "LOCALID": "1", "NTASKS_PER_NODE": "8", "STEP_ID": "0"}
     for name, value in words.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
     monkeypatch.delenv("MASTER_ADDR", raising=False)
@@ -111,6 +114,29 @@ def test_words_of_srun_are_taken_where_an_address_is_set(monkeypatch):
     take_from_slurm()
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")
     assert [os.environ[name] for name in names] == ["9", "16", "1", "8", "29500"]
+
+
+@pytest.mark.parametrize("step", [None, "4294967290", "4294967291"], ids=["none", "shell", "batch"])
+def test_a_process_of_the_jobs_script_is_none_of_sruns(step, monkeypatch):
+    """SLURM_PROCID is 0 there, too."""
+    for name in ("RANK", "WORLD_SIZE", "SLURM_STEP_ID", "SLURM_NTASKS"):
+        monkeypatch.setenv(name, step or "")
+        if name != "SLURM_STEP_ID" or not step:
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    monkeypatch.setenv("MASTER_ADDR", "node0")
+    for tasks in (None, "1"):
+        if tasks:
+            monkeypatch.setenv("SLURM_NTASKS", tasks)
+        with joined() as processes:
+            assert processes is ALONE
+    monkeypatch.setenv("SLURM_NTASKS", "16")
+    with pytest.raises(
+        InputError, match="job of 16 tasks, but .* type srun before .* `unset MASTER"
+    ):
+        take_from_slurm()
+    monkeypatch.setenv("RANK", "3")  # torchrun's, in such a shell
+    take_from_slurm()
 
 
 def rows(run: Path) -> list[dict]:
@@ -171,7 +197,8 @@ def test_processes_that_srun_starts_find_each_other(image_root, tmp_path):
 
     def start(rank: int) -> None:
         env = {"SLURM_NTASKS": 2, "SLURM_NTASKS_PER_NODE": 2, "MASTER_ADDR": "127.0.0.1"}
-        env |= {"SLURM_PROCID": rank, "SLURM_LOCALID": rank, "MASTER_PORT": port}
+        env |= {"SLURM_PROCID": rank, "SLURM_LOCALID": rank, "SLURM_STEP_ID": 0}
+        env |= {"MASTER_PORT": port}
         env = {name: str(value) for name, value in env.items()}
         done[rank] = cgh(*words, cwd=tmp_path, env=env)
 
