@@ -8,6 +8,7 @@ import sys
 import traceback
 from pathlib import Path
 
+import pytest
 import torch
 from conftest import FORKS
 from small_runs import QUICK, build
@@ -18,6 +19,7 @@ from cgh_models.errors import ERRORS
 from cgh_models.methods import METHODS
 from cgh_models.train import loop
 from cgh_models.train.distributed import connected, joined
+from cgh_models.train.launch import own_device
 from cgh_models.train.loop import pretrain
 from cgh_models.train.norm_sync import norm_sync_of, synced_norms
 from cgh_models.train.optim import create_optimizer
@@ -115,33 +117,62 @@ def train_until(step: int, rank: int, runs: list[tuple], data: Path, name: str =
     train(runs, data)
 
 
-def steps_in_float64(runs: list[tuple], data: Path) -> None:
+def train_synchronized(name: str, data: Path, folder: Path, device: str = "cpu") -> None:
+    """Trains a network of timm's norms with activations for an epoch; each keeps its state."""
+    changes = {"epochs": 1, "warmup_epochs": 0, "eval_every": -1, "device": device}
+    config = dataclasses.replace(SHARED, **changes)
+    method = build(name, config, "test_efficientnet")
+    pretrain(method, data, config, folder / "run")
+    torch.save(method.cpu().state_dict(), folder / os.environ["RANK"])
+
+
+def assert_equal_states(folder: Path) -> None:
+    """What two processes left of `train_synchronized` is equal to the bit, and was trained."""
+    mine, others = (torch.load(folder / rank) for rank in "01")
+    assert mine.keys() == others.keys()
+    assert all(torch.equal(mine[key], others[key]) for key in mine)
+    moved = [mine[key] for key in mine if key.endswith("running_mean")]
+    assert moved and all(mean.any() for mean in moved)
+
+
+def steps_in_float64(runs: list[tuple], data: Path, device_name: str = "cpu") -> None:
     """Losses of 20 steps and what queues hold then, of (file, method, architecture, config).
 
-    In float64, where what differs is more than another order of sums.
+    In float64, where what differs is more than another order of sums; views are of the CPU.
     """
     images = load(data)
-    device = torch.device("cpu")
     to_float = torch.Tensor.float  # heads leave autocast's types by it; float64 stays
     torch.Tensor.float = lambda x: x if x.dtype == torch.float64 else to_float(x)
     with joined() as processes:
+        device = torch.device(own_device(processes, device_name))
         for file, name, arch, config, settings in runs:
-            method = build(name, config, arch, **settings).double().train()
+            method = build(name, config, arch, **settings).double().train().to(device)
             optimizer = create_optimizer(method, config)
             recipe = recipe_of(method.view_recipe)
             norm_sync = norm_sync_of(method, config, processes)
-            batch = batches(images, recipe, config, 0, 20, device, processes)
-            how = ("cpu", torch.float32, 0.0, config.accumulate, processes)
+            batch = batches(images, recipe, config, 0, 20, torch.device("cpu"), processes)
+            how = (device.type, torch.float32, 0.0, config.accumulate, processes)
             losses = []
             with (
                 synced_norms(method, norm_sync, processes),
                 connected(method, processes, config) as network,
             ):
                 for step, (views, _) in enumerate(batch):
-                    views = [view.double() for view in views]
+                    views = [view.double().to(device) for view in views]
                     found = train_step(network, optimizer, views, step / 20, config.lr, *how)
                     values = torch.stack([value.double() for value in found.values()])
                     processes.average([values])
                     losses.append(dict(zip(found, values.tolist(), strict=True)))
             if processes.rank == 0:
-                torch.save((losses, method.state_dict()), file)
+                torch.save((losses, method.cpu().state_dict()), file)
+
+
+def assert_alike(one: Path, several: Path) -> None:
+    """Files of `steps_in_float64` hold the same but for the order of sums."""
+    (expected, state_of_one), (losses, state) = torch.load(one), torch.load(several)
+    assert len(losses) == 20
+    assert expected[0]["loss"] != expected[-1]["loss"], "nothing was trained"
+    for found, of_one in zip(losses, expected, strict=True):
+        assert found == pytest.approx(of_one, rel=1e-6, abs=1e-6)
+    for name, tensor in state_of_one.items():
+        assert torch.allclose(state[name].double(), tensor.double(), rtol=0, atol=1e-6), name

@@ -221,7 +221,7 @@ def connected(method: nn.Module, processes: OneProcess, config: TrainConfig) -> 
     State and random numbers are those of rank 0. A module of one's own that has an attribute
     ``processes`` is handed them likewise.
     """
-    if processes.count == 1:
+    if processes is ALONE:
         yield method
         return
     asking = [module for module in method.modules() if hasattr(module, "processes")]
