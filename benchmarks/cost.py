@@ -171,7 +171,7 @@ def _networks(name: str, arch: str, settings: tuple) -> tuple[str, list, int, in
     how = norm_sync_of(method, TrainConfig(), several)
     passes = norm_passes(method) if how == "sync" else []
     trained = sum(p.numel() for p in method.parameters() if p.requires_grad)
-    statistics = sum(t.numel() for t in running_statistics(method))
+    statistics = 0 if how == "sync" else sum(t.numel() for t in running_statistics(method))
     return how, passes, trained, statistics, method.config.projection_width
 
 

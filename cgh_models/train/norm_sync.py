@@ -54,9 +54,14 @@ def synced_norms(method: Any, how: str, processes: Any) -> Iterator[None]:
 
 
 def running_statistics(method: nn.Module) -> list[Tensor]:
-    """The running means and variances of the norms that move them, of student and teacher."""
+    """The running means and variances that a process's own images move, of student and teacher.
+
+    Those of synchronized norms are the same on all, to the bit.
+    """
     statistics = []
     for norm in method.modules():
+        if isinstance(norm, nn.SyncBatchNorm) or "forward" in vars(norm):
+            continue
         if isinstance(norm, _BatchNorm) and norm.training and norm.running_mean is not None:
             statistics += [norm.running_mean, norm.running_var]
     return statistics

@@ -34,7 +34,7 @@ from cgh_models.train.distributed import Processes, joined
 from cgh_models.train.launch import check_shares
 from cgh_models.train.meeting import meet
 from cgh_models.train.metric_log import MetricLogger
-from cgh_models.train.norm_sync import norm_sync_of
+from cgh_models.train.norm_sync import norm_sync_of, running_statistics, synced_norms
 from cgh_models.train.run_folder import LOCK, lock_run_dir
 from cgh_models.train.signals import StopSignals
 
@@ -75,6 +75,16 @@ def test_with_synchronized_norms_all_processes_keep_equal_states_to_the_bit(
     work = (train_synchronized, name, image_root / "train", tmp_path)
     assert in_processes(2, *work) == [0, 0]
     assert_equal_states(tmp_path)
+
+
+def test_what_a_synchronized_norm_keeps_is_not_averaged_and_of_others_it_is():
+    method = build("byol", arch="test_efficientnet").train()
+    with synced_norms(method, "none", OneProcess()):
+        assert len(running_statistics(method)) > 20
+    with synced_norms(method, "sync", OneProcess()):
+        assert not running_statistics(method)
+        method.student.own = torch.nn.BatchNorm1d(3)  # after those that are synchronized
+        assert len(running_statistics(method)) == 2
 
 
 @pytest.fixture(scope="module")
