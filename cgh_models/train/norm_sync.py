@@ -60,7 +60,8 @@ def running_statistics(method: nn.Module) -> list[Tensor]:
     """
     statistics = []
     for norm in method.modules():
-        if isinstance(norm, nn.SyncBatchNorm) or "forward" in vars(norm):
+        is_synced = isinstance(norm, nn.SyncBatchNorm) or "forward" in vars(norm)  # on a CPU ours
+        if is_synced:
             continue
         if isinstance(norm, _BatchNorm) and norm.training and norm.running_mean is not None:
             statistics += [norm.running_mean, norm.running_var]
