@@ -133,6 +133,8 @@ class Pretrain:
             self.train["batch_size"] = _most_in_batch(len(images), train.accumulate * processes)
             train, config = self.configs()
             say(f"batch: {train.batch_size}, as there are {len(images)} images")
+        if not any(change.startswith("queue_length=") for change in self.set):
+            config = _with_fitting_queue(config, len(images), train.batch_size)
         epochs = train.warmup * train.epochs
         if epochs < train.warmup_epochs:
             say(f"warm-up: {epochs:g} of {train.epochs} epochs, a tenth of this short run")
@@ -150,6 +152,15 @@ def _most_in_batch(count: int, parts: int) -> int:
     if count < 2 * parts:
         raise InputError(f"{count} images: at least {2 * parts} are needed; give more of them")
     return count - count % parts
+
+
+def _with_fitting_queue(config: Any, count: int, batch_size: int) -> Any:
+    """A method's Config whose queue, if it has one, holds at most ``count`` images, in batches."""
+    if getattr(config, "queue_length", 0) <= count:
+        return config
+    length = count - count % batch_size
+    say(f"queue: {length}, as there are {count} images; --set queue_length=N says otherwise")
+    return dataclasses.replace(config, queue_length=length)
 
 
 @dataclass

@@ -264,6 +264,7 @@ def start_from(method: Any, weights: str | os.PathLike[str]) -> str:
         source, taken = read_method(name)
         reason = f"they are {source.name}'s and not {method.name}'s"
         if source.name == method.name:
+            taken = weights_folder.renew_queue(source, method, taken)
             reason = describe_mismatch(method.state_dict(), source.state_dict())
     if source is not None and not reason:
         method.load_state_dict(source.state_dict())

@@ -141,6 +141,18 @@ def load_state(
     return f"backbone, {in_words(heads)}"
 
 
+def renew_queue(source: Any, method: Any, taken: str) -> str:
+    """Gives a loaded ``source`` the new queue of ``method`` if that has another length.
+
+    ``taken`` says what of the source was loaded; returns what then is.
+    """
+    ours, theirs = (getattr(one, "queue", None) for one in (method, source))
+    if ours is None or theirs is None or ours.rows.shape[1] == theirs.rows.shape[1]:
+        return taken
+    source.queue = ours
+    return taken if "anew" in taken else "all but the queues, which begin anew"
+
+
 def load_strictly(module: nn.Module, state: dict[str, Tensor], source: object) -> None:
     """Loads a state dict. Raises IntegrityError, which names the source, for a mismatch."""
     mismatch = describe_mismatch(module.state_dict(), state)

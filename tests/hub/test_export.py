@@ -500,6 +500,17 @@ def test_init_takes_the_heads_when_they_fit(request, source, run):
     )
 
 
+@pytest.mark.parametrize("source", ["weights", "run"])
+def test_init_with_another_length_of_the_queue_leaves_out_the_queue_alone(request, source, run):
+    method, trained = new(queue_length=16), load_run(run).state_dict()
+    own = method.queue.rows.clone()
+    said = start_from(method, request.getfixturevalue(source))
+    assert said.endswith("all but the queues, which begin anew")
+    assert torch.equal(method.queue.rows, own) and method.queue.position == 0
+    for key, value in method.state_dict().items():
+        assert key.startswith("queue.") or torch.equal(value, trained[key])
+
+
 @pytest.mark.parametrize(
     "settings, said",
     [

@@ -1,15 +1,16 @@
 """The plan before the first step: what it says is true, and making it changes nothing."""
 
 import dataclasses
+import json
 import re
 
 import pytest
 import torch
-from small_runs import QUICK, build
+from small_runs import QUICK, build, final, stop_at
 
 from cgh_models.cli.main import parse
 from cgh_models.data.image_set import load
-from cgh_models.errors import InputError
+from cgh_models.errors import InputError, Interrupted
 from cgh_models.methods import METHODS
 from cgh_models.train.checkpoint import newest
 from cgh_models.train.loop import pretrain
@@ -86,6 +87,40 @@ def test_a_dry_run_makes_no_folder_and_a_small_set_a_smaller_batch(image_root, t
     err = capsys.readouterr().err
     assert not out.exists() and "batch: 64, as there are 64 images" in err
     assert "steps    200: 200 epochs of 1, 64 images each" in err
+
+
+SMALL_SET = "--recipe cifar --arch test_resnet --batch-size 24 --epochs 2 --eval-every -1"
+SMALL_SET += " --device cpu --set projection_width=8 --set hidden_width=16"
+
+
+def test_a_small_set_gets_a_queue_that_it_fills_and_the_run_keeps_it(
+    image_root, tmp_path, in_process, monkeypatch
+):
+    words = ["pretrain", "--data", image_root / "train", *SMALL_SET.split(), "--out"]
+    said = in_process(*words, "whole").err
+    assert said.count("queue: 48, as there are 64 images; --set queue_length=N") == 1
+    assert "larger than the set" not in said
+    with monkeypatch.context() as patch:
+        stop_at(patch, 2)
+        with pytest.raises((SystemExit, Interrupted)):
+            in_process(*words, "parts")
+    assert "queue" not in in_process("resume", "parts").err
+    stored = json.loads((tmp_path / "parts" / "config.json").read_text())
+    assert stored["method_config"]["queue_length"] == 48
+    whole, parts = final(tmp_path / "whole"), final(tmp_path / "parts")
+    assert [v.shape[1] for k, v in whole.items() if k.endswith("queue.rows")] == [48]
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+    said = in_process(*words, "tiny", "--batch-size", 100, "--dry-run").err
+    assert "batch: 64, as there" in said and "queue: 64, as there" in said
+
+
+def test_a_queue_that_was_asked_for_or_is_none_stays_as_it_is(image_root, in_process):
+    words = ["pretrain", "--data", image_root / "train", *SMALL_SET.split(), "--out", "run"]
+    said = in_process(*words, "--dry-run", "--set", "queue_length=100").err
+    assert "queue: " not in said and "the queue (100) is larger than the set" in said
+    assert "queue" not in in_process(*words, "--dry-run", "--method", "byol").err
+    fits = in_process(*words, "--dry-run", "--set", "queue_length=64").err
+    assert "queue: " not in fits and "larger than the set" not in fits
 
 
 def test_one_image_is_no_set_to_train_on(image_root, tmp_path):
