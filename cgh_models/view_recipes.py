@@ -81,7 +81,7 @@ _MOST_HUE = 0.5  # half a circle
 class OwnView:
     """A view that a function of the caller's makes."""
 
-    make: Callable[[Any], Any]  # a PIL image -> a PIL image or a tensor
+    make: Callable[[Any], Any]  # an image -> a view, both as `data.own_views` says
     size: float  # side, as a share of the image size: that of the recipe's view in its place
 
     @property
@@ -153,7 +153,7 @@ def described(name: str, views: Sequence[Any]) -> tuple[Recipe, list[str]]:
     for number, (view, of_recipe) in enumerate(zip(views, recipe, strict=True), 1):
         if not isinstance(view, View) and not callable(view):
             given = f"views: view {number} is {printable(repr(view))[:60]}"
-            raise InputError(f"{given}; expected a View or a function of a PIL image")
+            raise InputError(f"{given}; expected a View or a function of an image")
         if not isinstance(view, View):
             view = OwnView(view, of_recipe.size)
             changes.append(f"{number}={view.name}")

@@ -88,7 +88,7 @@ class ViewDataset(Dataset[Sample]):
     """(epoch, index) -> for each view: it (S, S, C), or in the fast mode a crop (C, S, S).
 
     uint8 of 8-bit images; else float32 in [0, 1], as are all exact views of bands. Of a view of the
-    caller's own also float32 (3, S, S).
+    caller's own also float32 (C, S, S).
     """
 
     def __init__(self, images: ImageSet, recipe: Recipe, config: TrainConfig):
@@ -171,8 +171,9 @@ def batches(
                     asked[number] = Asked(view, part, u, view.side(config.image_size), box)
                 made = dict(zip(asked, fast_views(list(asked.values()), mean, std), strict=True))
                 views = []
-                for number, part in enumerate(parts):
-                    views.append(made[number] if number in made else normalized(part, mean, std))
+                for number, (view, part) in enumerate(zip(recipe, parts, strict=True)):
+                    made_here = number in made
+                    views.append(made[number] if made_here else normalized(view, part, mean, std))
                 yield views, batch.indices
 
 
@@ -218,19 +219,19 @@ def exact_views(
 ) -> list[Tensor]:
     """The exact views [(N, S, S, C)] of a few images in an epoch, made by this process.
 
-    Of a view of the caller's own also float32 (N, 3, S, S), as it made it.
+    Of a view of the caller's own also float32 (N, C, S, S), as it made it.
     """
     dataset = ViewDataset(images, recipe, dataclasses.replace(config, views="exact"))
     samples = [dataset[epoch, index].tensors for index in indices.tolist()]
     return [torch.stack(views) for views in zip(*samples, strict=True)]
 
 
-def normalized(views: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Views (N, S, S, C) that fill their type -> float32 (N, C, S, S), normalized.
+def normalized(view: View | OwnView, views: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """What ``view`` made of N images, (N, S, S, C) -> float32 (N, C, S, S), normalized.
 
-    Of three channels, floats are of a function of the user's, (N, C, S, S), and stay as they are.
+    It fills its type. Floats of a function of the user's, (N, C, S, S), stay as they are.
     """
-    if views.is_floating_point() and len(mean) == 3:
+    if isinstance(view, OwnView) and views.is_floating_point():
         return views
     pixels = unit(views.permute(0, 3, 1, 2))
     return pixels.sub_(mean[:, None, None]).div_(std[:, None, None])

@@ -1,15 +1,18 @@
 """Views that a function of the caller's makes: `pretrain(..., views=[function, ...])`.
 
 A function, such as a Compose of torchvision's transforms, is given the image as PIL's RGB, and
-returns a PIL image or a tensor (3, S, S), S as the view of the recipe in its place has it. What is
-uint8 is normalized as the run's config says, floats are taken as they are. While it runs, the
-default generators of torch, NumPy and Python are seeded for this view of this image in this epoch:
-a resumed run is exact if the function draws from these alone, whatever process it runs in.
+returns a PIL image or a tensor (3, S, S), S as the view of the recipe in its place has it. With
+in_chans=C other than 3 it is given a float32 tensor (C, H, W) in [0, 1], and returns a tensor (C,
+S, S). What is uint8 is normalized as the run's config says, floats are taken as they are. While it
+runs, the default generators of torch, NumPy and Python are seeded for this view of this image in
+this epoch: a resumed run is exact if the function draws from these alone, whatever process it runs
+in.
 """
 
 import contextlib
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,28 +21,31 @@ from torch import Tensor
 
 from ..errors import InputError, printable, say
 from ..view_recipes import OwnView, Recipe
+from .pixels import as_tensor
 
 
-def own_view(view: OwnView, image: Image.Image, u: np.ndarray, side: int, name: str) -> Tensor:
-    """What the function makes of a copy of the image: uint8 (S, S, 3), or float32 (3, S, S).
+def own_view(view: OwnView, image: Any, u: np.ndarray, side: int, name: str) -> Tensor:
+    """What the function makes of a copy of the image: uint8 (S, S, C), or float32 (C, S, S).
 
     ``u`` are the random numbers (1, COLUMNS) of the view, ``name`` is the image's. Raises
     InputError for what is no PIL image or tensor of that size, and for an error of the function.
     """
+    is_picture = isinstance(image, Image.Image)
     try:
         with _seeded(int(u[0, 0] * 2**53)):
-            made = view.make(image.copy())
+            made = view.make(image.copy() if is_picture else as_tensor(image).contiguous())
     except Exception as error:  # whatever the caller's code raises
         reason = printable(" ".join(f"{type(error).__name__}: {error}".split()))[:160]
         raise InputError(f"the view {view.name} of image {printable(name)}: {reason}") from error
-    if isinstance(made, Image.Image):
+    if is_picture and isinstance(made, Image.Image):
         made = torch.from_numpy(np.array(made.convert("RGB"))).permute(2, 0, 1)
-    if not isinstance(made, Tensor) or made.shape != (3, side, side):
+    shape = (3 if is_picture else image.shape[2], side, side)
+    if not isinstance(made, Tensor) or made.shape != shape:
         given = f"a {type(made).__name__}"
         if isinstance(made, Tensor):
             given = f"a {made.dtype} tensor {tuple(made.shape)}"
-        expected = f"expected a PIL image of {side} x {side} or a tensor (3, {side}, {side})"
-        raise InputError(f"the view {view.name} gave {given}; {expected}")
+        picture = f"a PIL image of {side} x {side} or " if is_picture else ""
+        raise InputError(f"the view {view.name} gave {given}; expected {picture}a tensor {shape}")
     if made.dtype == torch.uint8:
         return made.permute(1, 2, 0).contiguous()
     if not made.is_floating_point():

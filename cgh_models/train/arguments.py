@@ -61,8 +61,5 @@ def settle_views(
         raise InputError(f"{given}; give one of the two")
     config = dataclasses.replace(config, view=tuple(changes))
     if any(isinstance(view, OwnView) for view in recipe):
-        if config.in_chans != 3:
-            given = f"views: functions of yours, with in_chans={config.in_chans}"
-            raise InputError(f"{given}: they are given RGB pictures; give a View for each")
         config = dataclasses.replace(config, views="exact")
     return recipe, config

@@ -80,7 +80,7 @@ class Health:
 
     def _of_views(self) -> Values:
         """What the networks see: mean and spread, how the views differ, images of one colour."""
-        first, second = (self._pixels(views) for views in self._views)
+        first, second = map(self._pixels, (0, 1), self._views)
         pixels = torch.cat([first, second])
         if self.config.in_chans != 3:  # bands may use a small part of their range
             plain = first
@@ -95,9 +95,9 @@ class Health:
             "flat_images": float((plain.flatten(1).std(1) < _FLAT).float().mean()),
         }
 
-    def _pixels(self, views: Tensor) -> Tensor:
+    def _pixels(self, number: int, views: Tensor) -> Tensor:
         mean, std = torch.tensor(self.config.mean), torch.tensor(self.config.std)
-        return normalized(views, mean, std)
+        return normalized(self.recipe[number], views, mean, std)
 
     def _of_student(self, student: Any) -> Values:
         """Whether two views of an image are alike to it, and images unlike."""
@@ -128,7 +128,8 @@ class Health:
         """Embeddings (N, D) of one view of all images, and their deepest maps."""
         embeddings, maps = [], []
         for piece in self._views[view].split(self.at_once):
-            embedding, found = embed(branch.backbone, self._pixels(piece).to(self.device), taps)
+            pixels = self._pixels(view, piece).to(self.device)
+            embedding, found = embed(branch.backbone, pixels, taps)
             embeddings.append(embedding.float())
             maps.append(found)
         return torch.cat(embeddings), [torch.cat(tap) for tap in zip(*maps, strict=True)]

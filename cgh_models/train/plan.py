@@ -177,11 +177,12 @@ def seconds_of_step(
 
 
 def _pixels(recipe: Recipe, images: ImageSet, config: TrainConfig, count: int) -> list[Tensor]:
-    """Views (n, 3, S, S) of at most _TIMED images for each view of the recipe."""
+    """Views (n, C, S, S) of at most _TIMED images for each view of the recipe."""
     chosen = order(config.seed, 0, len(images))[: min(count, _TIMED)]
     pieces = exact_views(images, recipe, config, 0, chosen)
     mean, std = torch.tensor(config.mean), torch.tensor(config.std)
-    return [normalized(piece, mean, std) for piece in pieces]
+    pairs = zip(recipe, pieces, strict=True)
+    return [normalized(view, piece, mean, std) for view, piece in pairs]
 
 
 def _repeated(piece: Tensor, count: int) -> Tensor:

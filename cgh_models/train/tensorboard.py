@@ -11,7 +11,7 @@ from ..data.loader import exact_views, order
 from ..data.pixels import as_picture
 from ..errors import InputError
 from ..evaluate.neighbours import nearest
-from ..view_recipes import Recipe
+from ..view_recipes import OwnView, Recipe
 
 _ROWS = 8  # images that are shown
 _NEAREST = 5  # neighbours beside each
@@ -56,13 +56,12 @@ class TensorBoard:
         """The views of the first images of the run, as `data.views` makes them."""
         chosen = order(self.config.seed, 0, len(self.images))[:_ROWS]
         made = exact_views(self.images, recipe, self.config, 0, chosen)
-        for number, views in enumerate(made):
-            form = "NHWC"
+        for number, (view, views) in enumerate(zip(recipe, made, strict=True)):
+            if isinstance(view, OwnView) and views.is_floating_point():
+                views = views.permute(0, 2, 3, 1)
             if self.config.in_chans != 3:
                 views = views[..., :1].expand(*views.shape[:3], 3)
-            elif views.is_floating_point():  # of a function of the user's
-                form = "NCHW"
-            self.writer.add_images(f"views/{number}", views, 0, dataformats=form)
+            self.writer.add_images(f"views/{number}", views, 0, dataformats="NHWC")
 
     def _draw_neighbours(self, step: int, seen: Any) -> None:
         """A row for each of some images: itself, then its nearest among all that were measured."""

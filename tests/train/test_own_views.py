@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
-from small_runs import QUICK, build, final, lines, stop_at
+from small_runs import QUICK, build, final, lines, small, stop_at
 from torchvision import transforms
 
 from cgh_models.data.image_set import load
@@ -18,7 +18,7 @@ from cgh_models.data.loader import batches, exact_views, order
 from cgh_models.errors import InputError, Interrupted
 from cgh_models.hub import manifest
 from cgh_models.hub.export import export
-from cgh_models.methods import METHODS, preprocessing
+from cgh_models.methods import METHODS, build_method, preprocessing
 from cgh_models.own_network import OwnNetwork
 from cgh_models.report.contact_sheet import draw_views
 from cgh_models.train import checkpoint
@@ -301,3 +301,76 @@ def test_a_list_of_views_from_python_is_gone_on_with_by_the_command_line(
     assert stored["view"] == ["1.scale=0.5,0.75", "2.blur_p=0.0"] and stored["views"] == "fast"
     assert recipe_of("weak_strong", stored["view"]) == tuple(views)
     assert "done after 12 steps" in in_process("resume", tmp_path / "parts").err
+
+
+# --- bands
+
+BANDS = np.random.default_rng(0).integers(0, 4096, (32, 40, 36, 13)).astype(np.uint16)
+OF_BANDS = dataclasses.replace(QUICK, in_chans=13, mean=(0.5,) * 13, std=(0.25,) * 13, epochs=2)
+
+
+def noisy_bands(image):
+    """Draws from all three default generators."""
+    noise = torch.from_numpy(np.random.normal(0, 0.05, (13, 32, 32)).astype(np.float32))
+    image = transforms.functional.center_crop(image, [32, 32]) + noise
+    return 4 * (image * random.uniform(0.8, 1) + 0.1 * torch.rand(1) - 0.5)
+
+
+CROPPED = transforms.Compose(
+    [
+        transforms.RandomResizedCrop(32, antialias=True),
+        transforms.Normalize(OF_BANDS.mean, OF_BANDS.std),
+    ]
+)
+
+
+def build_of_bands():
+    torch.manual_seed(0)
+    return build_method("ressl", "test_resnet", preprocessing(OF_BANDS), small("ressl"))
+
+
+@pytest.mark.parametrize("train", [{"tensorboard": True}, {"memory_gib": 0, "workers": 2}])
+def test_functions_of_thirteen_bands_resume_to_the_bit(tmp_path, monkeypatch, train):
+    pytest.importorskip("tensorboard", reason="tensorboard, which draws views, is not installed")
+    data = tmp_path / "set"
+    data.mkdir()
+    for number, pixels in enumerate(BANDS):
+        np.save(data / f"{number:02}.npy", pixels)
+    config = dataclasses.replace(OF_BANDS, **train)
+    how = {"views": [noisy_bands, CROPPED]}
+    pretrain(build_of_bands(), data, config, tmp_path / "whole", **how)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 3)
+        with pytest.raises(Interrupted):
+            pretrain(build_of_bands(), data, config, tmp_path / "parts", **how)
+    pretrain(build_of_bands(), data, config, tmp_path / "parts", resume=True, **how)
+    whole, parts = final(tmp_path / "whole"), final(tmp_path / "parts")
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+    assert lines(tmp_path / "whole") == lines(tmp_path / "parts")
+
+
+def test_a_function_gets_bands_as_numbers_to_one_and_what_it_returns_is_taken(capsys):
+    images = load(BANDS, in_chans=13)
+    given = []
+
+    def crop(image):
+        given.append(image.clone())
+        return image[:, :32, :32].mul_(1)  # in place: it is the function's own
+
+    def eight_bits(image):
+        return (255 * image[:, :32, :32]).byte()
+
+    recipe = (OwnView(crop, 1.0), OwnView(eight_bits, 1.0), RECIPES["weak_strong"][0])
+    config = dataclasses.replace(OF_BANDS, views="exact", workers=0)
+    (made, indices), *_ = batches(images, recipe, config, 0, 1, torch.device("cpu"))
+    pixels = torch.from_numpy(BANDS[indices] / np.float32(4095)).permute(0, 3, 1, 2)
+    torch.testing.assert_close(torch.stack(given), pixels, atol=1e-5, rtol=0)
+    assert given[0].dtype == torch.float32 and given[0].is_contiguous()
+    torch.testing.assert_close(made[0], pixels[..., :32, :32], atol=1e-5, rtol=0)
+    expected = ((255 * pixels[..., :32, :32]).byte() / 255 - 0.5) / 0.25
+    torch.testing.assert_close(made[1], expected, atol=4.1 / 255, rtol=0)
+    assert "crop gives floats from 0" in capsys.readouterr().err
+    for wrong, found in ((lambda i: i, r"\(13, 40, 36\)"), (lambda i: i[:3, :32, :32], r"\(3, 3")):
+        recipe = (OwnView(wrong, 1.0),)
+        with pytest.raises(InputError, match=rf"{found}.*; expected a tensor \(13, 32, 32\)$"):
+            next(batches(images, recipe, config, 0, 1, torch.device("cpu")))
