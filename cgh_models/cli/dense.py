@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..errors import InputError, printable
+from ..errors import InputError
 from ..evaluate.protocols import DenseConfig
 from .evaluate import Measurement, reading
 
@@ -50,11 +50,9 @@ def _measure(
 
     asked = command.measurement
     how_read = reading(asked.pixel_range, asked.reader, asked.weights, asked.data)
-    if how_read["in_chans"] != 3 or how_read["reader"]:
-        given = f"{printable(asked.weights)}: of bands, or of images that a reader reads"
-        raise InputError(f"{given}; expected weights of RGB, whose maps are measured alone")
-    train = load_masked(asked.data, "train", asked.follow_links, how_read["pixel_range"])
-    val = load_masked(asked.data, "val", asked.follow_links, train.images.pixel_range)
+    train = load_masked(asked.data, "train", asked.follow_links, **how_read)
+    how_read["pixel_range"] = train.images.pixel_range
+    val = load_masked(asked.data, "val", asked.follow_links, **how_read)
     how = asked.settings(command.fast)
     found = measure_maps(protocol, asked.model(), train, val, command.maps, how, *nearest)
     asked.report(metric, found, train.images, val=found.n)

@@ -54,14 +54,20 @@ class MaskedImages(NamedTuple):
 
 
 def load_masked(
-    root: str, split: str, follow_links: bool = False, pixel_range: str = "auto"
+    root: str,
+    split: str,
+    follow_links: bool = False,
+    pixel_range: str = "auto",
+    in_chans: int = 3,
+    reader: str = "",
 ) -> MaskedImages:
     """The images of ``root``/train/images, or of val, with masks. Raises InputError."""
     folder = find_split(Path(root), split)
     for part in ("images", "masks"):
         if not (folder / part).is_dir():
             raise InputError(f"{printable(folder)}: has no {part}/ folder; {_LAYOUT}")
-    images = load(folder / "images", follow_links, pixel_range)
+    home = folder / "images"
+    images = load(home, follow_links, pixel_range, in_chans=in_chans, reader=reader)
     images.report_skipped()
     masks = [(folder / "masks" / name).with_suffix(".png") for name in images.names]
     for name, mask in zip(images.names, masks, strict=True):

@@ -14,9 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..backbone import channels
 from ..data.eval_loader import EvalDataset, eval_samples, eval_transform
 from ..data.loader import order
 from ..data.masks import IGNORED, MaskedImages
+from ..data.reading import check_channels
 from ..data.views import uniform
 from ..errors import InputError, printable
 from ..progress import watched
@@ -59,9 +61,11 @@ def measure_maps(
     if len(train.images) < 2:
         raise InputError("train/ has one image: none can be held out; give more")
     network: Any = copy.copy(model)  # of the same parameters
+    for split in (train, val):
+        check_channels(split.images, channels(network))
     whole = {"crop_pct": 1.0, "crop_mode": "squash"}
     if config.image_size:
-        whole["input_size"] = (3, config.image_size, config.image_size)
+        whole["input_size"] = (channels(network), config.image_size, config.image_size)
     network.pretrained_cfg = {**network.pretrained_cfg, **whole}
     with embedder_of(network, settings, Features(taps=config.taps, dense=True)) as embedder:
         cells = _cells_of(network, embedder, train, config, settings)

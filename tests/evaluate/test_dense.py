@@ -5,11 +5,13 @@ import shutil
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from conftest import PACKAGED
 from masked_images import make_masked_images
 from PIL import Image
 
+from cgh_models.backbone import create
 from cgh_models.data.masks import load_masked
 from cgh_models.errors import InputError
 from cgh_models.evaluate.dense import class_counts, ious, mean_iou, measure_maps
@@ -231,3 +233,63 @@ def test_maps_that_a_network_does_not_have_are_refused(root):
         measure_maps("linear", create_model(PACKAGED), *splits(root), DenseConfig(taps=9), SETTINGS)
     with pytest.raises(InputError, match="cells=0: at least 1 is needed"):
         DenseConfig(cells=0)
+
+
+# --- bands
+
+
+def write_uint16(path, values):
+    tifffile.imwrite(path, (16 * values).astype(np.uint16), photometric="minisblack")
+
+
+BANDS = {
+    "uint8": (".npy", lambda path, values: np.save(path, values.astype(np.uint8)), "auto"),
+    "uint16": (".tif", write_uint16, "auto"),
+    "float32": (".npy", lambda path, values: np.save(path, values.astype("f4")), "0,255"),
+}
+
+
+def make_bands(root, kind, told=True):
+    """Images of four bands, the last of which tells the class of each pixel, if any does."""
+    ending, write, _ = BANDS[kind]
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 24), ("val", 8)):
+        for part in ("images", "masks"):
+            (root / split / part).mkdir(parents=True)
+        for number in range(count):
+            ids = (rng.random((3, 3)) < 0.5).astype(np.uint8).repeat(16, 0).repeat(16, 1)
+            values = rng.normal(90, 20, (48, 48, 4))
+            values[..., 3] += 100 * ids * told
+            write(root / split / "images" / f"{number:02}{ending}", values.clip(0, 255))
+            Image.fromarray(ids).save(root / split / "masks" / f"{number:02}.png")
+    return root
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS.values())
+@pytest.mark.parametrize("kind", BANDS)
+def test_the_fourth_band_tells_the_class_of_a_pixel(tmp_path, kind, protocol):
+    torch.manual_seed(0)
+    images = {"input_size": (4, 48, 48), "mean": (0.4,) * 4, "std": (0.2,) * 4}
+    model = create("resnet18_cifar_w16", images)
+    values = []
+    for told in (True, False):
+        root = make_bands(tmp_path / str(told), kind, told)
+        how = {"pixel_range": BANDS[kind][2], "in_chans": 4}
+        of = [load_masked(str(root), split, **how) for split in ("train", "val")]
+        values.append(measure_maps(protocol, model, *of, DenseConfig(image_size=96), SETTINGS))
+    assert values[0].value > 75 > 60 > values[1].value
+    with pytest.raises(InputError, match="images of 4 channels, for a model of 3; give weights"):
+        measure_maps(protocol, create_model(PACKAGED), *of, DenseConfig(), SETTINGS)
+
+
+@pytest.mark.parametrize("command", PROTOCOLS)
+def test_the_commands_measure_maps_of_weights_of_four_bands(tmp_path, in_process, command):
+    root = make_bands(tmp_path / "set", "uint16")
+    words = "--in-chans 4 --recipe cifar --arch resnet18_cifar_w16 --epochs 1 --batch-size 8"
+    words += " --device cpu --eval-every -1 --set hidden_width=16 --set projection_width=8"
+    in_process("pretrain", "--data", root / "train" / "images", "--out", "run", *words.split())
+    measure = ("evaluate", command, "run", "--image-size", 96, "--workers", 0, "--data")
+    found = json.loads(in_process(*measure, root).out)
+    assert found["value"] > 65 and found["val"] == 8 and found["pixel_range"] == "12-bit"
+    arrays = make_bands(tmp_path / "arrays", "uint8")
+    assert json.loads(in_process(*measure, arrays, "--reader", "numpy:load").out)["value"] > 65
