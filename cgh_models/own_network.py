@@ -16,6 +16,7 @@ class OwnNetwork(nn.Module):
     The module takes images (N, C, H, W) and returns an embedding (N, D); or a map (N, C, h, w), or
     maps in a list, tuple or dict, shallow to deep, and the mean over the deepest is the embedding.
     With two maps or more every method trains it; with a vector all but cgh, lewel and lewel_m do.
+    torchvision's `create_feature_extractor(resnet18(), ["layer3", "layer4"])` is such a module.
 
     Args:
         preprocessing: of its images, as `methods.preprocessing(TrainConfig(...))` gives it.

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from small_runs import QUICK, build, small
 from torchvision.models import resnet18
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from cgh_models.errors import InputError
 from cgh_models.hub.export import export
@@ -131,6 +132,24 @@ def test_a_network_of_ones_own_is_trained_by_every_method(name, image_root, tmp_
         assert torch.equal(value.cpu(), state[key])
     with pytest.raises(InputError, match="module:.*: a network of your own.*--format state-dict"):
         export(tmp_path / "run", tmp_path / "timm")
+
+
+def test_a_resnet_of_torchvision_is_trained_and_goes_back_there(image_root, tmp_path, in_process):
+    torch.manual_seed(0)
+    maps = create_feature_extractor(resnet18(), ["layer3", "layer4"])
+    method = METHODS["cgh"](own(maps), METHODS["cgh"].Config(**small("cgh")))
+    before = {key: value.clone() for key, value in maps.state_dict().items()}
+    pretrain(method, image_root / "train", CONFIG, tmp_path / "run")
+    in_process("export", "run", "--format", "state-dict", "--out", "w")
+    state = load_file(tmp_path / "w" / "model.safetensors")
+    assert not torch.equal(state["conv1.weight"], before["conv1.weight"])
+    model = resnet18()
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    assert missing == ["fc.weight", "fc.bias"] and not unexpected
+    model.fc = torch.nn.Identity()
+    images = torch.randn(2, 3, 32, 32)
+    expected = method.to("cpu").student.backbone.eval()(images)
+    torch.testing.assert_close(model.eval()(images), expected)
 
 
 @pytest.mark.parametrize("container", CONTAINERS)
