@@ -7,6 +7,7 @@ import io
 import os
 import re
 import secrets
+import shutil
 import tempfile
 import time
 from collections import Counter
@@ -24,7 +25,7 @@ _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://")
 _BLOCK = 2**20
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 _AT_ONCE = 2**26  # bytes that are asked for by one request
-_LARGER = "give a larger one; to commands without that flag, CGH_CACHE_GIB=20"
+LARGER = "give a larger one; to commands without that flag, CGH_CACHE_GIB=20"
 _UNFINISHED = 600  # seconds in which a file that is being made is written to
 _made: Counter[Path] = Counter()  # bytes by folder since this process last looked what is in it
 
@@ -86,10 +87,17 @@ class CachedFile:
 
     def open(self, mode: str = "rb") -> IO[bytes]:
         """The file, fetched or unpacked if it is not kept. Raises NetworkError after some tries."""
-        for _ in range(3):  # another process may remove it before it is opened
+        return self._with_path(lambda path: path.open(mode))  # pyright: ignore
+
+    def link(self, place: Path) -> None:
+        """Puts it at another place on the disk of the cache, likewise; there it stays."""
+        self._with_path(lambda path: _link(path, place))
+
+    def _with_path(self, use: Callable[[Path], T]) -> T:
+        for _ in range(3):  # another process may remove it before it is used
             try:
                 os.utime(self.path)
-                return self.path.open(mode)  # pyright: ignore[reportReturnType]
+                return use(self.path)
             except (FileNotFoundError, NotADirectoryError):
                 if isinstance(self.of, str):
                     persistently(str(self), lambda: self._make(_fetched(self)))
@@ -97,7 +105,7 @@ class CachedFile:
                     with self.of.open("rb") as packed:
                         self._make(gzip.GzipFile(fileobj=packed))  # pyright: ignore
         what = f"{printable(self)}: other runs remove it from {printable(self.cache.folder)}"
-        raise InputError(f"{what} before it is used; --cache-gib is small: {_LARGER}")
+        raise InputError(f"{what} before it is used; --cache-gib is small: {LARGER}")
 
     def _make(self, source: Any) -> None:
         temporary = self.path.with_name(f"{self.path.name}.{secrets.token_hex(4)}.tmp")
@@ -109,7 +117,7 @@ class CachedFile:
                     count += len(block)
                     if count > self.cache.limit:
                         most = f"more than --cache-gib {self.cache.limit / 2**30:g}"
-                        raise InputError(f"{printable(self)}: {most}; {_LARGER}")
+                        raise InputError(f"{printable(self)}: {most}; {LARGER}")
                     file.write(block)
             if isinstance(self.of, str) and self.size not in (-1, count):
                 raise ConnectionError(f"{count} of {self.size} bytes came")
@@ -120,6 +128,13 @@ class CachedFile:
         if _made[self.cache.folder] > self.cache.limit / 50:
             _made[self.cache.folder] = 0
             _evict(self.cache, self.path)
+
+
+def _link(path: Path, place: Path) -> None:
+    try:
+        os.link(path, place)
+    except OSError:  # of a disk without hard links
+        shutil.copyfile(path, place)
 
 
 def _evict(cache: Cache, kept: Path) -> None:

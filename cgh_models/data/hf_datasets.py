@@ -6,8 +6,10 @@ import importlib.util
 import io
 import json
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+import re
+import tempfile
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,7 +18,12 @@ from timm.data.readers import create_reader
 
 from ..errors import InputError, printable
 from .archive import Archive
+from .file_cache import LARGER, Cache, CachedFile
+from .path_list import pick_split
 
+_SPLITS = "dataset_dict.json"  # names the folders of a DatasetDict
+_FILES = ("state.json", "dataset_info.json")
+_NEEDED = re.compile(r"(?!cache-)[^/]+\.(arrow|json)")  # datasets leaves caches there, too
 _SAMPLED = 64  # images that tell a dataset from others
 
 
@@ -53,31 +60,86 @@ def hub_splits(text: str) -> list[str]:
         raise _refused(text, error, "hfds/NAME") from error
 
 
+def is_saved(path: str | os.PathLike[str]) -> bool:
+    """Whether it is such a folder."""
+    names = (_SPLITS, *_FILES)
+    return has_saved({name for name in names if os.path.isfile(os.path.join(path, name))})
+
+
+def has_saved(names: Collection[str]) -> bool:
+    """Whether it is such a folder that has files of these names."""
+    return _SPLITS in names or all(name in names for name in _FILES)
+
+
 def open_saved(path: Path, split: str) -> Archive:
-    """A folder of `Dataset.save_to_disk`, or a split of one of `DatasetDict.save_to_disk`."""
-    _check_library(str(path))
+    """The images of such a folder, or of a split in it. Raises InputError."""
+    part = path / _part(path, path / _SPLITS, split)
+    return _open_part(part, str(part))
+
+
+def open_saved_at(address: str, files: dict[str, CachedFile], split: str, cache: Cache) -> Archive:
+    """The same of a folder at an address that has these files, of which those needed are fetched.
+
+    They are opened side by side, so that all have to fit in the cache.
+    """
+    part = _part(address, files.get(_SPLITS), split)
+    home = f"{address}/{part}".rstrip("/")
+    begin = f"{part}/" if part else ""
+    inside = {name.removeprefix(begin): files[name] for name in files if name.startswith(begin)}
+    needed = {name: file for name, file in inside.items() if _NEEDED.fullmatch(name)}
+    total = sum(file.size for file in needed.values())
+    if total > 0.9 * cache.limit:
+        what = f"{printable(home)}: {total / 2**30:.3g} GiB, which are fetched as a whole"
+        raise InputError(f"{what}, more than --cache-gib {cache.limit / 2**30:g} holds; {LARGER}")
+    opener = _Fetched(home, needed, cache)
+    return replace(opener.archive, opener=opener)
+
+
+class _Fetched:
+    """Opens images of a folder of files at an address; sent to another process, anew."""
+
+    def __init__(self, address: str, files: dict[str, CachedFile], cache: Cache):
+        self._arguments = (address, files, cache)
+        for file in files.values():
+            file.open().close()
+        # What is opened stays readable when its names are gone, here and in the cache.
+        with tempfile.TemporaryDirectory(
+            dir=cache.folder.parent, ignore_cleanup_errors=True
+        ) as folder:
+            for name, file in files.items():
+                file.link(Path(folder, name))
+            self.archive = _open_part(Path(folder), address)
+
+    def __call__(self, position: int) -> Any:
+        return self.archive.opener(position)
+
+    def __reduce__(self) -> Any:
+        return _Fetched, self._arguments
+
+
+def _part(place: object, file: Path | CachedFile | None, split: str) -> str:
+    """The folder of a split, of those that ``file`` names; "" if there are none."""
+    try:
+        with file.open("rb") as opened:  # pyright: ignore[reportOptionalMemberAccess]
+            splits = json.loads(opened.read())["splits"]
+    except (AttributeError, OSError, ValueError, LookupError, TypeError):
+        splits = []
+    if splits and not split:
+        what = f"{printable(place)}: holds the splits {printable(', '.join(splits))}"
+        raise InputError(f"{what}; give one of them: {printable(place)}:{printable(splits[0])}")
+    return pick_split(splits, split, place) if split else ""
+
+
+def _open_part(path: Path, source: str) -> Archive:
+    """A folder of `Dataset.save_to_disk`, called ``source``."""
+    _check_library(source)
     import datasets
 
     try:
-        dataset = datasets.load_from_disk(str(path / split))
+        dataset = datasets.load_from_disk(str(path))
     except Exception as error:
-        raise _refused(str(path / split), error, "a folder of Dataset.save_to_disk") from error
-    return open_dataset(dataset, str(path / split))
-
-
-def is_saved(path: Path) -> bool:
-    """Whether it is a folder that `save_to_disk` of a Dataset or a DatasetDict made."""
-    names = ("state.json", "dataset_info.json")
-    of_dataset = all(os.path.isfile(path / name) for name in names)
-    return of_dataset or os.path.isfile(path / "dataset_dict.json")
-
-
-def saved_splits(path: Path) -> list[str]:
-    """Names of the splits in a folder of `DatasetDict.save_to_disk`; none in one of a Dataset."""
-    try:
-        return json.loads((path / "dataset_dict.json").read_text("utf-8"))["splits"]
-    except (OSError, ValueError, LookupError, TypeError):
-        return []
+        raise _refused(source, error, "a folder of Dataset.save_to_disk") from error
+    return open_dataset(dataset, source)
 
 
 def open_dataset(dataset: Any, source: str) -> Archive:

@@ -133,8 +133,8 @@ def _open_named(data: Any, split: str, cache: Cache, endings: Endings) -> Opened
         raise InputError(f"{what}; give a folder, a tar archive or hfds/NAME")
     if is_address(text) and not exists:
         return _open_address(text, split, cache, endings)
-    if hf_datasets.is_saved(Path(data)):
-        return _open_saved(Path(data).resolve(), split)
+    if hf_datasets.is_saved(data):
+        return hf_datasets.open_saved(Path(data).resolve(), split)
     files: list[Path] = []
     if exists:
         home = Path.cwd() if Path(data) == Path() else Path(data)
@@ -154,7 +154,7 @@ def splits_of(root: Any) -> dict[str, str] | None:
     if text.startswith("hfds/") and not os.path.exists(root):
         names = hf_datasets.hub_splits(text)
         return {split: f"{text}:{pick_split(names, split, text)}" for split in ("train", "val")}
-    if os.path.isdir(root) and not hf_datasets.is_saved(Path(root)):
+    if os.path.isdir(root) and not hf_datasets.is_saved(root):
         files = _only_containers(Path(root))
         kinds = {container(file.name) for file in files}
         if kinds != {"parquet"} or any(split_of(file.name) for file in files):
@@ -162,14 +162,6 @@ def splits_of(root: Any) -> dict[str, str] | None:
     elif not (os.path.exists(root) or is_address(text) or PATTERN.search(text)):
         return None
     return {split: f"{text}:{split}" for split in ("train", "val")}
-
-
-def _open_saved(path: Path, split: str) -> Archive:
-    splits = hf_datasets.saved_splits(path)
-    if splits and not split:
-        what = f"{printable(path)}: holds the splits {printable(', '.join(splits))}"
-        raise InputError(f"{what}; give one of them: {printable(path)}:{printable(splits[0])}")
-    return hf_datasets.open_saved(path, pick_split(splits, split, path) if split else "")
 
 
 def _only_containers(path: Path) -> list[Path]:
@@ -200,6 +192,9 @@ def _open_address(text: str, split: str, cache: Cache, endings: Endings) -> Open
         root = re.split("[*{]", text)[0].rpartition("/")[0]
         root = called(root) if is_address(root) else root
     is_folder = str(files[0]) != root
+    by_name = {below(root, file): file for file in files}
+    if is_folder and hf_datasets.has_saved(by_name):
+        return hf_datasets.open_saved_at(root, by_name, split, cache)
     if split and is_folder:
         entries = {below(root, file).partition("/")[0] for file in files}
         if any(split_of(entry) for entry in entries):

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import http.server
 import os
+import pickle
 import shutil
 import threading
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 from conftest import cgh, make_images
 from small_runs import QUICK, build, final, stop_at
-from test_sources import pack_tars, pack_zip, write_parquet
+from test_sources import pack_tars, pack_zip, saved, write_parquet
 
 from cgh_models.data import file_cache
 from cgh_models.data.image_set import load, load_splits
@@ -34,6 +35,9 @@ def served(image_root, tmp_path_factory):
     pack_tars(folder, home / "packed", "w:gz")
     pack_zip(folder, home / "a.zip")
     write_parquet(folder, home / "a.parquet")
+    pytest.importorskip("datasets", reason="the datasets extra is not installed")
+    saved(folder, home / "saved")
+    saved(folder, home / "both", split=True)
     return home
 
 
@@ -77,6 +81,7 @@ def memory(served):
 
 
 FORMS = ["images/train", "tars", "tars/{000..002}.tar", "packed/*.tar.gz", "a.zip", "a.parquet"]
+FORMS += ["saved", "both:train"]
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -86,7 +91,10 @@ def test_what_a_server_holds_is_what_the_disk_holds(served, s3, cache, form):
     assert remote.classes == local.classes and remote.labels.tolist() == local.labels.tolist()
     for index in (0, 31, 63):
         np.testing.assert_array_equal(np.array(remote.image(index)), np.array(local.image(index)))
-    assert remote.source == f"s3://images/{form}" and len(list(cache.iterdir())) > 0
+    assert remote.source in (f"s3://images/{form}", f"s3://images/{form.replace(':', '/')}")
+    assert len(list(cache.iterdir())) > 0 and load(remote.source).digest == remote.digest
+    sent = pickle.loads(pickle.dumps(remote))  # as to processes that are not forked
+    assert np.array_equal(np.array(sent.image(5)), np.array(local.image(5)))
 
 
 def test_splits_at_an_address(served, memory, cache):
@@ -159,6 +167,7 @@ def test_an_address_of_nothing_or_of_no_server_is_one_sentence(s3, cache, monkey
     type(fsspec.filesystem("s3")).clear_instance_cache()
     with pytest.raises(NetworkError, match=r"s3://images/a.zip: no answer \(.*\); try again when"):
         load("s3://images/a.zip")
+    type(fsspec.filesystem("s3")).clear_instance_cache()  # other tests have a server
 
 
 def test_a_cache_that_cannot_be_written_is_one_sentence(memory, tmp_path, monkeypatch):
@@ -221,3 +230,38 @@ def test_messages_name_an_address_as_it_is_written(memory, cache):
     images = load("memory://images/train")
     assert images.where(0).startswith("memory:///images/train/class0/")
     assert images.place == "memory:///images/train"
+
+
+# --- saved datasets
+
+
+def test_a_run_on_a_saved_dataset_at_an_address_goes_on_in_another_process(
+    s3, whole, cache, tmp_path, monkeypatch
+):
+    config = dataclasses.replace(STREAMED, workers=2)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 5)
+        with pytest.raises(Interrupted):
+            pretrain(build("ressl"), "s3://images/saved", config, tmp_path / "run")
+    shutil.rmtree(cache)
+    done = cgh("resume", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = final(tmp_path / "run")
+    assert all(torch.equal(found[name], whole[name]) for name in whole)
+    assert [path.name for path in cache.parent.iterdir()] == ["files"]  # no links are left
+
+
+def test_a_saved_dataset_at_an_address_stays_readable_and_what_cannot_be_is_a_sentence(
+    served, s3, cache
+):
+    train, val = load_splits("s3://images/both")
+    assert len(train) == len(val) == 64 and train.place == "s3://images/both/train"
+    shutil.rmtree(cache)
+    assert train.image(40).size == (32, 32)
+    with pytest.raises(InputError, match="s3://images/both: holds the splits train, test; give"):
+        load("s3://images/both")
+    with pytest.raises(InputError, match="s3://images/both: has no one split 'other'"):
+        load("s3://images/both:other")
+    whole = "s3://images/saved: .* GiB, which are fetched as a whole, more than --cache-gib .*e-05"
+    with pytest.raises(InputError, match=whole):
+        load("s3://images/saved", cache_gib=2e-5)

@@ -67,7 +67,7 @@ def test_each_address_of_the_page_is_read(home, tmp_path, monkeypatch):
         monkeypatch.setenv(name, value)
     server.start(home)
     try:
-        assert [len(load(address)) for address in REMOTE] == [12, 12, 12] and len(REMOTE) == 3
+        assert [len(load(address)) for address in REMOTE] == [12] * 4 and len(REMOTE) == 4
         assert [len(split) for split in load_splits("s3://bucket/both")] == [12, 12]
     finally:
         server.kill()
