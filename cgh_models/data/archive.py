@@ -31,6 +31,7 @@ class Archive:
     skipped: Counter[str] = field(default_factory=Counter)  # as in `ImageSet`
     splits: list[str] | None = None  # what each image belongs to, if the set says so
     source: str = ""  # as in `ImageSet`; "": what the user gave
+    is_list: bool = False  # folders in its names are no splits
     stamp: str | None = ""  # of what the digest does not say; None: only all bytes do
 
     def take(self, indices: Iterable[int]) -> "Archive":
@@ -49,6 +50,11 @@ class Archive:
         chosen = [index for index, name in enumerate(self.splits or ()) if name == split]
         digest = hashlib.sha256(f"{self.digest}\t{split}".encode()).hexdigest()
         return dataclasses.replace(self.take(chosen), digest=digest)
+
+    def where(self, index: int) -> str:
+        """Where an image is, for messages: a list may name it at another address than its own."""
+        address = getattr(self.places[index], "of", None)
+        return address if isinstance(address, str) else f"{self.root}/{self.names[index]}"
 
     @contextlib.contextmanager
     def open(self, index: int) -> Iterator[IO[bytes]]:

@@ -11,7 +11,8 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -24,6 +25,7 @@ PAUSES = (1.0, 5.0, 15.0, 40.0, 60.0)  # seconds between tries, while a server d
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://")
 _BLOCK = 2**20
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
+_REQUESTS = 32  # at a time, of those that only ask whether a file is there
 _AT_ONCE = 2**26  # bytes that are asked for by one request
 LARGER = "give a larger one; to commands without that flag, CGH_CACHE_GIB=20"
 _UNFINISHED = 600  # seconds in which a file that is being made is written to
@@ -175,31 +177,55 @@ def listed(address: str, cache: Cache) -> tuple[str, list[CachedFile]]:
     Raises InputError if there is nothing.
     """
     system, path = _file_system(address)
-    try:
+
+    def look() -> dict[str, dict[str, Any]]:
         if "*" in path:
-            found = system.glob(path, detail=True)
-        else:
-            info = system.info(path)
-            found = {path: info} if info["type"] == "file" else system.find(path, detail=True)
-    except Exception as error:  # what the clients of a dozen services raise
-        if _is_missing(error):
-            raise _refused(address, error) from error
-        what = f"{printable(address)}: no answer ({_reason(error)})"
-        raise NetworkError(f"{what}; try again when its server can be reached") from error
-    files = []
-    for name, info in sorted(found.items()):
-        if info["type"] == "file":
-            size = -1 if info.get("size") is None else int(info["size"])
-            files.append(CachedFile(system.unstrip_protocol(name), size, _tag(info), cache))
+            return system.glob(path, detail=True)
+        info = system.info(path)
+        return {path: info} if info["type"] == "file" else system.find(path, detail=True)
+
+    found = sorted(_answer(address, look).items())
+    files = [_entry(system, name, info, cache) for name, info in found if info["type"] == "file"]
     if not files:
         raise _refused(address, FileNotFoundError("no files"))
     return called(address), files
+
+
+def looked_up(addresses: list[str], cache: Cache) -> Iterator[CachedFile | None]:
+    """The file at each of these addresses; None where there is none. Raises NetworkError."""
+
+    def look(address: str, system: Any, path: str) -> CachedFile | None:
+        try:
+            info = _answer(address, lambda: system.info(path))
+        except InputError:
+            return None
+        return _entry(system, path, info, cache) if info["type"] == "file" else None
+
+    systems = zip(*map(_file_system, addresses), strict=True)
+    with ThreadPoolExecutor(_REQUESTS) as pool:
+        yield from pool.map(look, addresses, *systems)
 
 
 def called(address: str) -> str:
     """An address as its server calls it: another one for an alias, as s3a:// for s3://."""
     system, path = _file_system(address)
     return system.unstrip_protocol(path).rstrip("/")
+
+
+def _answer(address: str, ask: Callable[[], T]) -> T:
+    """What a server answers. Raises InputError if there is nothing."""
+    try:
+        return ask()
+    except Exception as error:  # what the clients of a dozen services raise
+        if _is_missing(error):
+            raise _refused(address, error) from error
+        what = f"{printable(address)}: no answer ({_reason(error)})"
+        raise NetworkError(f"{what}; try again when its server can be reached") from error
+
+
+def _entry(system: Any, path: str, info: dict[str, Any], cache: Cache) -> CachedFile:
+    size = -1 if info.get("size") is None else int(info["size"])
+    return CachedFile(system.unstrip_protocol(path), size, _tag(info), cache)
 
 
 def persistently(what: str, work: Callable[[], T]) -> T:
@@ -227,9 +253,8 @@ def persistently(what: str, work: Callable[[], T]) -> T:
 def _fetched(file: CachedFile) -> IO[bytes]:
     """The bytes at an address. Raises InputError if they are not what was listed."""
     system, path = _file_system(str(file))
-    info = system.info(path)
-    found = (-1 if info.get("size") is None else info["size"], _tag(info))
-    if found != (file.size, file.tag):
+    now = _entry(system, path, system.info(path), file.cache)
+    if (now.size, now.tag) != (file.size, file.tag):
         what = f"{printable(file)}: was changed since it was listed"
         raise InputError(f"{what}; start a new run on what is there now")
     if 0 <= file.size <= _AT_ONCE:
@@ -260,8 +285,9 @@ def _refused(address: str, error: Exception) -> InputError:
 
 def _is_missing(error: Exception) -> bool:
     """Whether a server said so: fsspec also raises FileNotFoundError if one of https is silent."""
-    of_https = type(error.__cause__).__module__.startswith("aiohttp")
-    return isinstance(error, (FileNotFoundError, PermissionError)) and not of_https
+    says_so = getattr(error.__cause__, "status", 0) in (401, 403, 410)
+    is_silent = type(error.__cause__).__module__.startswith("aiohttp") and not says_so
+    return isinstance(error, (FileNotFoundError, PermissionError)) and not is_silent
 
 
 def _tag(info: dict[str, Any]) -> str:

@@ -80,7 +80,7 @@ class ImageSet:
 
     def where(self, index: int) -> str:
         """The image's file or where it is in an archive, for messages."""
-        return f"{self.place}/{self.names[index]}" if self.archive else str(self.path(index))
+        return self.archive.where(index) if self.archive else str(self.path(index))
 
     def image(self, index: int, min_side: float = 0) -> Any:
         """The image as 8-bit RGB, or an array (H, W, in_chans). Raises `BadImage`.

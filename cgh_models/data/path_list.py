@@ -4,9 +4,10 @@ import codecs
 import csv
 import os
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ..errors import InputError, printable, say
 from .file_names import LABELS, PATHS, SPLITS, column_of, common_folder, split_of, why_hidden
@@ -22,37 +23,41 @@ _PROBED = 20  # rows that decide how a list is read
 
 Row = tuple[str, str, str]  # path, label and split, "" where there is none
 Listed = tuple[list[str], list[str] | None, Counter[str]]
+Find = Callable[[list[str]], list[str]]  # of texts the names of the files they mean, "": of none
 
 
-def read_list(path: Path, split: str = "") -> Listed:
+def read_list(path: Any, split: str = "", find: Find | None = None) -> Listed:
     """Sorted paths of the images, their labels if each has one alone, and what was left out.
 
     A line is a path, relative to the list's folder, or a row of a table whose columns are separated
     by commas, semicolons, tabs or a space; its first row may name them. Lines that begin with # and
-    are no file are comments. Says on stderr why labels are not used. Raises InputError for paths
-    that are not files, or no rows of ``split``.
+    are no file are comments. Says on stderr why labels are not used. ``path`` is a `Path`, or a
+    `CachedFile` whose rows name what ``find`` finds. Raises InputError for paths that are not
+    files, or no rows of ``split``.
     """
-    home = path.parent
+    find = find or partial(_found, home=path.parent)
     text = read_text(path)
     lines = [line for line in text.split("\n" if "\n" in text else "\r") if line.strip()]
-    kept = [line for line in lines if line[0] != "#" or _find(line, home)]
-    names, labels, skipped = named_files(path, _rows(kept, home), split)
+    marked = [line for line in lines if line[0] == "#"]
+    comments = {line for line, name in zip(marked, find(marked), strict=True) if not name}
+    kept = [line for line in lines if line not in comments]
+    names, labels, skipped = named_files(path, _rows(kept, find), split, find)
     skipped["comment"] = len(lines) - len(kept)
     return names, labels, +skipped
 
 
-def named_files(path: Path, rows: list[Row], split: str = "") -> Listed:
+def named_files(path: Any, rows: list[Row], split: str = "", find: Find | None = None) -> Listed:
     """What `read_list` gives, of the rows of a table at ``path``."""
-    home = path.parent
-    full_home = os.path.abspath(home)
+    find = find or partial(_found, home=path.parent)
+    full_home = os.path.abspath(os.path.dirname(str(path)))
     rows = _of_split(path, rows, split)
     label_of: dict[str, str] = {}
     name_of: dict[str, str] = {}  # of the first line for a file
     missing = []
     reason = ""  # why labels are not used
     skipped: Counter[str] = Counter()
-    for written, label, _ in rows:
-        name = _find(written, home)
+    found = find([row[0] for row in rows])
+    for (written, label, _), name in zip(rows, found, strict=True):
         if not name:
             missing.append(written)
             continue
@@ -101,7 +106,7 @@ def pick_split(names: Collection[str], split: str, where: object) -> str:
     return found[0]
 
 
-def _of_split(path: Path, rows: list[Row], split: str) -> list[Row]:
+def _of_split(path: Any, rows: list[Row], split: str) -> list[Row]:
     splits = sorted({row[2] for row in rows} - {""})
     if split:
         chosen = pick_split(splits, split, path)
@@ -113,14 +118,14 @@ def _of_split(path: Path, rows: list[Row], split: str) -> list[Row]:
     return rows
 
 
-def _refuse(path: Path, missing: list[str], count: int) -> NoReturn:
+def _refuse(path: Any, missing: list[str], count: int) -> NoReturn:
     what = f"{len(missing)} of its {count} lines are not files"
     first = f"the first is {printable(missing[0])[:80]!r}"
     expected = "expected one image path a line, relative to the list's folder"
     raise InputError(f"{printable(path)}: {what}, {first}; {expected}")
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Any) -> str:
     """A list in UTF-8, -16 or -32 with plain ends of lines; other bytes are as in names of files.
 
     Raises InputError if it is no text.
@@ -148,6 +153,10 @@ def _utf_16(head: bytes) -> str:
     return "utf-16-le" if zeros[1] else "utf-16-be"
 
 
+def _found(written: list[str], home: Path) -> list[str]:
+    return [_find(text, home) for text in written]
+
+
 def _find(written: str, home: Path) -> str:
     """The path of a file: as written, without spaces around it, from Windows, or in Latin-1."""
     if os.path.isfile(os.path.join(home, written)):
@@ -157,12 +166,12 @@ def _find(written: str, home: Path) -> str:
     return next((name for name in others if os.path.isfile(os.path.join(home, name))), "")
 
 
-def _rows(lines: list[str], home: Path) -> list[Row]:
+def _rows(lines: list[str], find: Find) -> list[Row]:
     """The reading of which most paths are files; one path a line wins where all are equal."""
     best: list[Row] = []
     fewest = _PROBED + 1
-    for rows in _readings(lines, home):
-        missing = sum(not _find(row[0], home) for row in rows[:_PROBED])
+    for rows in _readings(lines, find):
+        missing = find([row[0] for row in rows[:_PROBED]]).count("")
         if rows and missing < fewest:
             best = rows
             fewest = missing
@@ -171,29 +180,30 @@ def _rows(lines: list[str], home: Path) -> list[Row]:
     return best
 
 
-def _readings(lines: list[str], home: Path) -> Iterator[list[Row]]:
+def _readings(lines: list[str], find: Find) -> Iterator[list[Row]]:
     yield [(line, "", "") for line in lines]
     for delimiter in ",;\t":
         text = (line + "\n" for line in lines)  # a cell in quotes may hold the end of a line
         try:
-            yield _columns(list(csv.reader(text, delimiter=delimiter, skipinitialspace=True)), home)
+            yield _columns(list(csv.reader(text, delimiter=delimiter, skipinitialspace=True)), find)
         except csv.Error:
             continue
-    yield _columns([line.rsplit(maxsplit=1) for line in lines], home)
+    yield _columns([line.rsplit(maxsplit=1) for line in lines], find)
 
 
-def _columns(table: list[list[str]], home: Path) -> list[Row]:
+def _columns(table: list[list[str]], find: Find) -> list[Row]:
     """Paths, labels and splits, by the names of columns or by where files are named."""
     first = table[0] if table else []
     path, label, split = (column_of(first, names) for names in (PATHS, LABELS, SPLITS))
-    if path >= 0 and not any(_find(cell, home) for cell in first):
+    named = find(first)
+    if path >= 0 and not any(named):
         table = table[1:]
     else:
-        path = next((column for column, cell in enumerate(first) if _find(cell, home)), 0)
+        path = next((column for column, name in enumerate(named) if name), 0)
         label = split = -1
     if label < 0 and split < 0 and len(first) == 2:
-        named = [row[1 - path] for row in table[:_PROBED] if len(row) == 2]
-        are_files = all(_find(cell, home) for cell in named if cell.strip())
+        others = [row[1 - path] for row in table[:_PROBED] if len(row) == 2]
+        are_files = all(find([cell for cell in others if cell.strip()]))
         label = -1 if are_files else 1 - path  # masks, say
     rows = []
     for row in table:

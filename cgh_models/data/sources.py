@@ -1,5 +1,6 @@
 """What a name of images stands for, beside a folder and a list: archives, datasets, addresses."""
 
+import dataclasses
 import os
 import re
 from collections import Counter
@@ -11,13 +12,14 @@ import numpy as np
 
 from ..errors import InputError, printable, say
 from . import hf_datasets, listing
+from .address_list import has_addresses, is_list, open_list, open_rows
 from .archive import Archive, below
 from .archives import open_tars, open_zips
 from .file_cache import Cache, CachedFile, called, is_address, listed, unpacked
 from .file_names import container, is_hidden, split_of, why_hidden
 from .formats import EXTENSIONS
 from .parquet import Table, open_parquet
-from .path_list import named_files, pick_split, read_list
+from .path_list import Row, named_files, pick_split, read_list
 from .patterns import PATTERN, expanded, matches
 from .python_images import GIVEN, open_object, paths_of
 from .walk import Walked, walk
@@ -72,23 +74,37 @@ def find_images(
     opened = _open_named(data, split, cache, endings)
     if isinstance(opened, Archive):
         opened.source = opened.source or source
-        return _of_archive(opened, not split)
+        return _of_archive(opened, not split and not opened.is_list)
     if opened:  # tables that name files
         home = path if os.path.isdir(path) else path.parent
-        rows = [row for table in opened for row in zip(*table[:3], strict=True)]
-        names, of_rows, skipped = named_files(home / path.name, rows, split)
+        names, of_rows, skipped = named_files(home / path.name, _rows_of(opened), split)
     elif os.path.isdir(path):
         home = listing.find_split(path, split) if split else path
         walked = lister(home, follow_links, endings)
         index = (walked.names, *listing.class_folders(walked.names), walked.skipped)
         return Found(source, home, *index, None, not split, walked)
     elif os.path.isfile(path):
-        home = path.parent
-        names, of_rows, skipped = read_list(path, split)
+        return _of_list(path, split, source, cache)
     else:
         what = f"{printable(path)}: there is no such folder or list"
         raise InputError(f"{what}; give --data a folder of images")
     return Found(source, home, names, *listing.numbered(of_rows), skipped, None, False)
+
+
+def _rows_of(tables: list[Table]) -> list[Row]:
+    return [row for table in tables for row in zip(*table[:3], strict=True)]
+
+
+def _of_list(path: Path, split: str, source: str, cache: Cache) -> Found:
+    try:
+        names, of_rows, skipped = read_list(path, split)
+    except InputError:
+        if not has_addresses(path):
+            raise
+        archive = open_list(path, split, cache)
+        return _of_archive(dataclasses.replace(archive, source=source), False)
+    index = (names, *listing.numbered(of_rows), skipped, None, False)
+    return Found(source, path.parent, *index)
 
 
 def _of_archive(archive: Archive, is_folder: bool) -> Found:
@@ -145,7 +161,10 @@ def _open_named(data: Any, split: str, cache: Cache, endings: Endings) -> Opened
         text = os.path.abspath(text)
         files = [Path(name) for pattern in expanded(text) for name in matches(pattern)]
         text = os.path.dirname(re.split(PATTERN, text)[0])
-    return _of_split(_open_files(text, files, cache, endings), split) if files else None
+    if not files:
+        return None
+    opened = _open_files(text, files, cache, endings)
+    return _of_split(opened, split) if isinstance(opened, Archive) else opened
 
 
 def splits_of(root: Any) -> dict[str, str] | None:
@@ -181,7 +200,7 @@ def _only_containers(path: Path) -> list[Path]:
     return sorted(files)
 
 
-def _open_address(text: str, split: str, cache: Cache, endings: Endings) -> Opened:
+def _open_address(text: str, split: str, cache: Cache, endings: Endings) -> Archive:
     _refuse_reader(text, endings)
     files: list[CachedFile] = []
     root = ""
@@ -195,6 +214,8 @@ def _open_address(text: str, split: str, cache: Cache, endings: Endings) -> Open
     by_name = {below(root, file): file for file in files}
     if is_folder and hf_datasets.has_saved(by_name):
         return hf_datasets.open_saved_at(root, by_name, split, cache)
+    if not is_folder and is_list(root):
+        return open_list(files[0], split, cache)
     if split and is_folder:
         entries = {below(root, file).partition("/")[0] for file in files}
         if any(split_of(entry) for entry in entries):
@@ -205,7 +226,11 @@ def _open_address(text: str, split: str, cache: Cache, endings: Endings) -> Open
     visible = [file for file, name in zip(files, names, strict=True) if not why_hidden(name, "")]
     shown = [file for file in visible if Path(str(file)).suffix not in _BESIDE_PARQUET]
     if all(map(_kind, shown)) or not is_folder:
-        return _of_split(_open_files(root, shown, cache, endings), split)
+        opened = _open_files(root, shown, cache, endings)
+        if isinstance(opened, Archive):
+            return _of_split(opened, split)
+        home = root if is_folder else root.rpartition("/")[0]
+        return open_rows(root, home, _rows_of(opened), split, cache)
     return _open_folder(root, dict(zip(names, files, strict=True)), endings or ())
 
 
@@ -224,7 +249,8 @@ def _open_files(root: str, files: list[Any], cache: Cache, endings: Endings) -> 
     if len(kinds) != 1 or kinds == {""}:
         found = ", ".join(sorted(kind or "other" for kind in kinds))
         what = f"{printable(root)}: holds {found} files"
-        raise InputError(f"{what}; give .tar, .tar.gz, .zip or .parquet files, all of one kind")
+        expected = "give .tar, .tar.gz, .zip or .parquet files, all of one kind"
+        raise InputError(f"{what}; {expected}, or a list that ends in .txt, .csv or .tsv")
     kind = kinds.pop()
     if kind == "parquet":
         return open_parquet(root, files)  # it may name files
@@ -259,9 +285,7 @@ def _open_file(file: CachedFile) -> IO[bytes]:
     return file.open("rb")
 
 
-def _of_split(found: Opened, split: str) -> Opened:
-    if not isinstance(found, Archive):
-        return found
+def _of_split(found: Archive, split: str) -> Archive:
     if not split:
         names = sorted({*found.splits} if found.splits else ())
         if len(names) > 1:

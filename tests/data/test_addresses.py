@@ -35,6 +35,12 @@ def served(image_root, tmp_path_factory):
     pack_tars(folder, home / "packed", "w:gz")
     pack_zip(folder, home / "a.zip")
     write_parquet(folder, home / "a.parquet")
+    rows = [f"images/train/{name},{name.partition('/')[0]}" for name in folder.names]
+    (home / "list.csv").write_text("\n".join(["path,label", *rows]))
+    names = [f"../images/train/{name}" for name in folder.names]
+    names[::2] = [f"s3://images/images/train/{name}" for name in folder.names[::2]]
+    (home / "lists").mkdir()
+    (home / "lists" / "mixed.txt").write_text("\n".join(["# addresses", *names]))
     pytest.importorskip("datasets", reason="the datasets extra is not installed")
     saved(folder, home / "saved")
     saved(folder, home / "both", split=True)
@@ -81,7 +87,7 @@ def memory(served):
 
 
 FORMS = ["images/train", "tars", "tars/{000..002}.tar", "packed/*.tar.gz", "a.zip", "a.parquet"]
-FORMS += ["saved", "both:train"]
+FORMS += ["list.csv", "saved", "both:train"]
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -232,7 +238,76 @@ def test_messages_name_an_address_as_it_is_written(memory, cache):
     assert images.place == "memory:///images/train"
 
 
-# --- saved datasets
+# --- lists and saved datasets
+
+
+def test_a_list_names_images_by_address_or_from_its_own(served, s3, cache, tmp_path):
+    images = load("s3://images/lists/mixed.txt")
+    assert len(images) == 64 and images.skipped == {"comment": 1}
+    where = {images.where(index) for index in range(64)}
+    assert where == {
+        f"s3://images/images/train/{name}" for name in load(served / "images" / "train").names
+    }
+    (tmp_path / "local.txt").write_text("\n".join(sorted(where)))
+    assert load(tmp_path / "local.txt").image(7).size == (32, 32)
+    for address in (images.where(0), "s3://images/list.csv"):
+        with pytest.raises(InputError, match="there is no|holds other files; give .*end.* in .txt"):
+            load(f"{address}x")
+    system = fsspec.filesystem("s3")
+    system.pipe("images/lists/odd.txt", b"../images/train/class0/00000.png\n../nothing.png\n/a.png")
+    missing = "s3://images/lists/odd.txt: 2 of its 3 lines are not files, the first is '../nothing"
+    with pytest.raises(InputError, match=missing):
+        load("s3://images/lists/odd.txt")
+
+
+def test_a_table_at_an_address_has_splits(served, memory, cache):
+    rows = (served / "list.csv").read_text().replace(",class", ",train,class").splitlines()[1:]
+    rows[::4] = [row.replace(",train,", ",val,") for row in rows[::4]]
+    text = "\n".join(["path,split,label", *rows])
+    fsspec.filesystem("memory").pipe("/splits.csv", text.encode())
+    train, val = load_splits("memory://splits.csv")
+    assert (len(train), len(val)) == (48, 16) and {*val.classes} <= {*train.classes}
+    assert len(load("memory://splits.csv:val")) == 16
+    paths = [path.relative_to(served) for path in sorted((served / "images").rglob("*.png"))]
+    fsspec.filesystem("memory").pipe("/all.txt", "\n".join(map(str, paths)).encode())
+    assert len(load("memory://all.txt")) == 84  # folders in a list are no splits
+
+
+def test_a_parquet_file_at_an_address_names_images_from_its_own(served, memory, cache):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    names = [f"images/train/{name}" for name in load(served / "images" / "train").names]
+    parquet.write_table(pa.table({"path": names}), served / "names.parquet")
+    fsspec.filesystem("memory").put(str(served / "names.parquet"), "/names.parquet")
+    images = load("memory://names.parquet")
+    assert images.digest == load(served / "names.parquet").digest
+    assert images.image(9).size == (32, 32)
+
+
+def test_a_list_of_a_web_server_that_forbids_what_it_has_not(served, cache):
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def send_error(self, code, *rest):
+            super().send_error(403, *rest)
+
+        def log_message(self, *_):
+            pass
+
+    handler = functools.partial(Handler, directory=str(served))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        images = load(f"http://127.0.0.1:{server.server_port}/list.csv")
+        assert images.digest == load(served / "list.csv").digest
+        assert images.image(3).size == (32, 32)
+        server.shutdown()
+
+
+def test_a_run_on_a_list_at_an_address_is_that_on_its_folder(s3, whole, cache, tmp_path):
+    config = dataclasses.replace(STREAMED, workers=2, cache_gib=2e4 / 2**30)
+    pretrain(build("ressl"), "s3://images/list.csv", config, tmp_path / "run")
+    found = final(tmp_path / "run")
+    assert all(torch.equal(found[name], whole[name]) for name in whole)
+    assert sum(path.stat().st_size for path in cache.iterdir()) <= 2e4
 
 
 def test_a_run_on_a_saved_dataset_at_an_address_goes_on_in_another_process(

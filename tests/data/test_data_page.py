@@ -25,6 +25,8 @@ def home(tmp_path_factory):
         shutil.copytree(home / "photos", home / "both" / split)
     shutil.make_archive(str(home / "both"), "zip", home / "both")
     (home / "list.txt").write_text("\n".join(row[0] for row in rows_of(images)))
+    rows = [f"photos/{name}" for name in images.names]
+    (home / "list.csv").write_text("\n".join(["path", *rows]))
     table(images, home / "table.csv", ["train", "train", "train", "train", "val", "val"])
     for mode, name in (("w", "photos.tar"), ("w:gz", "photos.tar.gz")):
         next(pack_tars(images, home / "one", mode, 1).iterdir()).rename(home / name)
@@ -67,7 +69,7 @@ def test_each_address_of_the_page_is_read(home, tmp_path, monkeypatch):
         monkeypatch.setenv(name, value)
     server.start(home)
     try:
-        assert [len(load(address)) for address in REMOTE] == [12] * 4 and len(REMOTE) == 4
+        assert [len(load(address)) for address in REMOTE] == [12] * 5 and len(REMOTE) == 5
         assert [len(split) for split in load_splits("s3://bucket/both")] == [12, 12]
     finally:
         server.kill()
