@@ -160,21 +160,20 @@ def batches(
                 if step == start:
                     say_unless_normalized(recipe, batch.tensors)
                 parts = [part.to(device, non_blocking=True) for part in batch.tensors]
-                asked, epoch = {}, step // (len(images) // config.batch_size)
+                epoch = step // (len(images) // config.batch_size)
+                views, asked = {}, {}
                 for number, (view, part) in enumerate(zip(recipe, parts, strict=True)):
                     if config.views == "exact" or isinstance(view, OwnView):
+                        views[number] = normalized(view, part, mean, std)
                         continue
                     # A worker that cut the crop drew these same numbers for its box.
                     stream = _VIEW_STREAM + number
                     u = uniform(config.seed, epoch, batch.indices, COLUMNS, stream)
                     box = None if whole is None else boxes(view, u, *part.shape[1:3])
                     asked[number] = Asked(view, part, u, view.side(config.image_size), box)
-                made = dict(zip(asked, fast_views(list(asked.values()), mean, std), strict=True))
-                views = []
-                for number, (view, part) in enumerate(zip(recipe, parts, strict=True)):
-                    made_here = number in made
-                    views.append(made[number] if made_here else normalized(view, part, mean, std))
-                yield views, batch.indices
+                made = fast_views(list(asked.values()), mean, std)
+                views |= dict(zip(asked, made, strict=True))
+                yield [views[number] for number in range(len(parts))], batch.indices
 
 
 @contextlib.contextmanager
