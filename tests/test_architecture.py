@@ -61,7 +61,7 @@ DOORS = {
     "torchvision": {"data"},
     "tyro": {"cli"},
     "docstring_parser": {"cli"},
-    "tqdm": {"progress", "train", "hub"},
+    "tqdm": {"progress"},
 }
 FILES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
@@ -72,7 +72,7 @@ METHOD_FILES = {
 }
 LONGEST_CHAIN = 9
 # What has to be read to trust a number; the pages for people are counted apart.
-MOST_LINES = 19_275
+MOST_LINES = 19_290
 MOST_LINES_OF_PAGES = 2_110
 
 

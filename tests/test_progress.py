@@ -2,9 +2,13 @@
 
 import contextlib
 import io
+import os
+import signal
+import threading
 import time
 from collections.abc import Iterator
 
+import pytest
 import torch
 
 from cgh_models import progress
@@ -31,6 +35,20 @@ def test_what_is_over_within_a_second_shows_nothing(tmp_path):
     with terminal() as stderr:
         assert len(sha256(path)) == 64 and list(watched(range(9), "tries", 9)) == list(range(9))
     assert stderr.getvalue() == ""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no process is forked here")
+def test_a_forked_process_that_is_killed_leaves_no_bar_waiting():
+    shown = progress.bar(9, "tries")
+    child = os.fork()
+    if not child:
+        shown.get_lock().acquire()  # as while it draws
+        os.kill(os.getpid(), signal.SIGKILL)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    another = threading.Thread(target=progress.bar, args=(9, "others"), daemon=True)
+    another.start()
+    another.join(60)
+    assert not another.is_alive(), "a bar waits for a lock that nobody gives back"
 
 
 def test_what_takes_longer_shows_how_far_it_is_and_the_time_left():

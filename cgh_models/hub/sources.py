@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 from huggingface_hub import constants, errors, file_download, hf_hub_download, hf_hub_url
-from tqdm import tqdm
 
 from ..errors import ERRORS, DiskError, IntegrityError, NetworkError, Output, printable
+from ..progress import Bar
 
 T = TypeVar("T")
 _CHUNK = 2**20  # bytes
@@ -68,7 +68,7 @@ def from_url(url: str, target: Path, size: int) -> Path:
     }
     source = printable(url)[:120]
     output = Output(sys.stderr)
-    bar = tqdm(total=size, unit="B", unit_scale=True, disable=None, leave=False, file=output)
+    bar = Bar(total=size, unit="B", unit_scale=True, disable=None, leave=False, file=output)
     with plain_errors(source, target.parent, size), bar:
         for _ in range(_MOST_REDIRECTS):
             _check_address(url)
@@ -90,7 +90,7 @@ def from_url(url: str, target: Path, size: int) -> Path:
 class _LimitedBar:
     """A progress bar as pooch uses it, which ends a download of more bytes than are expected."""
 
-    def __init__(self, bar: tqdm, source: str, size: int):
+    def __init__(self, bar: Bar, source: str, size: int):
         self.bar = bar
         self.source = source
         self.size = size

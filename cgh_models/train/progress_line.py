@@ -4,9 +4,8 @@ import shutil
 import sys
 import time
 
-from tqdm import tqdm
-
 from ..errors import Output
+from ..progress import Bar
 
 _A_LINE = 60.0  # seconds between the lines that are no bar
 _MAIN = ("knn", "knn_train", "effective_rank")  # the first of them is shown
@@ -23,13 +22,14 @@ class ProgressLine:
         self._total = total
         self._first = self._done = done
         self._start = self._last_line = time.monotonic()
-        self._bar = tqdm(
+        self._bar = Bar(
             total=total,
             initial=done,
             file=self._stderr,
             disable=quiet or not self._terminal,
             dynamic_ncols=True,
             mininterval=0.3,
+            miniters=1,
             bar_format="{desc}|{bar}| {n_fmt}/{total_fmt}",
         )
 
@@ -39,7 +39,7 @@ class ProgressLine:
 
     def say(self, text: str) -> None:
         """A line of its own, above the bar."""
-        tqdm.write(text, file=self._stderr)
+        Bar.write(text, file=self._stderr)
 
     def show(self, steps: int, texts: list[str], further: list[str]) -> None:
         """Counts steps, and shows ``texts`` and as many of ``further`` as there is room for."""
@@ -63,7 +63,7 @@ class ProgressLine:
         taken = self._done - self._first
         seconds = time.monotonic() - self._start
         left = seconds / taken * (self._total - self._done) if taken else 0
-        return tqdm.format_interval(left)
+        return Bar.format_interval(left)
 
 
 def progress_texts(

@@ -67,20 +67,20 @@ def saves(folder: Path, share: float) -> Problem:
 def runs(
     folder: Path, bytes_of_a_checkpoint: int, share: float, data: Path, whole: Path
 ) -> Problem:
-    """A run on a disk of ``share`` checkpoints, gone on with when there is room."""
+    """A run whose folder is a disk of ``share`` checkpoints, gone on with when there is room."""
     mount(folder, int(share * bytes_of_a_checkpoint))
     try:
-        line = words(data, folder / "run")
+        line = words(data, folder)
         code, _ = in_this_process(line)
         if code not in (0, DiskError.exit_code):
             return f"exit code {code}"
         mount(folder, 4 * bytes_of_a_checkpoint, "remount")
         if code:
-            saved = checkpoint.is_run(folder / "run")
-            code, _ = in_this_process(["resume", str(folder / "run")] if saved else line)
+            saved = checkpoint.is_run(folder)
+            code, _ = in_this_process(["resume", str(folder)] if saved else line)
             if code:
                 return f"exit code {code} with room"
-        return differences(folder / "run", whole)
+        return differences(folder, whole)
     finally:
         subprocess.run(["umount", folder], check=True)
 

@@ -346,7 +346,7 @@ def test_a_mirror_that_redirects_to_an_address_without_encryption_is_refused(row
 
 
 def test_no_more_bytes_of_a_mirror_are_taken_than_the_file_has():
-    bar = sources.tqdm(desc="model.safetensors", total=1000, disable=True)
+    bar = sources.Bar(desc="model.safetensors", total=1000, disable=True)
     limited = sources._LimitedBar(bar, "https://a/b", 1000)
     limited.update(sources._CHUNK)  # pooch counts whole chunks
     limited.reset()
