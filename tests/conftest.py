@@ -161,28 +161,45 @@ FORKS = multiprocessing.get_context("forkserver" if sys.platform == "linux" else
 FORKS.set_forkserver_preload(["cgh_models.hub.registry", "cgh_models.train.loop", "torch._dynamo"])
 
 
+CGH = "from cgh_models.cli.main import main; main()"
+
+
 def cgh(*words: object, cwd: Path, env: dict | None = None) -> subprocess.CompletedProcess:
     """Runs the command line in a process of its own, in another folder."""
-    return python("from cgh_models.cli.main import main; main()", *words, cwd=cwd, env=env)
+    return python(CGH, *words, cwd=cwd, env=env)
 
 
 def python(
     code: str, *words: object, cwd: Path, env: dict | None = None
 ) -> subprocess.CompletedProcess:
     """Runs a program with these arguments, in a process that has imported torch and timm."""
-    with tempfile.TemporaryDirectory(prefix="cgh-") as folder:
-        files = [Path(folder) / name for name in ("stdout", "stderr")]
-        texts = [str(word) for word in words]
-        process = FORKS.Process(
-            target=_program, args=(code, texts, cwd, {**os.environ, **(env or {})}, files)
-        )
-        process.start()
-        process.join(600)
-        if process.exitcode is None:
-            process.kill()
-            raise TimeoutError(f"{code[:60]} {texts} took more than 600 s")
-        out, err = (file.read_text("utf-8") for file in files)
-    return subprocess.CompletedProcess(["cgh", *texts], process.exitcode, out, err)
+    return Forked(code, *words, cwd=cwd, env=env).end()
+
+
+class Forked:
+    """A program in a process that has imported torch and timm, and that runs."""
+
+    def __init__(self, code: str, *words: object, cwd: Path, env: dict | None = None):
+        self.words = list(map(str, words))
+        self.folder = tempfile.TemporaryDirectory(prefix="cgh-")
+        self.files = [Path(self.folder.name) / name for name in ("stdout", "stderr")]
+        args = (code, self.words, cwd, {**os.environ, **(env or {})}, self.files)
+        self.process = FORKS.Process(target=_program, args=args)
+        self.process.start()
+        self.pid = self.process.pid
+
+    def runs(self) -> bool:
+        return self.process.exitcode is None
+
+    def end(self, seconds: float = 600) -> subprocess.CompletedProcess:
+        """Waits for its end, and gives what it said."""
+        self.process.join(seconds)
+        if self.runs():
+            self.process.kill()
+            raise TimeoutError(f"{self.words} took more than {seconds} s")
+        out, err = (file.read_text("utf-8") if file.exists() else "" for file in self.files)
+        self.folder.cleanup()
+        return subprocess.CompletedProcess(["cgh", *self.words], self.process.exitcode, out, err)
 
 
 def _program(

@@ -3,13 +3,11 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
-from conftest import PACKAGED, make_images
+from conftest import CGH, PACKAGED, Forked, make_images
 
 from cgh_models import create_model, extract
 
@@ -68,17 +66,17 @@ def test_a_run_that_is_told_to_end_exits_with_75_and_the_same_command_goes_on(
 ):
     make_images(tmp_path / "images", 200)
     words = ["embed", *COMMON, "--data", "images", "--batch-size", 4, "--out", "e.npz"]
-    command = [sys.executable, "-m", "cgh_models", *map(str, words)]
     for number, code in ((signal.SIGTERM, 75), (signal.SIGKILL, -9)):
-        process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+        process = Forked(CGH, *words, cwd=tmp_path)
         before = len(list((tmp_path / "e.npz.part").glob("0*")))
         deadline = time.monotonic() + 120
         while len(list((tmp_path / "e.npz.part").glob("0*"))) < before + 3:
-            assert process.poll() is None and time.monotonic() < deadline
+            assert process.runs() and time.monotonic() < deadline
             time.sleep(0.01)
         os.kill(process.pid, number)
-        err = process.communicate(timeout=120)[1]
-        assert process.returncode == code, err
+        done = process.end(120)
+        err = done.stderr
+        assert done.returncode == code, err
         if code == 75:
             assert err.startswith("saved: e.npz.part: ") and "the same command goes on" in err
     done = here(*words)

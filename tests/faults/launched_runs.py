@@ -31,7 +31,7 @@ LAW = (
     "the run ends complete, or saved and resumable, each step once in its log; nothing hangs for "
     "60 s or is left; ranks that are asked to end save at one step, exit code 75"
 )
-QUICK, MANY = 1, 50  # a killed rank also in tests/train/test_distributed_page.py
+QUICK, MANY = 2, 50
 HANGS = 60.0  # seconds in which nothing changes
 CLUSTER_KILLS = 30.0  # seconds after its TERM
 STEPS, LONG = 60, ("--epochs", 20, "--checkpoint-every", 10)

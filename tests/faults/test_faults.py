@@ -1,5 +1,6 @@
 """The scripts of this folder with small counts, and the table of docs/reliability.md."""
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -10,13 +11,15 @@ from conftest import python
 
 REPO = Path(__file__).resolve().parents[2]
 RUN = f"import runpy; runpy.run_path({run.__file__!r}, run_name='__main__')"
-LEAST = {"launched_runs": 1}  # tries; of all others, of which none takes a minute, 20
+LEAST = {"launched_runs": 2}  # tries; of all others, of which none takes a minute, 20
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="forks, signals and /proc as Linux has them")
 @pytest.mark.parametrize("name", run.NAMES)
 def test_every_try_holds(name):
+    if name == "launched_runs" and "CGH_LONG" not in os.environ:
+        pytest.skip("a minute of two cores: set CGH_LONG=1; test_distributed_page kills a rank")
     done = python(RUN, "--quick", name, cwd=REPO)
     if "skipped" in done.stdout:
         pytest.skip(done.stdout.strip())

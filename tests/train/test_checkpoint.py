@@ -7,13 +7,13 @@ import random
 import re
 import signal
 import stat
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import FORKS
 
 import cgh_models
 from cgh_models import files
@@ -230,17 +230,12 @@ def test_files_have_the_mode_of_any_other_file(run):
     assert {p.stat().st_mode for p in run.iterdir()} == {plain.stat().st_mode}
 
 
-WRITER = """
-import sys, torch
-from pathlib import Path
-from cgh_models.train import checkpoint
-module = torch.nn.Linear(400, 300)
-optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
-print("ready", flush=True)
-for step in range(int(sys.argv[2]), 10**6):
-    torch.nn.init.constant_(module.weight, step)
-    checkpoint.save(Path(sys.argv[1]), step, module, optimizer)
-"""
+def write_checkpoints(folder, first):
+    module = torch.nn.Linear(400, 300)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    for step in range(first, 10**6):
+        torch.nn.init.constant_(module.weight, step)
+        checkpoint.save(folder, step, module, optimizer)
 
 
 @pytest.mark.slow
@@ -249,24 +244,24 @@ def test_a_kill_at_any_moment_of_saving_loses_nothing(tmp_path):
     """Five kills, 20 checks of a stopped process: a whole checkpoint, never an older one."""
     generator, last, said = random.Random(0), 0, []
     for _ in range(5):
-        process = subprocess.Popen(
-            [sys.executable, "-c", WRITER, tmp_path, str(last + 1)],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert process.stdout.readline() == "ready\n"
+        process = FORKS.Process(target=write_checkpoints, args=(tmp_path, last + 1))
+        process.start()
+        while not any(step > last for step in steps(tmp_path)):
+            time.sleep(0.01)
         for _ in range(5):  # the folder as it is at five moments, one of them the kill
             time.sleep(0.05 + generator.random() * 0.15)
-            process.send_signal(signal.SIGSTOP)
+            os.kill(process.pid, signal.SIGSTOP)
             step, path = checkpoint.newest(tmp_path, said.append)
             assert step >= last
             assert read_tensors(path)["method.weight"].unique().item() == step
             last = step
-            process.send_signal(signal.SIGCONT)
+            os.kill(process.pid, signal.SIGCONT)
         process.kill()
-        process.wait()
+        process.join()
         checkpoint.remove_temporary_files(tmp_path)
-        assert checkpoint.newest(tmp_path, said.append)[0] >= last
+        step, _ = checkpoint.newest(tmp_path, said.append)
+        assert step >= last
+        last = step
         assert len(steps(tmp_path)) <= 4
     assert not [line for line in said if "damaged" in line or "not a readable" in line]
 

@@ -43,7 +43,7 @@ RUN = ("cgh", "test_efficientnet_gn", SHARED, {})
 
 
 # Four on two cores wait for each other more than they compute: the others with CGH_LONG=1.
-OF_FOUR = LAWS if "CGH_LONG" in os.environ else ("cgh", "nnclr", "lewel_m", "parts")
+OF_FOUR = LAWS if "CGH_LONG" in os.environ else ("cgh", "nnclr")
 CASES = [(2, law) for law in LAWS] + [(4, law) for law in OF_FOUR]
 
 

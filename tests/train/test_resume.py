@@ -5,13 +5,11 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 import torch
-from conftest import make_images
+from conftest import CGH, Forked, make_images
 from small_runs import QUICK, build, final, lines, small, stop_at
 
 from cgh_models.backbone import create
@@ -443,13 +441,8 @@ def test_a_signal_to_the_whole_process_group_saves_and_exits_75(tmp_path, name):
     make_images(tmp_path / "set", 64)
     command = "pretrain --data set --out run --arch resnet18_cifar_w16 --recipe cifar"
     command += " --batch-size 16 --epochs 2000"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "cgh_models", *command.split(), "--memory-gib", "0"],
-        cwd=tmp_path,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    words = (*command.split(), "--memory-gib", "0")
+    process = Forked(f"import os; os.setsid(); {CGH}", *words, cwd=tmp_path)
     metrics = tmp_path / "run" / "metrics.jsonl"
     until = time.monotonic() + 120
     while time.monotonic() < until and not (
@@ -457,7 +450,8 @@ def test_a_signal_to_the_whole_process_group_saves_and_exits_75(tmp_path, name):
     ):
         time.sleep(0.2)
     os.killpg(process.pid, getattr(signal, name))
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 75, err
+    done = process.end(120)
+    err = done.stderr
+    assert done.returncode == 75, err
     assert err.splitlines()[-1].startswith("saved: run: " + name) and "Traceback" not in err
     assert checkpoint.newest(tmp_path / "run", print)[0] >= 3
