@@ -234,6 +234,10 @@ def test_every_command_of_the_docs_works_as_written(in_process, tmp_path):
     assert len(commands) == 5
     for command in commands:
         in_process(*shlex.split(command)[1:])
+    (measures,) = [b for b in re.findall(r"```python\n(.*?)```", text, re.S) if "measured" in b]
+    made = {}
+    exec(measures, made)
+    assert len(made["config"].mean) == 13 and made["count"] == 32
     model = timm.create_model("local-dir:weights", pretrained=True)
     assert model(torch.zeros(2, 13, 64, 64)).shape == np.load("val.npz")["embedding"][:2].shape
 
