@@ -138,18 +138,21 @@ def test_a_run_waits_for_a_server_that_died_then_saves_and_goes_on(
     assert sum(path.stat().st_size for path in cache.iterdir()) <= 2e4
 
 
-def test_a_run_on_parquet_of_a_server_that_was_stopped_ends_in_the_same_bits(
-    s3, whole, cache, tmp_path, monkeypatch
+@pytest.mark.parametrize("data, workers", [("a.parquet", STREAMED.workers), ("saved", 2)])
+def test_a_run_at_an_address_that_was_stopped_ends_in_another_process_in_the_same_bits(
+    s3, whole, cache, tmp_path, monkeypatch, data, workers
 ):
+    config = dataclasses.replace(STREAMED, workers=workers)
     with monkeypatch.context() as patch:
         stop_at(patch, 5)
         with pytest.raises(Interrupted):
-            pretrain(build("ressl"), "s3://images/a.parquet", STREAMED, tmp_path / "run")
+            pretrain(build("ressl"), f"s3://images/{data}", config, tmp_path / "run")
     shutil.rmtree(cache)
     done = cgh("resume", "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = final(tmp_path / "run")
     assert all(torch.equal(found[name], whole[name]) for name in whole)
+    assert [path.name for path in cache.parent.iterdir()] == ["files"]  # no links are left
 
 
 def test_what_was_changed_at_an_address_is_not_taken_for_what_was_listed(s3, cache, tmp_path):
@@ -308,22 +311,6 @@ def test_a_run_on_a_list_at_an_address_is_that_on_its_folder(s3, whole, cache, t
     found = final(tmp_path / "run")
     assert all(torch.equal(found[name], whole[name]) for name in whole)
     assert sum(path.stat().st_size for path in cache.iterdir()) <= 2e4
-
-
-def test_a_run_on_a_saved_dataset_at_an_address_goes_on_in_another_process(
-    s3, whole, cache, tmp_path, monkeypatch
-):
-    config = dataclasses.replace(STREAMED, workers=2)
-    with monkeypatch.context() as patch:
-        stop_at(patch, 5)
-        with pytest.raises(Interrupted):
-            pretrain(build("ressl"), "s3://images/saved", config, tmp_path / "run")
-    shutil.rmtree(cache)
-    done = cgh("resume", "run", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    found = final(tmp_path / "run")
-    assert all(torch.equal(found[name], whole[name]) for name in whole)
-    assert [path.name for path in cache.parent.iterdir()] == ["files"]  # no links are left
 
 
 def test_a_saved_dataset_at_an_address_stays_readable_and_what_cannot_be_is_a_sentence(

@@ -101,7 +101,7 @@ def fill_disk(launched: Torchrun, rank: int) -> None:
         filler.unlink()
 
 
-FAULTS = (kill_agent, kill_rank, stop_rank, term_rank, term_agent, usr1_ranks, interrupt, fill_disk,
+FAULTS = (kill_rank, kill_agent, stop_rank, term_rank, term_agent, usr1_ranks, interrupt, fill_disk,
           term_all)  # fmt: skip
 ASKS = (term_rank, term_agent, usr1_ranks, interrupt, term_all)
 

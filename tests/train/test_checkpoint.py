@@ -247,6 +247,7 @@ def test_a_kill_at_any_moment_of_saving_loses_nothing(tmp_path):
         process = FORKS.Process(target=write_checkpoints, args=(tmp_path, last + 1))
         process.start()
         while not any(step > last for step in steps(tmp_path)):
+            assert process.exitcode is None
             time.sleep(0.01)
         for _ in range(5):  # the folder as it is at five moments, one of them the kill
             time.sleep(0.05 + generator.random() * 0.15)
