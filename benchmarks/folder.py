@@ -18,7 +18,7 @@ from views import MEAN, STD, moco_v2, photographs
 
 from cgh_models.data import decode as reading
 from cgh_models.data.batched_views import Asked, crop, fast_views
-from cgh_models.data.views import COLUMNS, boxes, uniform
+from cgh_models.data.draws import COLUMNS, boxes, uniform
 from cgh_models.view_recipes import STRONG
 
 COUNT, SIDE = 32, 224

@@ -17,7 +17,8 @@ from torch import Tensor
 from torchvision import transforms as T
 
 from cgh_models.data.batched_views import Asked, fast_views
-from cgh_models.data.views import COLUMNS, boxes, exact_view, uniform
+from cgh_models.data.draws import COLUMNS, boxes, uniform
+from cgh_models.data.views import exact_view
 from cgh_models.view_recipes import STRONG
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)

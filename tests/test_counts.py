@@ -13,9 +13,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from cgh_models.backbone import create, skeleton
 from cgh_models.config import TrainConfig
 from cgh_models.data.batched_views import Asked, fast_views
+from cgh_models.data.draws import COLUMNS, boxes, uniform
 from cgh_models.data.image_set import load
 from cgh_models.data.loader import batches
-from cgh_models.data.views import COLUMNS, boxes, uniform
 from cgh_models.methods import METHODS
 from cgh_models.methods import momentum_teacher as teacher
 from cgh_models.methods.losses import crossed_relation_losses, info_nce

@@ -48,7 +48,6 @@ class Check:
         from ..data.image_set import load
         from ..files import make_folder
         from ..report.check_text import advice, as_text
-        from ..report.contact_sheet import draw_views, views_of
         from ..report.image_check import FILES, check, write_files
 
         how = {name: getattr(self, name) for name in READING}
@@ -56,8 +55,12 @@ class Check:
         settings = Pretrain(
             self.data, self.out, size | how, self.method, recipe=self.recipe, view=self.view
         )
-        config, method_config = settings.configs()
-        views = views_of(self.method, method_config, self.view)
+        config, views = settings.of_trainer(), ()
+        if self.out or self.view or self.method != Check.method:
+            from ..report.contact_sheet import views_of  # torch and timm take seconds to import
+
+            _, method_config = settings.configs()
+            views = views_of(self.method, method_config, self.view)
         if self.workers < 0:
             raise InputError(f"--workers {self.workers}: expected 0 or more")
         images = load(self.data, self.follow_links, splits=True, **how)
@@ -73,6 +76,8 @@ class Check:
             if len(checked.trained) < 2:
                 say("views.png: needs two readable images; give more")
             else:
+                from ..report.contact_sheet import draw_views
+
                 if self.in_chans != 3:
                     own = {name: tuple(found[name]) for name in ("mean", "std")}
                     config = dataclasses.replace(config, **own)

@@ -67,13 +67,17 @@ class Pretrain:
         if self.method not in METHODS:
             given = f"--method {self.method}: there is no such method"
             raise InputError(f"{given}; the methods are {', '.join(METHODS)}")
+        train = self.of_trainer()
+        return train, method_config(METHODS[self.method], self.recipe, train, self.set)
+
+    def of_trainer(self) -> TrainConfig:
+        """Settings of the trainer; the method's name is not looked at."""
         recipe = train_config(self.recipe, self.method, self.train.get("optimizer", ""))
         count = self.train.get("in_chans", 3)
         if type(count) is int and count != 3 and 1 <= count <= MOST_CHANNELS:
             of_bands = {"in_chans": count, "mean": (0.5,) * count, "std": (0.25,) * count}
             recipe = dataclasses.replace(recipe, **of_bands)
-        train = dataclasses.replace(recipe, **self.train, view=self.view)
-        return train, method_config(METHODS[self.method], self.recipe, train, self.set)
+        return dataclasses.replace(recipe, **self.train, view=self.view)
 
     def measured(self, images: "ImageSet", train: TrainConfig) -> TrainConfig:
         """The settings with mean and deviation of bands as images have them, unless given."""

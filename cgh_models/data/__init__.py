@@ -2,8 +2,9 @@
 
 `image_set` is the index of images, `sources` knows what holds them: a folder (`walk`), a list
 (`path_list`), `archives`, `parquet`, `hf_datasets` or `python_images`, here or in the `file_cache`;
-`reading` makes pixels of a file, RGB by `decode`, other channels by `bands`; `views` draws and
-makes one view, `batched_views` those of a batch; `loader` and `eval_loader` give batches.
+`reading` makes pixels of a file, RGB by `decode`, other channels by `bands`; `draws` decides what
+is random, `views` makes one view, `batched_views` those of a batch; `loader` and `eval_loader` give
+batches. What only looks at images imports neither torch nor timm, which take seconds.
 """
 
 from ..public_names import public_names

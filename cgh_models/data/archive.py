@@ -11,6 +11,8 @@ from typing import IO, Any
 
 from ..errors import ERRORS, BadImage, printable
 
+GIVEN = "python:"  # how `ImageSet.source` of images begins that were given as Python objects
+
 
 def below(root: str, file: object) -> str:
     """The name of a file in a folder, both as texts or paths; "" of the folder itself."""

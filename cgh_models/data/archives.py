@@ -16,8 +16,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any
 
-from timm.utils.misc import natural_key
-
 from ..errors import InputError, printable
 from .archive import Archive, below
 from .file_names import bare_name, common_folder, why_hidden
@@ -108,6 +106,8 @@ def _index(
         else:
             members.append(member)
     # The order of classes is that of timm's reader, from the names alone.
+    from timm.utils.misc import natural_key  # imported late: timm takes seconds
+
     classes = sorted(sorted({member.label for member in members}), key=natural_key)
     numbers = {name: number for number, name in enumerate(classes)}
     labels = [numbers[member.label] for member in members]

@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..view_recipes import View
-from .pixels import unit
-from .views import Draws, draw
+from .draws import Draws, draw
+from .pixel_tensors import unit
 
 _CPU_IMAGES = 64  # at a time on a CPU, so that they stay in its cache
 _ALIGNED = 64  # bytes, as torch aligns its own tensors: their products have the same last bits
@@ -37,7 +37,7 @@ class Asked(NamedTuple):
     images: Tensor  # fill their type: whole ones (N, H, W, C), or crops (N, C, size, size)
     u: np.ndarray  # (N, COLUMNS) random numbers
     size: int
-    box: np.ndarray | None = None  # (N, 4) of whole images, from `views.boxes`
+    box: np.ndarray | None = None  # (N, 4) of whole images, from `draws.boxes`
 
 
 def fast_views(asked: Sequence[Asked], mean: Tensor, std: Tensor) -> list[Tensor]:

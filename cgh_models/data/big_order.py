@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .views import uniform
+from .draws import uniform
 
 _STREAM = 1010  # of the first round: keeps these random numbers apart from those of views
 _ROUNDS = 6  # four make it hard to tell from chance (Luby and Rackoff), two are spare

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from timm.data.readers import create_reader
 
 from ..errors import InputError, printable
 from .archive import Archive
@@ -30,6 +29,8 @@ _SAMPLED = 64  # images that tell a dataset from others
 def open_hub_dataset(text: str) -> Archive:
     """``hfds/NAME`` or ``hfds/NAME:SPLIT``; NAME may be the full path of a folder in that form."""
     _check_library(text)
+    from timm.data.readers import create_reader  # imported late: timm takes seconds
+
     name, _, split = text.partition(":")
     try:
         reader: Any = create_reader(name, split=split or "train")

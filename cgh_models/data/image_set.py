@@ -9,11 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
 
 from ..errors import BadImage, InputError, printable, say
 from ..progress import watched
@@ -21,6 +20,7 @@ from . import reading
 from .archive import Archive
 from .bad_files import named_in
 from .decode import BadFile, open_file, simplejpeg
+from .draws import uniform
 from .file_cache import cache_of
 from .file_names import HIDDEN
 from .kept_index import walk_or_kept
@@ -29,8 +29,10 @@ from .memory import pixels_in_memory
 from .names import Names
 from .path_list import pick_split
 from .sources import find_images, splits_of
-from .views import uniform
 from .walk import Walked
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MAX_BAD = 0.01  # share of bad files at which a run stops
 _SUBSTITUTE_STREAM = 1001  # keeps these random numbers apart from those of views and order
@@ -49,7 +51,7 @@ class ImageSet:
     skipped: Counter[str] = field(default_factory=Counter)  # files left out, by extension or "link"
     archive: Archive | None = None  # what reads images that are no files of their own
     # (N, H, W, C) if all images are equally large, else a list of (H, W, C); None: streamed
-    pixels: Tensor | list[Tensor] | None = None
+    pixels: "Tensor | list[Tensor] | None" = None
     places: np.ndarray | None = None  # (N,) of the images in ``pixels``; None: in their own order
     bad: dict[int, str] = field(default_factory=dict)  # why images cannot be used, by index
     bad_file: Path | None = None  # names each of them once

@@ -20,10 +20,11 @@ from ..one_process import ALONE, OneProcess
 from ..view_recipes import OwnView, Recipe, View
 from .batched_views import Asked, crop, fast_views, to_device
 from .big_order import BigOrder
+from .draws import COLUMNS, boxes, uniform
 from .image_set import ImageSet
 from .own_views import own_view, say_unless_normalized
-from .pixels import as_tensor, unit
-from .views import COLUMNS, boxes, exact_view, exact_view_of_bands, uniform
+from .pixel_tensors import as_tensor, unit
+from .views import exact_view, exact_view_of_bands
 from .workers import Batch, Key, Sample, read_batches
 
 # Streams keep the random numbers of different uses apart; view i takes _VIEW_STREAM + i.

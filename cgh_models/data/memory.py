@@ -8,24 +8,26 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from ..progress import watched
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from .decode import BadFile
     from .image_set import ImageSet
 
 DECODERS = "image decoder"  # names of threads begin with it
 
 
-def pixels_in_memory(images: "ImageSet", budget: float) -> Tensor | list[Tensor] | None:
+def pixels_in_memory(images: "ImageSet", budget: float) -> "Tensor | list[Tensor] | None":
     """(N, H, W, C) of equally large images, else a list of (H, W, C); None: they don't fit.
 
     ``budget`` is in bytes. An image is decoded only if its header says that it fits beside those
     whose headers were read before. Raises InputError for too many bad files.
     """
+    import torch  # imported late: who only looks at images does without
+
     sample = np.linspace(0, len(images) - 1, min(64, len(images))).astype(int).tolist()
     if np.mean([images.decoded_bytes(index) for index in sample]) * len(images) > budget:
         return None

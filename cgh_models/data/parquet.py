@@ -12,8 +12,6 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from timm.utils.misc import natural_key
-
 from ..errors import InputError, printable
 from .archive import Archive, below
 from .file_names import LABELS, PATHS, SPLITS, column_of
@@ -66,6 +64,8 @@ def open_parquet(root: str, files: list[Any]) -> Archive | list[Table]:
     if "" in labels:
         classes, labels = [], [""] * len(labels)
     elif not {*labels} <= {*classes}:
+        from timm.utils.misc import natural_key  # imported late: timm takes seconds
+
         classes = sorted(sorted({*labels}), key=natural_key)
     numbers = {name: number for number, name in enumerate(classes or [""])}
     places = [place for table in tables for place in table.places]

@@ -1,33 +1,20 @@
-"""Pixels that fill their type: as numbers in [0, 1], their mean and deviation, as a picture."""
+"""Pixels that fill their type: their mean and deviation, as a picture. Light: no torch."""
 
 import contextlib
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from ..errors import BadImage, InputError, printable
 
-_FULL = {torch.uint8: 255, torch.uint16: 65535, torch.float32: 1}
 _SAMPLE = 256  # images that mean and deviation are measured on
 _SHOWN = (2, 98)  # percentiles that a picture of an image shows black and white
 
 
-def unit(pixels: Tensor) -> Tensor:
-    """float32 in [0, 1] of pixels that fill their type."""
-    return pixels.float() / _FULL[pixels.dtype]
-
-
 def to_8_bits(pixels: np.ndarray) -> np.ndarray:
     """uint8 of the same shape, rounded to the nearest."""
-    return np.rint(255 * unit(torch.from_numpy(pixels)).numpy()).astype(np.uint8)
-
-
-def as_tensor(pixels: np.ndarray) -> Tensor:
-    """An image (H, W, bands) as float32 (bands, H, W) in [0, 1]."""
-    return unit(torch.from_numpy(pixels)).permute(2, 0, 1)
+    return np.rint(255 * _unit(pixels)).astype(np.uint8)
 
 
 def as_picture(pixels: Any) -> Image.Image:
@@ -42,8 +29,8 @@ def as_picture(pixels: Any) -> Image.Image:
 
 def moments(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean (bands,) of an image's values in [0, 1], and mean of their squares."""
-    values = as_tensor(pixels).double()
-    return values.mean((1, 2)).numpy(), values.square().mean((1, 2)).numpy()
+    values = _unit(pixels).astype(np.float64)
+    return values.mean((0, 1)), (values**2).mean((0, 1))
 
 
 def measured(images: Any) -> tuple[list[float], list[float], int]:
@@ -63,6 +50,12 @@ def statistics(mean: np.ndarray, square: np.ndarray) -> tuple[list[float], list[
     """Mean and deviation with four digits; a band of one value gets 1."""
     std = np.sqrt(np.maximum(square - mean**2, 0))
     return _four_digits(mean), _four_digits(np.where(std < 1e-6, 1, std))
+
+
+def _unit(pixels: np.ndarray) -> np.ndarray:
+    """float32 in [0, 1], as `pixel_tensors.unit`."""
+    full = 1 if pixels.dtype.kind == "f" else np.iinfo(pixels.dtype).max
+    return pixels.astype(np.float32) / np.float32(full)
 
 
 def _four_digits(values: np.ndarray) -> list[float]:

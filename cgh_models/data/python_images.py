@@ -18,9 +18,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ..errors import BadImage, InputError, printable
-from .archive import Archive
+from .archive import GIVEN, Archive
 
-GIVEN = "python:"  # how `ImageSet.source` of such images begins
 TAKEN = (
     "a folder, a file or an address; a list of paths, pictures or arrays; a uint8 array "
     "(N, H, W, C), a uint8 tensor (N, C, H, W), a dataset with len() and items, or an ImageSet"

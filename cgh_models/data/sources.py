@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import InputError, printable, say
 from . import hf_datasets, listing
 from .address_list import has_addresses, is_list, open_list, open_rows
-from .archive import Archive, below
+from .archive import GIVEN, Archive, below
 from .archives import open_tars, open_zips
 from .file_cache import Cache, CachedFile, called, is_address, listed, unpacked
 from .file_names import container, is_hidden, split_of, why_hidden
@@ -21,7 +21,6 @@ from .formats import EXTENSIONS
 from .parquet import Table, open_parquet
 from .path_list import Row, named_files, pick_split, read_list
 from .patterns import PATTERN, expanded, matches
-from .python_images import GIVEN, open_object, paths_of
 from .walk import Walked, walk
 
 # timm's readers that go through a set in an order of their own.
@@ -62,6 +61,8 @@ def find_images(
     if is_table and not isinstance(data, Mapping):  # a datasets.Dataset, and no DatasetDict
         return _of_archive(hf_datasets.open_dataset(data, f"{GIVEN}{type(data).__name__}"), False)
     if not isinstance(data, (str, os.PathLike)):
+        from .python_images import open_object, paths_of  # imported late: torch takes seconds
+
         paths = paths_of(data)
         if paths:
             return Found(f"{GIVEN}paths", Path(os.sep), paths, None, [], Counter(), None, False)

@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..backbone import channels
+from ..data.draws import uniform
 from ..data.eval_loader import EvalDataset, eval_samples, eval_transform
 from ..data.loader import order
 from ..data.masks import IGNORED, MaskedImages
 from ..data.reading import check_channels
-from ..data.views import uniform
 from ..errors import InputError, printable
 from ..progress import watched
 from . import neighbours

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ..data.draws import uniform
 from ..data.image_set import ImageSet
 from ..data.names import Names
 from ..data.path_list import read_text
-from ..data.views import uniform
 from ..errors import InputError, printable
 from ..files import atomic
 

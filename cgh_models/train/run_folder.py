@@ -21,9 +21,9 @@ from .. import files
 from ..backbone import architecture
 from ..config import CHANGES, TrainConfig, meant_before, to_dict
 from ..data import kept_index
+from ..data.archive import GIVEN
 from ..data.image_set import ImageSet
 from ..data.listing import further_endings
-from ..data.python_images import GIVEN
 from ..errors import InputError, printable, say, shell_command
 from ..evaluate.devices import pick_device, pick_precision
 from ..methods.method import Method

@@ -4,6 +4,8 @@ import json
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 
 import pytest
 from PIL import Image
@@ -49,6 +51,23 @@ def test_text_and_json_say_the_same_and_every_command_can_be_typed(here):
         if command != "cgh pretrain":
             parse(shlex.split(command)[1:])
     assert "--data photos/train --eval-data photos" in commands[0]
+
+
+def test_known_images_are_checked_without_what_takes_seconds_to_import(image_root):
+    command = ["cgh", "check", str(image_root / "train"), "--workers", "0"]
+    code = f"""
+import sys
+from cgh_models.cli.main import main
+sys.argv = {command}
+main()
+print([name for name in ("torch", "timm", "torchvision", "scipy") if name in sys.modules])
+"""
+    first, second = (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        for _ in range(2)
+    )
+    assert second.stdout.splitlines()[-1] == "[]", second.stdout
+    assert second.stdout.splitlines()[:-1] == first.stdout.splitlines()[:-1]
 
 
 def test_the_folder_of_results_holds_findings_images_to_train_on_and_views(here, tmp_path):

@@ -15,19 +15,13 @@ from torchvision.transforms import functional as TF
 
 from cgh_models.backbone import create
 from cgh_models.config import TrainConfig
-from cgh_models.data import views
+from cgh_models.data import draws
 from cgh_models.data.batched_views import Asked, _blur_weights, colour_matrices, crop, fast_views
+from cgh_models.data.draws import COLUMNS, boxes, draw, uniform
 from cgh_models.data.image_set import load
 from cgh_models.data.loader import batches
-from cgh_models.data.pixels import as_tensor
-from cgh_models.data.views import (
-    COLUMNS,
-    boxes,
-    draw,
-    exact_view,
-    exact_view_of_bands,
-    uniform,
-)
+from cgh_models.data.pixel_tensors import as_tensor
+from cgh_models.data.views import exact_view, exact_view_of_bands
 from cgh_models.methods import METHODS
 from cgh_models.view_recipes import FIRST, RECIPES, SECOND, SMALL, STRONG, WEAK, View
 
@@ -342,7 +336,7 @@ def test_the_recipe_of_cgh_and_ressl_is_a_weak_and_a_strong_view():
 
 
 def test_the_column_of_solarize_changed_no_other_random_number():
-    assert COLUMNS == 36 and views._SOLARIZE == 35
+    assert COLUMNS == 36 and draws._SOLARIZE == 35
     for stream in (0, 1, 1000):
         before, now = (uniform(3, 2, np.arange(50), columns, stream) for columns in (35, 36))
         np.testing.assert_array_equal(now[:, :35], before)

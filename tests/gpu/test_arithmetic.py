@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from cgh_models.backbone import eval_mode
 from cgh_models.data.batched_views import Asked, fast_views
-from cgh_models.data.views import COLUMNS, boxes, uniform
+from cgh_models.data.draws import COLUMNS, boxes, uniform
 from cgh_models.methods import METHODS, losses
 from cgh_models.train.cuda_graphs import replayed_passes
 from cgh_models.train.optim import create_optimizer
