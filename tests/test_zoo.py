@@ -249,7 +249,8 @@ def test_a_row_is_trained_on_a_bare_machine_and_measured_and_added_on_another(tm
     assert "measured on it; change --data" in refused(
         "measure", name, *places, "--data", "data/cifar10"
     )
-    done = zoo("full", "measure", name, *places, "--linear", "none")
+    more = ["--linear-epochs", "1", "--finetune", "--finetune-epochs", "1"]
+    done = zoo("full", "measure", name, *places, *more)
     assert done.returncode == 0 and "tiny-imagenet-200: not there" in done.stderr, done.stderr[
         -800:
     ]
@@ -271,6 +272,14 @@ def test_a_row_is_trained_on_a_bare_machine_and_measured_and_added_on_another(tm
     assert knn.n == random.n == 200 and knn.value != random.value and row.training.hours > 0
     assert knn.command == f"cgh evaluate knn {name} --data cifar10"
     assert random.command == f"cgh evaluate knn {name} --random --data cifar10"
+    assert row.metrics["linear"].command == (
+        f"cgh evaluate linear {name} --protocol sgd --recipe cifar --epochs 1 --fast --data cifar10"
+    )
+    assert row.metrics["finetune_10_random"].command == (
+        f"cgh evaluate finetune {name} --random --labels 10% --recipe cifar --epochs 1 "
+        "--data cifar10"
+    )
+    assert row.metrics["finetune_10"].parameters["labelled"] == 60
     assert (row.data.name, row.license) == ("CIFAR-10 (JPEG)", "apache-2.0")
     assert row.notes[0].startswith("Trained on photographs of 32 px")
     assert row.notes[1] == "A trial."

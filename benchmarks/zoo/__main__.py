@@ -35,7 +35,7 @@ from pathlib import Path
 
 from cgh_models.errors import ERRORS, InputError, Interrupted
 
-from .measuring import add, finish, measure
+from .measuring import Wished, add, finish, measure
 from .rows import ROWS, Wanted
 from .tables import known, queue
 from .training import Place, export_run, train
@@ -94,7 +94,8 @@ def main() -> None:
         if args.command in ("next", "train"):
             print(train(row, place, args.minutes, args.epochs or _goal(row)))
         if args.command != "train":
-            measure(row, place, args.linear, args.fast)
+            epochs = (args.linear_epochs, args.finetune_epochs)
+            measure(row, place, Wished(args.linear, args.fast, args.finetune, *epochs))
         if args.command in ("next", "finish"):
             finish(row, folder, args.commit)
     except ERRORS as error:
@@ -148,7 +149,12 @@ def _arguments() -> argparse.Namespace:
                 default="sgd",
                 help="the papers' evaluation, a quick one on embeddings, or none for now",
             )
+            command.add_argument("--linear-epochs", type=int, default=0, help="of sgd")
             command.add_argument("--fast", action="store_true", help="as `cgh evaluate --fast`")
+            command.add_argument(
+                "--finetune", action="store_true", help="also with 10 %% of the labels"
+            )
+            command.add_argument("--finetune-epochs", type=int, default=0)
     command = commands.add_parser("add")
     command.add_argument("folder", type=Path)
     command.add_argument("--packaged", action="store_true", help="into the wheel")

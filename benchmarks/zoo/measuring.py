@@ -5,17 +5,23 @@ import json
 import re
 import shlex
 import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
-from cgh_models.data.image_set import load_splits
+from cgh_models.data.image_set import ImageSet, load_splits
 from cgh_models.errors import InputError, say
 from cgh_models.evaluate import measurement
 from cgh_models.evaluate.devices import pick_device
+from cgh_models.evaluate.finetune import finetune_on_share
 from cgh_models.evaluate.linear import sgd
 from cgh_models.evaluate.probes import probe
-from cgh_models.evaluate.protocols import LINEAR, EvalSettings, Measurement
+from cgh_models.evaluate.protocols import FINETUNE, LINEAR, EvalSettings, Measurement
+from cgh_models.evaluate.splits import labelled
 from cgh_models.files import sha256
 from cgh_models.hub import manifest
 from cgh_models.hub.card import CURVE, write_description
@@ -33,24 +39,38 @@ LARGEST = 95
 ALL = 170
 
 
-def measure(row: Wanted, place: Place, linear: str, fast: bool = False) -> None:
-    """Measures the row and an untrained network and writes the numbers into its folder.
+@dataclass(frozen=True)
+class Wished:
+    """Which numbers a row gets beside kNN.
 
-    Numbers that are there already are not measured a second time.
-
-    Args:
+    Attributes:
         linear: "sgd", as in papers: 120 passes through the network; "ridge", on the embeddings that
             kNN needs too; or "none".
         fast: folded batch norms and bfloat16 (`cgh evaluate --fast`). The sgd on a CPU always is:
-            it would take as long as the training.
+            it would take as long as the training. Fine-tuning never is.
+        finetune: also with 10 % of the labels.
+        linear_epochs, finetune_epochs: 0: the recipe's.
+    """
+
+    linear: str = "sgd"
+    fast: bool = False
+    finetune: bool = False
+    linear_epochs: int = 0
+    finetune_epochs: int = 0
+
+
+def measure(row: Wanted, place: Place, wished: Wished) -> None:
+    """Measures the row and an untrained network and writes the numbers into its folder.
+
+    Numbers that are there already are not measured a second time.
 
     Raises:
         InputError: the images that it was trained on are not there.
     """
     folder = place.out / row.name
-    cache = place.out / "cache"
-    settings = EvalSettings(workers=place.workers, device=place.device, fast=fast, cache_dir=cache)
-    flags = ["--fast"] if fast else []
+    how = EvalSettings(workers=place.workers, device=place.device, fast=wished.fast, log=say)
+    cached = dataclasses.replace(how, cache_dir=place.out / "cache", log=lambda _: None)
+    flags = ["--fast"] if wished.fast else []
     there = {metric for metric, found in manifest.read_row(folder).metrics.items() if found}
     model = create_model(folder)
     torch.manual_seed(0)
@@ -62,41 +82,56 @@ def measure(row: Wanted, place: Place, linear: str, fast: bool = False) -> None:
         ([row.name], [row.name]) if row.shipped else ([f"weights/{row.name}"], [row.arch])
     )
     networks = (("", model, trained), ("_random", untrained, [*plain, "--random"]))
-    for data, kind in (
-        (row.data, "knn"),
-        *((other, "knn_transfer") for other in DATA if other != row.data),
-    ):
-        if not (place.data / data).is_dir():
-            if data == row.data:
-                raise InputError(
-                    f"{place.data / data}: not there, and {row.name} is measured on it; "
-                    "change --data"
-                )
+
+    def add(kind: str, data: str, words: list[str], measured: Callable[..., Measurement]) -> None:
+        """What ``measured(network, train, val)`` gives, of both networks, where it is missing."""
+        for suffix, network, weights in networks:
+            if kind + suffix not in there:
+                found = measured(network, *load_splits(place.data / data))
+                _record(folder, kind + suffix, found, data, [words[0], *weights, *words[1:]])
+
+    for data in (row.data, *(other for other in DATA if other != row.data)):
+        kind = "knn" if data == row.data else "knn_transfer"
+        if (place.data / data).is_dir():
+            add(kind, data, ["knn", *flags], lambda *of: measurement.knn(*of, cached))
+        elif data == row.data:
+            missing = f"{place.data / data}: not there, and {row.name} is measured on it"
+            raise InputError(f"{missing}; change --data")
+        else:
             say(f"{place.data / data}: not there, nothing is measured on it")
-            continue
-        train, val = load_splits(place.data / data)
-        for suffix, network, words in networks:
-            if (metric := kind + suffix) not in there:
-                found = measurement.knn(network, train, val, settings)
-                _record(folder, metric, found, data, ["knn", *words, *flags])
-    if linear == "ridge":
-        train, val = load_splits(place.data / row.data)
-        for suffix, network, words in networks:
-            if (metric := f"linear_ridge{suffix}") not in there:
-                found = probe("ridge", network, train, val, settings)
-                words = ["linear", *words, "--protocol", "ridge", *flags]
-                _record(folder, metric, found, row.data, words)
-    if linear == "sgd":
-        train, val = load_splits(place.data / row.data)
-        fast = fast or pick_device(place.device).type == "cpu"
-        settings = EvalSettings(workers=place.workers, device=place.device, fast=fast, log=say)
-        for suffix, network, words in networks:
-            if (metric := f"linear{suffix}") not in there:
-                found = sgd(network, train, val, LINEAR[row.recipe], settings)
-                found = found.with_parameters(recipe=row.recipe)
-                words = ["linear", *words, "--protocol", "sgd", "--recipe", row.recipe]
-                words += ["--fast"] if fast else []
-                _record(folder, metric, found, row.data, words)
+    if wished.linear == "ridge":
+        words = ["linear", "--protocol", "ridge", *flags]
+        add("linear_ridge", row.data, words, lambda *of: probe("ridge", *of, cached))
+    if wished.linear == "sgd":
+        fast = wished.fast or pick_device(place.device).type == "cpu"
+        settings = dataclasses.replace(how, fast=fast)
+        linear, more = _with_epochs(LINEAR[row.recipe], wished.linear_epochs)
+        words = ["linear", "--protocol", "sgd", "--recipe", row.recipe, *more]
+        words += ["--fast"] if fast else []
+
+        def fitted(*of: Any) -> Measurement:
+            return sgd(*of, linear, settings).with_parameters(recipe=row.recipe)
+
+        add("linear", row.data, words, fitted)
+    if wished.finetune:  # last: it trains the networks themselves
+        percent = 10
+        config, more = _with_epochs(FINETUNE[row.recipe, f"{percent}%"], wished.finetune_epochs)
+        words = ["finetune", "--labels", f"{percent}%", "--recipe", row.recipe, *more]
+        exact = dataclasses.replace(how, fast=False)
+
+        def tuned(network: nn.Module, train: ImageSet, val: ImageSet) -> Measurement:
+            chosen = labelled(train, percent, exact.seed)
+            found = finetune_on_share(network, train, val, percent, chosen, config, exact)
+            return found.with_parameters(recipe=row.recipe, split="seed")
+
+        add(f"finetune_{percent}", row.data, words, tuned)
+
+
+def _with_epochs(config: Any, epochs: int) -> tuple[Any, list[str]]:
+    """The settings with so many epochs, and the flag that says so; 0: the settings' own."""
+    if not epochs:
+        return config, []
+    return dataclasses.replace(config, epochs=epochs), ["--epochs", str(epochs)]
 
 
 def _record(folder: Path, metric: str, found: Measurement, data: str, words: list[str]) -> None:

@@ -17,6 +17,7 @@ NUMERIC = {
     "kNN % on other images": "knn_transfer",
     "linear %": "linear",
     "linear, ridge %": "linear_ridge",
+    "fine-tuned, 10 % of labels": "finetune_10",
 }
 
 

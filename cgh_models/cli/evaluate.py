@@ -244,8 +244,8 @@ class Finetune:
     """Text file with the labelled images' names, read if it exists and written if it does not."""
 
     def run(self) -> None:
-        from ..evaluate.finetune import finetune
-        from ..evaluate.splits import labelled, subset
+        from ..evaluate.finetune import finetune_on_share
+        from ..evaluate.splits import labelled
 
         config = dataclasses.replace(FINETUNE[self.recipe, self.labels], **self.training)
         model, train, val = self.measurement.load()
@@ -255,13 +255,10 @@ class Finetune:
         source = "file" if file and Path(file).exists() else "seed"
         if not file and percent < 100:
             file = f"labels_{percent}_seed{seed}_{train.digest[:8]}.txt"
-        indices, names_sha256 = labelled(train, percent, seed, file)
-        counts = f"{len(indices)} of {len(train)} training images, {len(train.classes)} classes"
+        chosen = labelled(train, percent, seed, file)
+        counts = f"{len(chosen[0])} of {len(train)} training images, {len(train.classes)} classes"
         say(f"{counts}, drawn by the {source}")
-        found = finetune(model, subset(train, indices), val, config, self.measurement.settings())
-        found = found.with_parameters(
-            labels=self.labels, recipe=self.recipe, split=source, names_sha256=names_sha256
-        )
-        text = found.protocol.replace("train/", f"{self.labels} of train/")
-        found = dataclasses.replace(found, protocol=text)
+        settings = self.measurement.settings()
+        found = finetune_on_share(model, train, val, percent, chosen, config, settings)
+        found = found.with_parameters(recipe=self.recipe, split=source)
         self.measurement.report(f"finetune_{percent}", found, train, val=found.n)

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -13,6 +14,7 @@ from .classifier import accuracy, new_layer, training_steps
 from .devices import pick_device
 from .extraction import eval_mode_on, extract_labelled, readable_images
 from .protocols import EvalSettings, FinetuneConfig, Measurement
+from .splits import subset
 
 # The rates fall to a tenth after these shares of the run: epochs 30 and 60 of 70 in CGH's code.
 _DROPS = (3 / 7, 6 / 7)
@@ -63,6 +65,23 @@ def finetune(
     protocol = "backbone and linear layer trained on train/, top-1 of val/ after the last epoch"
     value = accuracy(layer.weight, layer.bias, rows, labels)
     return Measurement(protocol, parameters, value, len(rows))
+
+
+def finetune_on_share(
+    model: nn.Module,
+    train: ImageSet,
+    val: ImageSet,
+    percent: int,
+    chosen: tuple[np.ndarray, str],
+    config: FinetuneConfig,
+    settings: EvalSettings,
+) -> Measurement:
+    """`finetune` on so many percent of train/, ``chosen`` as by `splits.labelled`."""
+    indices, names_sha256 = chosen
+    found = finetune(model, subset(train, indices), val, config, settings)
+    found = found.with_parameters(labels=f"{percent}%", names_sha256=names_sha256)
+    text = found.protocol.replace("train/", f"{percent}% of train/")
+    return dataclasses.replace(found, protocol=text)
 
 
 def _all_finite(module: nn.Module) -> bool:
