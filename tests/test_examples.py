@@ -21,8 +21,8 @@ def test_an_example_stays_under_sixty_lines(path):
 
 @pytest.fixture
 def photographs(tmp_path):
-    """ROOT with 40 training and 10 other photographs of each class, of those in the package."""
-    return unpack_photographs(tmp_path / "photographs", train=40, val=10)
+    """ROOT with 20 training and 10 other photographs of each class, of those in the package."""
+    return unpack_photographs(tmp_path / "photographs", train=20, val=10)
 
 
 @pytest.mark.slow

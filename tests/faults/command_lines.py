@@ -23,7 +23,7 @@ from cgh_models.hub import autoload
 
 WHAT = "command lines of `cgh`, drawn from right ones by leaving out, doubling and changing words"
 LAW = "exit code 0, 1, 2, 3, 4, 5 or 75 and, if it is not 0, one line that says why; no traceback"
-QUICK, MANY = 200, 2_000
+QUICK, MANY = 120, 2_000
 CODES = {0, 1, 2, 3, 4, 5, 75}
 MOST = 10  # seconds of CPU time that a line may work; a run is then asked to save and end
 RIGHT = """

@@ -23,7 +23,7 @@ from cgh_models.train.log_file import read_log
 
 WHAT = "damaged tars, manifests, weights folders, safetensors files and run folders"
 LAW = "used, or an error of errors.py; at most 1 s of CPU time and 1 GiB each"
-QUICK, MANY = 500, 10_000  # of the five kinds in turn
+QUICK, MANY = 300, 10_000  # of the five kinds in turn
 OLD = Path(__file__).resolve().parents[1] / "old_folders"
 
 
