@@ -72,8 +72,8 @@ METHOD_FILES = {
 }
 LONGEST_CHAIN = 9
 # What has to be read to trust a number; the pages for people are counted apart.
-MOST_LINES = 19_325
-MOST_LINES_OF_PAGES = 2_110
+MOST_LINES = 19_345
+MOST_LINES_OF_PAGES = 2_115
 
 
 def room(name: str) -> str:
@@ -144,9 +144,10 @@ def test_a_module_imports_only_from_the_rooms_below_its_own(name):
             )
 
 
-def test_no_chain_of_imports_is_long():
-    names = [name for name in FILES if room(name) not in ("", "__main__", "cli", "report")]
-    longest = max((chain(name) for name in names), key=len)
+def test_no_imports_go_in_a_circle_and_no_chain_is_long():
+    chains = {name: chain(name) for name in FILES if name != "__init__"}
+    pages = ("", "__main__", "cli", "report")
+    longest = max((chains[name] for name in chains if room(name) not in pages), key=len)
     assert len(longest) <= LONGEST_CHAIN, " -> ".join(longest)
 
 

@@ -249,7 +249,10 @@ def test_a_row_is_trained_on_a_bare_machine_and_measured_and_added_on_another(tm
     assert "measured on it; change --data" in refused(
         "measure", name, *places, "--data", "data/cifar10"
     )
-    more = ["--linear-epochs", "1", "--finetune", "--finetune-epochs", "1"]
+    assert "--linear none has no epochs; leave it out" in refused(
+        "measure", name, *places, "--linear", "none", "--linear-epochs", "1"
+    )
+    more = ["--linear-epochs", "1", "--finetune-epochs", "1"]
     done = zoo("full", "measure", name, *places, *more)
     assert done.returncode == 0 and "tiny-imagenet-200: not there" in done.stderr, done.stderr[
         -800:

@@ -8,7 +8,8 @@ What there is and what is next; then the next row, which is the three steps belo
     python -m benchmarks.zoo next --minutes 60 --data ROOT --out OUT
 
 `train` writes weights, log and picture into OUT/NAME; `measure` adds the numbers that are missing
-there; `finish` copies the row into this checkout and its manifest:
+there, with --finetune-epochs N also of a fine-tuning with 10 % of the labels; `finish` copies the
+row into this checkout and its manifest:
 
     python -m benchmarks.zoo train NAME --minutes 60 --data ROOT --out OUT
     python -m benchmarks.zoo measure NAME --data ROOT --out OUT
@@ -35,7 +36,7 @@ from pathlib import Path
 
 from cgh_models.errors import ERRORS, InputError, Interrupted
 
-from .measuring import Wished, add, finish, measure
+from .measuring import Evaluations, add, finish, measure
 from .rows import ROWS, Wanted
 from .tables import known, queue
 from .training import Place, export_run, train
@@ -95,7 +96,7 @@ def main() -> None:
             print(train(row, place, args.minutes, args.epochs or _goal(row)))
         if args.command != "train":
             epochs = (args.linear_epochs, args.finetune_epochs)
-            measure(row, place, Wished(args.linear, args.fast, args.finetune, *epochs))
+            measure(row, place, Evaluations(args.linear, *epochs, args.fast))
         if args.command in ("next", "finish"):
             finish(row, folder, args.commit)
     except ERRORS as error:
@@ -149,12 +150,16 @@ def _arguments() -> argparse.Namespace:
                 default="sgd",
                 help="the papers' evaluation, a quick one on embeddings, or none for now",
             )
-            command.add_argument("--linear-epochs", type=int, default=0, help="of sgd")
-            command.add_argument("--fast", action="store_true", help="as `cgh evaluate --fast`")
             command.add_argument(
-                "--finetune", action="store_true", help="also with 10 %% of the labels"
+                "--linear-epochs", type=int, default=0, help="of sgd; 0: the recipe's"
             )
-            command.add_argument("--finetune-epochs", type=int, default=0)
+            command.add_argument(
+                "--finetune-epochs",
+                type=int,
+                default=0,
+                help="of a fine-tuning with 10 %% of the labels; 0: there is none",
+            )
+            command.add_argument("--fast", action="store_true", help="as `cgh evaluate --fast`")
     command = commands.add_parser("add")
     command.add_argument("folder", type=Path)
     command.add_argument("--packaged", action="store_true", help="into the wheel")

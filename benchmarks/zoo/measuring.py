@@ -7,8 +7,9 @@ import shlex
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -37,29 +38,42 @@ from .training import LOG, TOOK, Place
 # MB of a file, and of all that are shipped: more does not belong into a repository
 LARGEST = 95
 ALL = 170
+LABELS = 10  # percent of them that rows are fine-tuned with
 
 
 @dataclass(frozen=True)
-class Wished:
+class Evaluations:
     """Which numbers a row gets beside kNN.
 
     Attributes:
-        linear: "sgd", as in papers: 120 passes through the network; "ridge", on the embeddings that
-            kNN needs too; or "none".
+        linear: "sgd", as in papers; "ridge", on the embeddings that kNN needs too; or "none".
+        linear_epochs: passes of the sgd; 0: the recipe's 100.
+        finetune_epochs: passes of a fine-tuning with 10 % of the labels; 0: there is none.
         fast: folded batch norms and bfloat16 (`cgh evaluate --fast`). The sgd on a CPU always is:
             it would take as long as the training. Fine-tuning never is.
-        finetune: also with 10 % of the labels.
-        linear_epochs, finetune_epochs: 0: the recipe's.
     """
 
     linear: str = "sgd"
-    fast: bool = False
-    finetune: bool = False
     linear_epochs: int = 0
     finetune_epochs: int = 0
+    fast: bool = False
+
+    def __post_init__(self):
+        if self.linear_epochs and self.linear != "sgd":
+            what = f"--linear-epochs {self.linear_epochs}: --linear {self.linear} has no epochs"
+            raise InputError(f"{what}; leave it out")
 
 
-def measure(row: Wanted, place: Place, wished: Wished) -> None:
+class _Number(NamedTuple):
+    """A number that rows have of a trained and an untrained network."""
+
+    metric: str
+    data: str
+    words: list[str]  # of `cgh evaluate`, without the weights, which come second
+    measured: Callable[[nn.Module, ImageSet, ImageSet], Measurement]
+
+
+def measure(row: Wanted, place: Place, evaluations: Evaluations) -> None:
     """Measures the row and an untrained network and writes the numbers into its folder.
 
     Numbers that are there already are not measured a second time.
@@ -68,9 +82,7 @@ def measure(row: Wanted, place: Place, wished: Wished) -> None:
         InputError: the images that it was trained on are not there.
     """
     folder = place.out / row.name
-    how = EvalSettings(workers=place.workers, device=place.device, fast=wished.fast, log=say)
-    cached = dataclasses.replace(how, cache_dir=place.out / "cache", log=lambda _: None)
-    flags = ["--fast"] if wished.fast else []
+    numbers = _numbers(row, place, evaluations)
     there = {metric for metric, found in manifest.read_row(folder).metrics.items() if found}
     model = create_model(folder)
     torch.manual_seed(0)
@@ -82,56 +94,75 @@ def measure(row: Wanted, place: Place, wished: Wished) -> None:
         ([row.name], [row.name]) if row.shipped else ([f"weights/{row.name}"], [row.arch])
     )
     networks = (("", model, trained), ("_random", untrained, [*plain, "--random"]))
+    for number in numbers:
+        missing = [network for network in networks if number.metric + network[0] not in there]
+        if not missing:
+            continue
+        train, val = load_splits(place.data / number.data)
+        for suffix, network, weights in missing:
+            found = number.measured(network, train, val)
+            command, *flags = number.words
+            words = [command, *weights, *flags]
+            _record(folder, number.metric + suffix, found, number.data, words)
 
-    def add(kind: str, data: str, words: list[str], measured: Callable[..., Measurement]) -> None:
-        """What ``measured(network, train, val)`` gives, of both networks, where it is missing."""
-        for suffix, network, weights in networks:
-            if kind + suffix not in there:
-                found = measured(network, *load_splits(place.data / data))
-                _record(folder, kind + suffix, found, data, [words[0], *weights, *words[1:]])
 
+def _numbers(row: Wanted, place: Place, evaluations: Evaluations) -> list[_Number]:
+    """Those that the row is to have, in the order in which they are measured."""
+    how = EvalSettings(workers=place.workers, device=place.device, fast=evaluations.fast)
+    cached = dataclasses.replace(how, cache_dir=place.out / "cache")
+    flags = ["--fast"] if evaluations.fast else []
+    numbers = []
     for data in (row.data, *(other for other in DATA if other != row.data)):
-        kind = "knn" if data == row.data else "knn_transfer"
+        metric = "knn" if data == row.data else "knn_transfer"
         if (place.data / data).is_dir():
-            add(kind, data, ["knn", *flags], lambda *of: measurement.knn(*of, cached))
+            knn = partial(measurement.knn, settings=cached)
+            numbers.append(_Number(metric, data, ["knn", *flags], knn))
         elif data == row.data:
-            missing = f"{place.data / data}: not there, and {row.name} is measured on it"
-            raise InputError(f"{missing}; change --data")
+            what = f"{place.data / data}: not there, and {row.name} is measured on it"
+            raise InputError(f"{what}; change --data")
         else:
             say(f"{place.data / data}: not there, nothing is measured on it")
-    if wished.linear == "ridge":
+    if evaluations.linear == "ridge":
         words = ["linear", "--protocol", "ridge", *flags]
-        add("linear_ridge", row.data, words, lambda *of: probe("ridge", *of, cached))
-    if wished.linear == "sgd":
-        fast = wished.fast or pick_device(place.device).type == "cpu"
-        settings = dataclasses.replace(how, fast=fast)
-        linear, more = _with_epochs(LINEAR[row.recipe], wished.linear_epochs)
-        words = ["linear", "--protocol", "sgd", "--recipe", row.recipe, *more]
-        words += ["--fast"] if fast else []
-
-        def fitted(*of: Any) -> Measurement:
-            return sgd(*of, linear, settings).with_parameters(recipe=row.recipe)
-
-        add("linear", row.data, words, fitted)
-    if wished.finetune:  # last: it trains the networks themselves
-        percent = 10
-        config, more = _with_epochs(FINETUNE[row.recipe, f"{percent}%"], wished.finetune_epochs)
-        words = ["finetune", "--labels", f"{percent}%", "--recipe", row.recipe, *more]
-        exact = dataclasses.replace(how, fast=False)
-
-        def tuned(network: nn.Module, train: ImageSet, val: ImageSet) -> Measurement:
-            chosen = labelled(train, percent, exact.seed)
-            found = finetune_on_share(network, train, val, percent, chosen, config, exact)
-            return found.with_parameters(recipe=row.recipe, split="seed")
-
-        add(f"finetune_{percent}", row.data, words, tuned)
+        ridge = partial(probe, "ridge", settings=cached)
+        numbers.append(_Number("linear_ridge", row.data, words, ridge))
+    if evaluations.linear == "sgd":
+        numbers.append(_by_sgd(row, evaluations.linear_epochs, how))
+    if evaluations.finetune_epochs:  # last: it trains the networks themselves
+        numbers.append(_fine_tuned(row, evaluations.finetune_epochs, how))
+    return numbers
 
 
-def _with_epochs(config: Any, epochs: int) -> tuple[Any, list[str]]:
-    """The settings with so many epochs, and the flag that says so; 0: the settings' own."""
-    if not epochs:
-        return config, []
-    return dataclasses.replace(config, epochs=epochs), ["--epochs", str(epochs)]
+def _by_sgd(row: Wanted, epochs: int, how: EvalSettings) -> _Number:
+    """The linear evaluation of the papers."""
+    fast = how.fast or pick_device(how.device).type == "cpu"
+    settings = dataclasses.replace(how, fast=fast, log=say)
+    config = LINEAR[row.recipe]
+    words = ["linear", "--protocol", "sgd", "--recipe", row.recipe]
+    if epochs:
+        config = dataclasses.replace(config, epochs=epochs)
+        words += ["--epochs", str(epochs)]
+    words += ["--fast"] if fast else []
+
+    def measured(network: nn.Module, train: ImageSet, val: ImageSet) -> Measurement:
+        found = sgd(network, train, val, config, settings)
+        return found.with_parameters(recipe=row.recipe)
+
+    return _Number("linear", row.data, words, measured)
+
+
+def _fine_tuned(row: Wanted, epochs: int, how: EvalSettings) -> _Number:
+    """All of the network trained on 10 % of the labels."""
+    settings = dataclasses.replace(how, fast=False, log=say)
+    config = dataclasses.replace(FINETUNE[row.recipe, f"{LABELS}%"], epochs=epochs)
+    words = ["finetune", "--labels", f"{LABELS}%", "--recipe", row.recipe, "--epochs", str(epochs)]
+
+    def measured(network: nn.Module, train: ImageSet, val: ImageSet) -> Measurement:
+        chosen = labelled(train, LABELS, settings.seed)
+        found = finetune_on_share(network, train, val, LABELS, *chosen, config, settings)
+        return found.with_parameters(recipe=row.recipe, split="seed")
+
+    return _Number(f"finetune_{LABELS}", row.data, words, measured)
 
 
 def _record(folder: Path, metric: str, found: Measurement, data: str, words: list[str]) -> None:

@@ -89,8 +89,11 @@ def _cell(group: list[Row], metric: str) -> str:
     if not found:
         return ""
     values, data = [measured.value for measured in found if measured], found[0].data
+    epochs = found[0].parameters.get("epochs")
+    passes = f" in {epochs} epochs" if epochs else ""
     spread = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{mean(values):.2f}{spread}" + ("" if data == group[0].data.name else f" on {data}")
+    where = "" if data == group[0].data.name else f" on {data}"
+    return f"{mean(values):.2f}{spread}{where}{passes}"
 
 
 def _markdown(lines: list[tuple]) -> str:

@@ -55,7 +55,7 @@ class Check:
         settings = Pretrain(
             self.data, self.out, size | how, self.method, recipe=self.recipe, view=self.view
         )
-        config, views = settings.of_trainer(), ()
+        config, views = settings.trainer_settings(), ()
         if self.out or self.view or self.method != Check.method:
             from ..report.contact_sheet import views_of  # torch and timm take seconds to import
 

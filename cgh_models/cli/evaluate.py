@@ -255,10 +255,12 @@ class Finetune:
         source = "file" if file and Path(file).exists() else "seed"
         if not file and percent < 100:
             file = f"labels_{percent}_seed{seed}_{train.digest[:8]}.txt"
-        chosen = labelled(train, percent, seed, file)
-        counts = f"{len(chosen[0])} of {len(train)} training images, {len(train.classes)} classes"
+        indices, names_sha256 = labelled(train, percent, seed, file)
+        counts = f"{len(indices)} of {len(train)} training images, {len(train.classes)} classes"
         say(f"{counts}, drawn by the {source}")
         settings = self.measurement.settings()
-        found = finetune_on_share(model, train, val, percent, chosen, config, settings)
+        found = finetune_on_share(
+            model, train, val, percent, indices, names_sha256, config, settings
+        )
         found = found.with_parameters(recipe=self.recipe, split=source)
         self.measurement.report(f"finetune_{percent}", found, train, val=found.n)

@@ -67,11 +67,11 @@ class Pretrain:
         if self.method not in METHODS:
             given = f"--method {self.method}: there is no such method"
             raise InputError(f"{given}; the methods are {', '.join(METHODS)}")
-        train = self.of_trainer()
+        train = self.trainer_settings()
         return train, method_config(METHODS[self.method], self.recipe, train, self.set)
 
-    def of_trainer(self) -> TrainConfig:
-        """Settings of the trainer; the method's name is not looked at."""
+    def trainer_settings(self) -> TrainConfig:
+        """Settings of the trainer; whether there is such a method is not looked at."""
         recipe = train_config(self.recipe, self.method, self.train.get("optimizer", ""))
         count = self.train.get("in_chans", 3)
         if type(count) is int and count != 3 and 1 <= count <= MOST_CHANNELS:

@@ -4,7 +4,7 @@
 (`path_list`), `archives`, `parquet`, `hf_datasets` or `python_images`, here or in the `file_cache`;
 `reading` makes pixels of a file, RGB by `decode`, other channels by `bands`; `draws` decides what
 is random, `views` makes one view, `batched_views` those of a batch; `loader` and `eval_loader` give
-batches. What only looks at images imports neither torch nor timm, which take seconds.
+batches. An index of files and what decodes them import neither torch nor timm, which take seconds.
 """
 
 from ..public_names import public_names

@@ -105,10 +105,11 @@ def _index(
             skipped[kind] += 1
         else:
             members.append(member)
-    # The order of classes is that of timm's reader, from the names alone.
-    from timm.utils.misc import natural_key  # imported late: timm takes seconds
+    classes = sorted({member.label for member in members})
+    if len(classes) > 1:  # their order is that of timm's reader, from the names alone
+        from timm.utils.misc import natural_key  # imported late: timm takes seconds
 
-    classes = sorted(sorted({member.label for member in members}), key=natural_key)
+        classes.sort(key=natural_key)
     numbers = {name: number for number, name in enumerate(classes)}
     labels = [numbers[member.label] for member in members]
     names = [member.name for member in members]

@@ -1,8 +1,7 @@
 """The random numbers of orders and views, and what they decide.
 
 They are a function of (seed, epoch, image index, view) alone, so a view is the same whatever batch,
-worker or resumed run makes it. What makes the views of them: `views`, `batched_views`. Light: no
-torch.
+worker or resumed run makes it; `views` and `batched_views` make it. This module imports no torch.
 """
 
 from dataclasses import dataclass

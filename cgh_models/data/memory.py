@@ -26,7 +26,7 @@ def pixels_in_memory(images: "ImageSet", budget: float) -> "Tensor | list[Tensor
     ``budget`` is in bytes. An image is decoded only if its header says that it fits beside those
     whose headers were read before. Raises InputError for too many bad files.
     """
-    import torch  # imported late: who only looks at images does without
+    import torch  # imported late: an index alone needs none
 
     sample = np.linspace(0, len(images) - 1, min(64, len(images))).astype(int).tolist()
     if np.mean([images.decoded_bytes(index) for index in sample]) * len(images) > budget:

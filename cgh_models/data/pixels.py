@@ -1,4 +1,4 @@
-"""Pixels that fill their type: their mean and deviation, as a picture. Light: no torch."""
+"""Pixels that fill their type: their mean and deviation, and pictures of them, without torch."""
 
 import contextlib
 from typing import Any
@@ -53,7 +53,7 @@ def statistics(mean: np.ndarray, square: np.ndarray) -> tuple[list[float], list[
 
 
 def _unit(pixels: np.ndarray) -> np.ndarray:
-    """float32 in [0, 1], as `pixel_tensors.unit`."""
+    """float32 in [0, 1] of uint8, uint16 or float32, as `pixel_tensors.unit`."""
     full = 1 if pixels.dtype.kind == "f" else np.iinfo(pixels.dtype).max
     return pixels.astype(np.float32) / np.float32(full)
 

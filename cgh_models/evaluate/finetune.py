@@ -72,12 +72,12 @@ def finetune_on_share(
     train: ImageSet,
     val: ImageSet,
     percent: int,
-    chosen: tuple[np.ndarray, str],
+    indices: np.ndarray,
+    names_sha256: str,
     config: FinetuneConfig,
     settings: EvalSettings,
 ) -> Measurement:
-    """`finetune` on so many percent of train/, ``chosen`` as by `splits.labelled`."""
-    indices, names_sha256 = chosen
+    """`finetune` on so many percent of train/, which and their hash as `splits.labelled` says."""
     found = finetune(model, subset(train, indices), val, config, settings)
     found = found.with_parameters(labels=f"{percent}%", names_sha256=names_sha256)
     text = found.protocol.replace("train/", f"{percent}% of train/")

@@ -19,8 +19,8 @@ from ..data.reading import format_of
 from ..data.workers import Batch, Key, Sample, read_batches
 from ..errors import BadImage, printable
 from ..progress import bar
-from .image_facts import row_type
 from .page import library
+from .row_type import row_type
 
 _MIN_SIDE = 256  # large JPEGs are decoded smaller, but not than this
 _BATCH = 64  # images that a process reads before it sends them

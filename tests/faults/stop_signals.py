@@ -1,5 +1,6 @@
 """Signals in every phase of a run: saved within 10 s, exit code 75, and equal bits at its end."""
 
+import math
 import os
 import select
 import signal
@@ -98,7 +99,10 @@ def one_try(
 
 
 def tries(count: int) -> Iterator[tuple[str, Problem]]:
-    """Every signal in every phase, by twelves; again, at later steps, as ``count`` allows."""
+    """Every signal in every phase; again, at later steps, as ``count`` allows.
+
+    The first twelve have each phase twice and each signal three times.
+    """
     for name in SIGNALS:  # a run leaves those ignored that were, as by nohup or a shell's "&"
         signal.signal(getattr(signal, name), signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -109,10 +113,11 @@ def tries(count: int) -> Iterator[tuple[str, Problem]]:
         assert exit_code(command(words(data, whole))) == 0
         assert exit_code(command(streamed(data, from_files, 0))) == 0
         for number in range(count):
-            before, turn = divmod(number, len(PHASES) * len(SIGNALS))
-            at = 1 + before
+            rounds, turn = divmod(number, len(PHASES) * len(SIGNALS))
+            at = 1 + rounds
             phase = PHASES[turn % len(PHASES)]
-            name = SIGNALS[(turn + turn // 12) % len(SIGNALS)]
+            shift = turn // math.lcm(len(PHASES), len(SIGNALS))  # else the same pairs come again
+            name = SIGNALS[(turn + shift) % len(SIGNALS)]
             place = 1 if phase == "start" else 1 + at
             if phase.startswith("wait"):  # 24 images are read before the first step, then 8 a step
                 place = 24 + 8 * at + 3

@@ -100,7 +100,7 @@ from cgh_models.data.image_set import ImageSet
 def image(*_):
     sys.stdout.write("reading\\n")
     sys.stdout.flush()
-    for _ in range(6000):  # a signal just before a system call waits for its end, in any Python
+    for _ in range(6000):  # Python sees a signal just before a system call only when that has ended
         time.sleep(0.1)
 ImageSet.image = image
 sys.argv = ["cgh", *sys.argv[1:]]
