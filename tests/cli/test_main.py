@@ -142,6 +142,26 @@ def test_a_group_of_commands_has_an_overview(words, printed):
     assert code == 0 and all(f" • {name} " in text for name in ("knn", "linear", "finetune"))
 
 
+REPO = Path(__file__).resolve().parents[2]
+# Flags that pages name and other programs have: torchrun, sbatch, srun, and those of `cgh` itself.
+OF_OTHERS = """
+--nproc-per-node --nnodes --max-restarts --shutdown-timeout --rdzv-backend --rdzv-endpoint --rdzv-id
+--nodes --ntasks-per-node --cpus-per-task --gpus-per-node --gpus-per-task --requeue --signal --time
+--quick --print-completion
+"""
+
+
+def test_every_flag_that_a_page_names_is_there(printed):
+    there = set(OF_OTHERS.split())
+    for command in COMMANDS:
+        there |= set(re.findall("--[a-z][a-z-]+", printed(*command.split(), "--help")[1]))
+    pages = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
+    assert len(pages) > 8
+    for page in pages:
+        named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page.read_text("utf-8")))
+        assert named <= there, f"{page.name}: {sorted(named - there)}"
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_its_flags(command, printed):
     code, text, _ = printed(*command.split(), "--help")
