@@ -12,8 +12,9 @@ from cgh_models.backbone import create
 from cgh_models.config import TrainConfig
 from cgh_models.methods import METHODS, build_method, preprocessing
 from cgh_models.train import checkpoint
-from cgh_models.train.health import COMPARED, OF_THE_VIEWS
+from cgh_models.train.health import COMPARED
 from cgh_models.train.loop import pretrain
+from cgh_models.train.verdict import OF_THE_VIEWS
 
 SMALL = {"projection_width": 8, "hidden_width": 16, "queue_length": 40, "predictor_width": 16}
 # Of the tests in gpu/; cpu tries there what makes sense without CUDA.

@@ -17,8 +17,8 @@ from ..data.image_set import ImageSet
 from ..data.loader import exact_views, normalized, order
 from ..evaluate.collapse import feature_std
 from ..view_recipes import Recipe
+from .verdict import VIEWS
 
-IMAGES = 128
 _FEWEST = 16
 _MOST_BYTES = 2**26  # of the views that are kept
 _EPOCH = 2**31  # whose views no run trains on
@@ -27,16 +27,14 @@ _QUEUE_ROWS = 2048
 _NEAREST = 10  # neighbours in the queue that the contexts of CGH may agree on
 _FLAT = 0.01  # standard deviation of pixels in [0, 1] below which an image is of one colour
 
-# What the first measurement alone has, and what is compared with the one before: of a resumed run
-# both are other than without the stop.
-OF_THE_VIEWS = ("view_mean", "view_std", "view_difference", "flat_images")
+# What is compared with the measurement before: of a resumed run it is other than without the stop.
 COMPARED = ("moved", "teacher_moved", "queue_moved")
 
 Values = dict[str, float]
 
 
 class Health:
-    """Measures a method on two views each of at most IMAGES images, the same ones every time."""
+    """Measures a method on two views each of at most VIEWS images, the same ones every time."""
 
     def __init__(
         self,
@@ -75,7 +73,7 @@ class Health:
         if self.config.in_chans != 3:
             of_image *= 4  # float32
         fits = _MOST_BYTES // (2 * of_image)
-        chosen = order(0, 0, len(self.images))[: min(IMAGES, max(_FEWEST, fits))]
+        chosen = order(0, 0, len(self.images))[: min(VIEWS, max(_FEWEST, fits))]
         return exact_views(self.images, self.recipe[:2], self.config, _EPOCH, chosen)
 
     def _of_views(self) -> Values:

@@ -20,13 +20,12 @@ from ..one_process import ALONE, OneProcess
 from ..view_recipes import Recipe
 from .health import Health, dead_channels
 from .signals import StopSignals
-from .verdict import ADVICE
+from .verdict import ADVICE, QUERIES
 
 Item = TypeVar("Item")
 
 # Images of a measurement, few enough that it takes seconds.
 MEMORY = 10_000
-QUERIES = 2_000
 SPREAD = 2_000
 
 

@@ -18,7 +18,7 @@ ADVICE = "start anew with a lower --base-lr, or with --precision float32"
 ALARMS = ("collapsed", "collapsing", "diverging", "not learning")
 FEW_IN_BATCH = 16
 QUERIES = 2_000  # images whose kNN is measured, at most: what chance can change
-VIEWS = 128  # images whose views are matched
+VIEWS = 128  # images whose views are matched, at most
 _SPREADS = {
     "feature_std": "all images have nearly one embedding",
     "teacher_std": "the teacher projects all images to nearly one point",
@@ -37,7 +37,8 @@ NORMAL = {
     "view_std": (0.2, 5.0),
     "flat_images": (0.0, 0.2),
 }
-_VIEWS = {"view_difference", "view_std", "view_mean", "flat_images"}
+# What the first measurement alone has.
+OF_THE_VIEWS = {"view_difference", "view_std", "view_mean", "flat_images"}
 _STILL = 1e-5  # of the norm of the weights, over the root of the steps: as good as nothing
 _WILD = 1.6e-3  # of it a step; more is too much where images are drawn together by it
 _NOTHING = 1e-3  # a spread that is none, whatever it was at the start
@@ -129,7 +130,7 @@ def swapped_temperatures(settings: dict[str, Any]) -> str:
 
 def _of_views(rows: list[Row], _run: dict[str, Any]) -> Verdict | None:
     """Of what the networks see, which is measured once."""
-    row = next((row for row in rows if row.keys() >= _VIEWS), None)
+    row = next((row for row in rows if row.keys() >= OF_THE_VIEWS), None)
     if row is None:
         return None
     if not _is_normal(row, "view_difference"):

@@ -17,7 +17,8 @@ from cgh_models.cli import main as cli
 from cgh_models.hub import registry  # noqa: F401 - the same
 from cgh_models.tensors import read_tensors
 from cgh_models.train import checkpoint, loop  # noqa: F401
-from cgh_models.train.health import COMPARED, OF_THE_VIEWS
+from cgh_models.train.health import COMPARED
+from cgh_models.train.verdict import OF_THE_VIEWS
 
 assert torch._dynamo  # else each child imports it, for its optimizer
 CLOCK = ("images_per_second", "waiting", "resumed", *OF_THE_VIEWS, *COMPARED)

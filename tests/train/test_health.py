@@ -11,9 +11,10 @@ from small_runs import QUICK, build
 from cgh_models.data.image_set import load
 from cgh_models.evaluate.collapse import feature_std
 from cgh_models.methods import METHODS
-from cgh_models.train.health import OF_THE_VIEWS, Health, dead_channels, uniformity
+from cgh_models.train.health import Health, dead_channels, uniformity
 from cgh_models.train.optim import create_optimizer
 from cgh_models.train.step import train_step
+from cgh_models.train.verdict import OF_THE_VIEWS
 from cgh_models.view_recipes import RECIPES
 
 CPU = torch.device("cpu")
@@ -70,7 +71,7 @@ def test_what_is_measured_of_each_method(images, name):
     health = health_of(method, images)
     first = health(method)
     again = health(method)
-    assert first.keys() - again.keys() == set(OF_THE_VIEWS)
+    assert first.keys() - again.keys() == OF_THE_VIEWS
     moved = {"moved"} | ({"teacher_moved"} if hasattr(method, "teacher") else set())
     moved |= {"queue_moved"} if hasattr(method, "queue") else set()
     assert again.keys() - first.keys() == moved and all(again[key] == 0 for key in moved)
