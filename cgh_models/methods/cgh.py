@@ -86,7 +86,8 @@ class CGH(nn.Module):
     class Config:
         """Defaults: the one ImageNet config that the authors released.
 
-        Differs from the authors' code: the global temperatures are fields, not fixed in the loss.
+        Differs from the authors' code: the global temperatures are fields, not fixed in the loss;
+        batch norms see the whole batch, not eight parts of it.
         """
 
         projection_width: int = 512  # output of both projectors

@@ -60,7 +60,7 @@ class _Relations:
 
     ``queries`` (N + M N, P) are the teacher's rows, then the student's, over their temperatures;
     ``sums`` (N + M N, 1) of their weights for all keys; ``mixtures`` (N + M N, P) of
-    weight * (key - reference).
+    weight * (key - reference), by the weights that `mix` is given.
     """
 
     def __init__(
@@ -156,9 +156,11 @@ def crossed_relation_losses(
         memory = differences[: len(keys1)]
         first.mix(torch.cat([weights2[:n], weights1[n:]]), keys1, memory)
         second.mix(torch.cat([weights1[:n], weights2[n:]]), keys2, memory)
-    target1 = first.mixtures[:n] / second.sums[:n]
-    target2 = second.mixtures[:n] / first.sums[:n]
-    return first.cross_entropy(target1), second.cross_entropy(target2)
+    # The teacher's rows of `mixtures` hold this queue's keys by the other teacher's weights, so it
+    # is the other's sums that they are divided by.
+    target_of_first = first.mixtures[:n] / second.sums[:n]
+    target_of_second = second.mixtures[:n] / first.sums[:n]
+    return first.cross_entropy(target_of_first), second.cross_entropy(target_of_second)
 
 
 def info_nce(student: Tensor, positive: Tensor, queue: Tensor, temperature: float) -> Tensor:
