@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import benchmark
 
 REPO = Path(__file__).resolve().parents[1]
 SCRIPTS = re.search(r"^SCRIPTS = (.*)$", (REPO / "Makefile").read_text(), re.M)[1].split()
@@ -22,6 +23,12 @@ def test_make_bench_runs_every_benchmark_and_the_readme_describes_each():
     assert set(SCRIPTS) == measure - {"side_by_side"}
     described = re.findall(r"^## (\w+)\.py", (REPO / "benchmarks" / "README.md").read_text(), re.M)
     assert described == SCRIPTS
+
+
+def test_the_page_of_flags_has_a_row_for_each_way_that_is_measured():
+    page = (REPO / "docs" / "performance.md").read_text("utf-8")
+    table = page.split("<!-- flags -->\n")[1].split("\n<!-- /flags -->")[0].splitlines()
+    assert [row.split(" | ")[0].strip("| ") for row in table[2:]] == [*benchmark("flags").WAYS]
 
 
 @pytest.mark.slow

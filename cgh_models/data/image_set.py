@@ -121,7 +121,7 @@ class ImageSet:
         if self.archive:
             return self.archive.changed(index)
         with contextlib.suppress(OSError):
-            changed = os.stat(self.path(index)).st_mtime_ns
+            changed = os.stat(os.path.join(self.root, self.names[index])).st_mtime_ns
             return changed if abs(changed) < 2**63 else 0
         return 0
 

@@ -73,7 +73,7 @@ def _key(images: ImageSet, index: int, content: str) -> bytes:
     stamp = content
     with contextlib.suppress(OSError):
         if not images.archive:
-            stamp = str(os.stat(images.path(index)).st_size)
+            stamp = str(os.path.getsize(os.path.join(images.root, images.names[index])))
     text = f"{images.names[index]}\t{stamp}\t{images.changed(index)}"
     return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).digest()
 
