@@ -14,6 +14,12 @@ FAULTS += launched_runs
 faults:
 	python -W ignore tests/faults/run.py $(FAULTS)
 
+# On a machine with a CUDA device, in some minutes; with two of them also what two processes compute.
+.PHONY: test-gpu
+test-gpu:
+	python -m pytest -q tests/gpu
+	python benchmarks/bench_gpu.py
+
 # A release from this checkout: checks, wheel, weights to the Hub, their pins; RELEASING.md has the steps.
 # make release ORG=name, and CHECKS=quick for those of some minutes instead of .ci/run
 CHECKS = all

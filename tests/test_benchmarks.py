@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import benchmark
+from conftest import benchmark, python
 
 REPO = Path(__file__).resolve().parents[1]
 SCRIPTS = re.search(r"^SCRIPTS = (.*)$", (REPO / "Makefile").read_text(), re.M)[1].split()
@@ -29,6 +29,16 @@ def test_the_page_of_flags_has_a_row_for_each_way_that_is_measured():
     page = (REPO / "docs" / "performance.md").read_text("utf-8")
     table = page.split("<!-- flags -->\n")[1].split("\n<!-- /flags -->")[0].splitlines()
     assert [row.split(" | ")[0].strip("| ") for row in table[2:]] == [*benchmark("flags").WAYS]
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_a_gpu_prints_a_row_on_a_processor_too(tmp_path):
+    script = REPO / "benchmarks" / "bench_gpu.py"
+    code = f"import runpy; runpy.run_path({str(script)!r}, run_name='__main__')"
+    done = python(code, "cpu", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-500:]
+    cells = done.stdout.splitlines()[-1].strip("| ").split(" | ")
+    assert len(cells) == 6 and all(float(cell.replace(",", "")) > 0 for cell in cells[1:5])
 
 
 @pytest.mark.slow

@@ -1,0 +1,130 @@
+"""What a GPU does in a step with its views: images/s, kernels, how long it works, host syncs.
+
+    python benchmarks/bench_gpu.py        # `make test-gpu` runs it after the tests
+    python benchmarks/bench_gpu.py cpu    # a small step, to see that the script works
+
+Images are noise that lies on the device as pixels, as small images of a run do.
+"""
+
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+from cgh_models.backbone import create
+from cgh_models.config import TrainConfig
+from cgh_models.data.batched_views import Asked, fast_views
+from cgh_models.data.draws import COLUMNS, boxes, uniform
+from cgh_models.evaluate import pick_precision
+from cgh_models.methods import CGH
+from cgh_models.train.optim import create_optimizer
+from cgh_models.train.step import prepare, train_step
+from cgh_models.view_recipes import RECIPES
+
+WARM, STEPS, PROFILED = 5, 30, 3
+
+
+class Way(NamedTuple):
+    """A network, its images, and CGH's sizes."""
+
+    arch: str
+    side: int
+    batch: int
+    queue: int
+    width: int
+
+
+ON_GPU = (
+    Way("resnet18_cifar", 32, 256, 4096, 128),
+    Way("resnet18", 64, 128, 16384, 128),
+    Way("resnet50", 224, 256, 131072, 512),
+)
+ON_CPU = (Way("resnet18_cifar_w16", 32, 16, 64, 16),)
+
+
+def stepper(way: Way, device: torch.device) -> Callable[[int], object]:
+    """Takes the step of that number: views of pixels on the device, then a training step."""
+    config = TrainConfig(image_size=way.side, batch_size=way.batch)
+    method = CGH(create(way.arch), CGH.Config(queue_length=way.queue, projection_width=way.width))
+    method.to(device, memory_format=torch.channels_last).train()
+    prepare(method, config, device)
+    optimizer = create_optimizer(method, config)
+    shape = (way.batch, way.side, way.side, 3)
+    pixels = torch.randint(256, shape, dtype=torch.uint8, device=device)
+    mean, std = torch.full((2, 3), 0.5, device=device)
+    last = (device.type, pick_precision("auto", device))
+
+    def step(number: int) -> object:
+        asked = []
+        for stream, view in enumerate(RECIPES[method.view_recipe]):
+            u = uniform(0, number, np.arange(way.batch), COLUMNS, stream)
+            box = boxes(view, u, way.side, way.side)
+            asked.append(Asked(view, pixels, u, view.side(way.side), box))
+        return train_step(method, optimizer, fast_views(asked, mean, std), 0.5, 0.01, *last)
+
+    return step
+
+
+def wait(device: torch.device) -> None:
+    """Until the device has done what it was asked for."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def host_syncs(step: Callable[[int], object]) -> int:
+    """How often the processor waits for a GPU in a step."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            step(WARM)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return sum("synchroniz" in str(warning.message) for warning in said)
+
+
+def main() -> None:
+    """Prints a row for each way."""
+    on_cpu = sys.argv[1:] == ["cpu"]
+    if not on_cpu and not torch.cuda.is_available():
+        raise SystemExit("bench_gpu.py: needs a CUDA device; `bench_gpu.py cpu` tries the script")
+    device = torch.device("cpu" if on_cpu else "cuda")
+    print(f"{torch.__version__}, {'cpu' if on_cpu else torch.cuda.get_device_name()}\n")
+    print("| a step of CGH with its views | images/s | ms | kernels | busy ms | host syncs |")
+    print("|---|---|---|---|---|---|")
+    activity = ProfilerActivity.CPU if on_cpu else ProfilerActivity.CUDA
+    of_device = DeviceType.CPU if on_cpu else DeviceType.CUDA
+    for way in ON_CPU if on_cpu else ON_GPU:
+        step = stepper(way, device)
+        for number in range(WARM):
+            step(number)
+        wait(device)
+        start = time.perf_counter()
+        for number in range(STEPS):
+            step(number)
+        wait(device)
+        seconds = (time.perf_counter() - start) / STEPS
+        with profile(activities=[activity]) as taken:
+            for number in range(PROFILED):
+                step(number)
+            wait(device)
+        events = [event for event in taken.events() or [] if event.device_type == of_device]
+        kernels = len(events) / PROFILED
+        microseconds = sum(
+            event.self_cpu_time_total if on_cpu else event.self_device_time_total
+            for event in events
+        )
+        syncs = "-" if on_cpu else host_syncs(step)
+        name = f"{way.arch}, {way.side} pixels, batch {way.batch}"
+        numbers = f"{way.batch / seconds:,.0f} | {1000 * seconds:.4g} | {kernels:,.0f}"
+        print(f"| {name} | {numbers} | {microseconds / PROFILED / 1000:.4g} | {syncs} |")
+
+
+if __name__ == "__main__":
+    main()
