@@ -1,6 +1,5 @@
 """Image sets: the frozen index of a folder, list or archive, with pixels in memory or on disk."""
 
-import contextlib
 import functools
 import os
 from array import array
@@ -24,7 +23,7 @@ from .draws import uniform
 from .file_cache import cache_of
 from .file_names import HIDDEN
 from .kept_index import walk_or_kept
-from .listing import counted, digest_of, find_split, refuse_splits, size_of
+from .listing import counted, digest_of, find_split, refuse_splits, size_and_change, size_of
 from .memory import pixels_in_memory
 from .names import Names
 from .path_list import pick_split
@@ -120,10 +119,7 @@ class ImageSet:
         """Its time of change in nanoseconds; 0 where that is not known, or the file is gone."""
         if self.archive:
             return self.archive.changed(index)
-        with contextlib.suppress(OSError):
-            changed = os.stat(os.path.join(self.root, self.names[index])).st_mtime_ns
-            return changed if abs(changed) < 2**63 else 0
-        return 0
+        return size_and_change(self.path(index))[1]
 
     def load_or_substitute(self, index: int, min_side: float = 0) -> tuple[Any, list[BadFile]]:
         """The image, or for a bad one another that depends on the index alone; and bad files."""

@@ -203,7 +203,13 @@ def _may_hold(entry: Path) -> bool:
 
 def size_of(path: Path) -> int:
     """Bytes of a file; -1 if there is none."""
+    return size_and_change(path)[0]
+
+
+def size_and_change(path: Path) -> tuple[int, int]:
+    """Bytes of a file, -1 if there is none; its time of change in nanoseconds, 0 if not known."""
     try:
-        return os.stat(path).st_size
+        found = os.stat(path)
     except OSError:  # a link to nothing: it is found bad when it is read
-        return -1
+        return -1, 0
+    return found.st_size, found.st_mtime_ns if abs(found.st_mtime_ns) < 2**63 else 0

@@ -10,6 +10,7 @@ import PIL
 
 from ..data.file_cache import user_cache
 from ..data.image_set import ImageSet
+from ..data.listing import size_and_change
 from ..errors import DiskError, printable, say
 from ..files import atomic
 from .page import library
@@ -70,11 +71,12 @@ def _source_key(images: ImageSet, versions: str) -> str:
 
 
 def _key(images: ImageSet, index: int, content: str) -> bytes:
-    stamp = content
-    with contextlib.suppress(OSError):
-        if not images.archive:
-            stamp = str(os.path.getsize(os.path.join(images.root, images.names[index])))
-    text = f"{images.names[index]}\t{stamp}\t{images.changed(index)}"
+    if images.archive:
+        stamp, changed = content, images.changed(index)
+    else:
+        size, changed = size_and_change(images.path(index))
+        stamp = str(size) if size >= 0 else ""
+    text = f"{images.names[index]}\t{stamp}\t{changed}"
     return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).digest()
 
 
