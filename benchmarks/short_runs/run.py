@@ -1,0 +1,115 @@
+"""Short runs from nothing, each measured once by kNN on images that it was not trained on.
+
+    python benchmarks/short_runs/run.py FOLDER_OF/cifar10 cgh --epochs 12 --base-lr 0.12 --seeds 0 1 2
+
+Settings are chosen on 5,000 held-out training images; `--on test` trains on all of them and reads the
+test images. A line of JSON a run is printed and appended to --out.
+"""
+
+import argparse
+import json
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cgh_models.cli.pretrain import Pretrain
+from cgh_models.config import to_dict
+from cgh_models.data.image_set import ImageSet, load_splits
+from cgh_models.evaluate import knn_accuracy
+from cgh_models.evaluate.splits import draw, held_out, subset
+from cgh_models.methods import build_method, preprocessing
+from cgh_models.train.loop import pretrain
+
+HERE = Path(__file__).parent
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", type=Path, help="folder with train/ and val/")
+    parser.add_argument("method")
+    parser.add_argument("--recipe", default="cifar")
+    parser.add_argument("--arch", default="resnet18_cifar_w16")
+    parser.add_argument("--epochs", type=int, required=True)
+    parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--base-lr", type=float)
+    parser.add_argument("--image-size", type=int)
+    parser.add_argument("--paper-faithful", action="store_true", default=None)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--percent", type=int, default=100, help="of the training images, by class")
+    parser.add_argument("--on", choices=["held-out", "test"], default="held-out")
+    parser.add_argument("--out", type=Path, default=HERE / "results.jsonl")
+    return parser.parse_args()
+
+
+def images_of(given: argparse.Namespace) -> tuple[ImageSet, ImageSet]:
+    """The images to train on, and those to measure on."""
+    train, val = load_splits(given.data)
+    assert train.labels is not None
+    if given.on == "held-out":
+        kept, apart = held_out(train.labels, seed=0)
+        train, val = subset(train, kept), subset(train, apart)
+    if given.percent < 100:
+        train = subset(train, draw(train.labels, given.percent, seed=0))
+    return train, val
+
+
+def run(given: argparse.Namespace, seed: int, train: ImageSet, val: ImageSet) -> dict[str, Any]:
+    """Trains and measures; what the line of the results holds."""
+    names = ("epochs", "batch_size", "base_lr", "image_size", "paper_faithful")
+    flags = {name: getattr(given, name) for name in names if getattr(given, name) is not None}
+    flags |= {"seed": seed, "eval_every": -1.0, "checkpoint_every": 10**6, "quiet": True}
+    command = Pretrain(
+        data="", out="", train=flags, method=given.method, recipe=given.recipe, set=tuple(given.set)
+    )
+    config, method_config = command.configs()
+    torch.manual_seed(seed)
+    method = build_method(given.method, given.arch, preprocessing(config), method_config)
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        pretrain(method, train, config, folder)
+    seconds = time.perf_counter() - start
+    knn = knn_accuracy(method.student.backbone.eval(), train, val)
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=HERE
+    )
+    return {
+        "data": given.data.name,
+        "on": given.on,
+        "method": given.method,
+        "arch": given.arch,
+        "recipe": given.recipe,
+        "images": len(train),
+        "epochs": config.epochs,
+        "batch_size": config.batch_size,
+        "base_lr": config.base_lr,
+        "paper_faithful": config.paper_faithful,
+        "set": given.set,
+        "method_config": to_dict(method_config),
+        "seed": seed,
+        "knn": round(knn, 2),
+        "n": len(val),
+        "seconds": round(seconds),
+        "threads": torch.get_num_threads(),
+        "commit": commit.stdout.strip(),
+    }
+
+
+def main() -> None:
+    given = arguments()
+    train, val = images_of(given)
+    for seed in given.seeds:
+        line = json.dumps(run(given, seed, train, val))
+        print(line, flush=True)
+        with given.out.open("a") as file:
+            file.write(line + "\n")
+
+
+if __name__ == "__main__":
+    main()
