@@ -86,7 +86,8 @@ class TrainConfig:
     decay_norms: bool = setting(False, "the schedule")
     """Also decay norms and biases; the papers do so on small images only."""
     paper_faithful: bool = setting(False, "the schedule")
-    """Choose what is not decayed by name, as the method's authors do (always for BYOL, NNCLR)."""
+    """As the method's authors: what is not decayed is chosen by name (always for BYOL, NNCLR), and
+    runs of fewer than 200 epochs have no values of their own."""
     norm_sync: Literal["auto", "none", "shuffle", "sync"] = setting("auto", "the batch norms")
     """Of several processes, whose images a batch norm's statistics are of. none: each its own;
     shuffle: teachers' of shuffled rows; sync: all; auto: as the method's authors did."""

@@ -1,5 +1,6 @@
 """The named recipes: settings by kind of images and by method. Light: no torch, no timm."""
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, get_type_hints
 
@@ -76,6 +77,12 @@ _CIFAR = Recipe(
 )
 RECIPES = {"imagenet": _IMAGENET, "cifar": _CIFAR, "tiny": _TINY}
 
+# What the papers chose for 200 epochs teaches little in a few: there CGH's relations need longer
+# before its teacher is worth copying (ours, benchmarks/short_runs/NOTES.md). In full up to 100
+# epochs, less and less up to 200, where the papers' values are all.
+_SHORT_RUN: dict[str, dict[str, float]] = {"cgh": {"warmup": 1.0, "warmup_temperature": 0.1}}
+_SHORT, _LONG = 100, 200  # epochs
+
 # The rate and decay of AdamW have nothing to do with those of SGD or LARS: ours, for any method,
 # recipe and batch size.
 _ADAMW = {"optimizer": "adamw", "base_lr": 5e-4, "weight_decay": 0.05, "decay_norms": False}
@@ -95,12 +102,16 @@ def method_config(
 ) -> Any:
     """The Config of a method's class: the recipe's, the run's warm-up, and ``KEY=VALUE`` settings.
 
+    Runs of fewer than 200 epochs have values of their own, unless ``train.paper_faithful``.
+
     Raises InputError for an unknown key, or a value that is not of the field's type.
     """
     chosen = RECIPES[recipe]
     kinds = get_type_hints(method.Config)
     values = {"warmup": train.warmup} | chosen.method | chosen.method_of.get(method.name, {})
     values = {key: value for key, value in values.items() if key in kinds}
+    if not train.paper_faithful:
+        values |= _of_short_run(method, values, train.epochs)
     for setting in settings:
         key, equals, text = setting.partition("=")
         if key in kinds and not equals:
@@ -115,6 +126,30 @@ def method_config(
         needed = f"needs --batch-size {2 * splits} or more, 2 images a part"
         raise InputError(f"batch_norm_splits={splits}: {needed}")
     return config
+
+
+def short_run(method: Any, recipe: str, train: TrainConfig, settings: tuple[str, ...] = ()) -> str:
+    """A sentence: which settings are of a short run, and what keeps the paper's; "" for none."""
+    faithful = dataclasses.replace(train, paper_faithful=True)
+    ours = vars(method_config(method, recipe, train, settings))
+    papers = vars(method_config(method, recipe, faithful, settings))
+    changed = [key for key, value in ours.items() if value != papers[key]]
+    if not changed:
+        return ""
+    values = ", ".join(f"{key}={ours[key]:g}" for key in changed)
+    kept = ", ".join(f"{papers[key]:g}" for key in changed)
+    what = f"short run: {values} for {train.epochs} epochs"
+    return f"{what}; --paper-faithful keeps the values of {_LONG}, {kept}"
+
+
+def _of_short_run(method: Any, values: Values, epochs: int) -> dict[str, float]:
+    """The method's values for so many epochs, where they are not those of its paper."""
+    share = min(1.0, max(0.0, (_LONG - epochs) / (_LONG - _SHORT)))
+    found = {}
+    for key, short in _SHORT_RUN.get(method.name, {}).items():
+        papers = values.get(key, getattr(method.Config, key))
+        found[key] = papers + share * (short - papers)
+    return found
 
 
 def _parse(text: str, kind: type | None) -> object:

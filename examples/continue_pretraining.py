@@ -22,7 +22,7 @@ from cgh_models.methods import METHODS, build_method, preprocessing
 from cgh_models.recipes import method_config, train_config
 
 WEIGHTS = "resnet18.cgh"
-SETTINGS = ("warmup=1.0", "warmup_temperature=0.1", "queue_length=1024")
+SETTINGS = ("queue_length=1024",)
 
 
 def accuracies(root: Path, weights: str, run: Path) -> tuple[float, float]:

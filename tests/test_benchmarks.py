@@ -31,6 +31,14 @@ def test_the_page_of_flags_has_a_row_for_each_way_that_is_measured():
     assert [row.split(" | ")[0].strip("| ") for row in table[2:]] == [*benchmark("flags").WAYS]
 
 
+def test_the_tables_of_short_runs_are_those_of_their_results():
+    folder = REPO / "benchmarks" / "short_runs"
+    table = benchmark("short_runs.table")
+    written = (folder / "NOTES.md").read_text("utf-8")
+    kept = written.split("<!-- results -->\n")[1].split("\n<!-- /results -->")[0]
+    assert kept == table.tables(table.read(folder / "results.jsonl"))
+
+
 @pytest.mark.slow
 def test_the_benchmark_of_a_gpu_prints_a_row_on_a_processor_too(tmp_path):
     script = REPO / "benchmarks" / "bench_gpu.py"

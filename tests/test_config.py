@@ -96,8 +96,26 @@ def test_warmups_are_a_tenth_of_a_short_run_at_most():
     assert TrainConfig(epochs=200).warmup == 5 / 200
     assert TrainConfig(epochs=50).warmup == 5 / 50
     assert TrainConfig(epochs=12).warmup == 0.1
-    assert method_config(CGH, "cifar", TrainConfig(epochs=12)).warmup == 0.1
-    assert method_config(CGH, "cifar", TrainConfig(epochs=12), ("warmup=0.5",)).warmup == 0.5
+    assert method_config(CGH, "cifar", TrainConfig(epochs=12, paper_faithful=True)).warmup == 0.1
+
+
+@pytest.mark.parametrize(
+    "epochs, warmup, temperature",
+    [(1, 1.0, 0.1), (100, 1.0, 0.1), (150, 0.5 + 0.5 * 5 / 150, 0.15), (200, 5 / 200, 0.2)],
+)
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_the_infonce_of_cgh_lasts_longer_in_a_short_run(recipe, epochs, warmup, temperature):
+    config = method_config(CGH, recipe, TrainConfig(epochs=epochs))
+    found = (config.warmup, config.warmup_temperature)
+    assert found == pytest.approx((warmup, temperature))
+    papers = method_config(CGH, recipe, TrainConfig(epochs=epochs, paper_faithful=True))
+    expected = (TrainConfig(epochs=epochs).warmup, CGH.Config.warmup_temperature)
+    assert (papers.warmup, papers.warmup_temperature) == expected
+
+
+def test_a_setting_that_is_given_stays_in_a_short_run():
+    config = method_config(CGH, "cifar", TrainConfig(epochs=12), ("warmup=0.5",))
+    assert (config.warmup, config.warmup_temperature) == (0.5, 0.1)
 
 
 def test_the_learning_rate_starts_at_zero_peaks_after_the_warmup_and_ends_at_zero():

@@ -68,6 +68,7 @@ def build(name: str, train, *settings: str):
 
 def config_of(name: str, seed: int = 0, **changes):
     base = {"batch_size": 32, "epochs": EPOCHS, "seed": seed, "device": "cpu", "workers": 0}
+    base["paper_faithful"] = True  # the papers' warm-ups, which are harder on a short run
     return dataclasses.replace(train_config("cifar", name), **(base | changes))
 
 

@@ -1,9 +1,10 @@
 """Short runs from nothing, each measured once by kNN on images that it was not trained on.
 
-    python benchmarks/short_runs/run.py FOLDER_OF/cifar10 cgh --epochs 12 --base-lr 0.12 --seeds 0 1 2
+    python benchmarks/short_runs/run.py FOLDER/cifar10 cgh --epochs 12 --base-lr 0.12 --seeds 0 1 2
 
-Settings are chosen on 5,000 held-out training images; `--on test` trains on all of them and reads the
-test images. A line of JSON a run is printed and appended to --out.
+Settings are chosen on 5,000 held-out training images; `--on test` trains on all training images
+and reads the test images. A line of JSON a run is printed and appended to --out, of which
+`table.py` makes tables.
 """
 
 import argparse
@@ -38,6 +39,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, required=True)
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--base-lr", type=float)
+    parser.add_argument("--warmup-epochs", type=float)
     parser.add_argument("--image-size", type=int)
     parser.add_argument("--paper-faithful", action="store_true", default=None)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
@@ -62,7 +64,7 @@ def images_of(given: argparse.Namespace) -> tuple[ImageSet, ImageSet]:
 
 def run(given: argparse.Namespace, seed: int, train: ImageSet, val: ImageSet) -> dict[str, Any]:
     """Trains and measures; what the line of the results holds."""
-    names = ("epochs", "batch_size", "base_lr", "image_size", "paper_faithful")
+    names = ["epochs", "batch_size", "base_lr", "warmup_epochs", "image_size", "paper_faithful"]
     flags = {name: getattr(given, name) for name in names if getattr(given, name) is not None}
     flags |= {"seed": seed, "eval_every": -1.0, "checkpoint_every": 10**6, "quiet": True}
     command = Pretrain(
@@ -89,6 +91,7 @@ def run(given: argparse.Namespace, seed: int, train: ImageSet, val: ImageSet) ->
         "epochs": config.epochs,
         "batch_size": config.batch_size,
         "base_lr": config.base_lr,
+        "warmup_epochs": config.warmup_epochs,
         "paper_faithful": config.paper_faithful,
         "set": given.set,
         "method_config": to_dict(method_config),

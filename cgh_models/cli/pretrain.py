@@ -9,7 +9,7 @@ from tyro.conf import FlagCreatePairsOff, UseAppendAction, arg
 
 from ..config import CHANGES, MOST_CHANNELS, TrainConfig, from_dict, to_dict
 from ..errors import InputError, printable, say
-from ..recipes import RECIPES, method_config, train_config
+from ..recipes import RECIPES, method_config, short_run, train_config
 from ..view_recipes import recipe_of
 from .flags import Folder, Name, Pattern, Recipe, RunFolder, Text, flags_of
 
@@ -127,7 +127,7 @@ class Pretrain:
         import torch
 
         from ..hub.registry import start_from
-        from ..methods import build_method, preprocessing
+        from ..methods import METHODS, build_method, preprocessing
         from ..train.loop import open_images
 
         train, config = self.configs()
@@ -137,6 +137,8 @@ class Pretrain:
             self.train["batch_size"] = _most_in_batch(len(images), train.accumulate * processes)
             train, config = self.configs()
             say(f"batch: {train.batch_size}, as there are {len(images)} images")
+        if changed := short_run(METHODS[self.method], self.recipe, train, self.set):
+            say(changed)
         if not any(change.startswith("queue_length=") for change in self.set):
             config = _with_fitting_queue(config, len(images), train.batch_size)
         epochs = train.warmup * train.epochs
