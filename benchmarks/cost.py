@@ -125,6 +125,7 @@ VECTORS = {
     "moco_v2": (1, 0, 1),
     "byol": (0, 0, 0),
     "nnclr": (0, 4, 1),
+    "sce": (1, 0, 1),
 }
 FLOAT = 4  # bytes
 # What is counted: 2 images of 32 pixels for each of two processes.

@@ -31,12 +31,14 @@ _NARROW_HEADS = {"projection_width": 256, "hidden_width": 1024}
 _NARROW_PREDICTOR = _NARROW_HEADS | {"predictor_width": 1024}
 _FAST_TEACHER = _NARROW_HEADS | {"teacher_momentum": 0.99}
 _WITHOUT_BLUR = _FAST_TEACHER | {"blur": False}  # in BYOL's views, as in solo-learn
+_SCE_HEAD = {"hidden_width": 512}  # a ResNet-18's own width
 
 _MOCO_DEMO = {"temperature": 0.1, "batch_norm_splits": 8, "blur": False, "wide_crops": True}
 
 # Each paper's own values. MNCLGLF has one config, CIFAR at 224 pixels with a ResNet-18; LEWEL's is
 # its 200 epochs with EMAN, 3.6 at 1024 images; NNCLR is trained as BYOL, which is this project's
-# choice; LEWEL_M's values are those of MoCo v2 in the code base LEWEL is built on.
+# choice, as is SCE as ReSSL (its authors' run on ImageNet has other networks, and LARS); LEWEL_M's
+# values are those of MoCo v2 in the code base LEWEL is built on.
 _IMAGENET = Recipe(
     arch="resnet50",
     train_of={
@@ -50,7 +52,8 @@ _IMAGENET = Recipe(
 )
 # Small images: ReSSL's small-data recipe (arXiv 2107.09282, authors' small-dataset code); for the
 # other methods the same trainer's values are this project's choice. MoCo v2 on CIFAR: the
-# authors' demo, 0.06 at 512 images; on tiny images its temperature. Heads of BYOL, LEWEL, NNCLR,
+# authors' demo, 0.06 at 512 images; on tiny images its temperature. SCE on CIFAR: its authors'
+# CIFAR-10 run, which has the same trainer; on tiny images its head. Heads of BYOL, LEWEL, NNCLR,
 # MNCLGLF: ours, nothing is published.
 _TINY = Recipe(
     arch="resnet18_small",
@@ -64,6 +67,7 @@ _TINY = Recipe(
         "lewel_m": {"hidden_width": 1024},
         "nnclr": _NARROW_PREDICTOR,
         "mnclglf": _NARROW_PREDICTOR,
+        "sce": _SCE_HEAD,
     },
 )
 _CIFAR = Recipe(
@@ -73,7 +77,8 @@ _CIFAR = Recipe(
     train_of=_TINY.train_of
     | {"moco_v2": {"base_lr": 0.03, "batch_size": 512, "warmup_epochs": 0.0}},
     method_of=_TINY.method_of
-    | {"byol": _WITHOUT_BLUR, "lewel": _WITHOUT_BLUR, "moco_v2": _MOCO_DEMO},
+    | {"byol": _WITHOUT_BLUR, "lewel": _WITHOUT_BLUR, "moco_v2": _MOCO_DEMO}
+    | {"sce": _SCE_HEAD | {"batch_norm_splits": 8}},
 )
 RECIPES = {"imagenet": _IMAGENET, "cifar": _CIFAR, "tiny": _TINY}
 

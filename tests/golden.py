@@ -53,7 +53,7 @@ def plain_head(s: State, x: np.ndarray) -> np.ndarray:
 
 
 def normed_head(s: State, x: np.ndarray, training: bool = True) -> np.ndarray:
-    """Linear, norm, ReLU, linear: both heads of BYOL and LEWEL, predictor of NNCLR and MNCLGLF."""
+    """Linear, norm, ReLU, linear: heads of BYOL, LEWEL and SCE, predictor of NNCLR and MNCLGLF."""
     return linear(s, "3", relu(norm(s, "1", linear(s, "0", x), training)))
 
 
@@ -106,6 +106,19 @@ def relation_loss(
     """H(softmax(t.Qt / t_t), softmax(s.Qs / t_s)), ReSSL's and CGH's."""
     p = np.exp(log_softmax(t @ teacher_queue.T / t_t))
     return float(-(p * log_softmax(s @ queue.T / t_s)).sum(1).mean())
+
+
+def similarity_contrast(
+    s: np.ndarray, t: np.ndarray, queue: np.ndarray, contrast: float, t_s: float, t_t: float
+) -> float:
+    """SCE's, image after image, over the positive and the queue."""
+    total = 0.0
+    for student, positive in zip(s, t, strict=True):
+        related = np.exp(queue @ positive / t_t)
+        target = [contrast, *((1 - contrast) * related / related.sum())]
+        chances = log_softmax(np.concatenate([positive[None], queue]) @ student / t_s)
+        total -= np.dot(target, chances)
+    return total / len(s)
 
 
 def nearest(z: np.ndarray, queue: np.ndarray) -> np.ndarray:

@@ -68,11 +68,12 @@ FILES = {
     for path in PACKAGE.rglob("*.py")
 }
 METHOD_FILES = {
-    f"methods.{name}" for name in ("byol", "cgh", "lewel", "mnclglf", "moco_v2", "nnclr", "ressl")
+    f"methods.{name}"
+    for name in ("byol", "cgh", "lewel", "mnclglf", "moco_v2", "nnclr", "ressl", "sce")
 }
 LONGEST_CHAIN = 9
 # What has to be read to trust a number; the pages for people are counted apart.
-MOST_LINES = 19_395
+MOST_LINES = 19_530
 MOST_LINES_OF_PAGES = 2_115
 
 

@@ -61,6 +61,17 @@ def test_moco_on_cifar_is_its_authors_demo():
     assert not config.blur and config.wide_crops and not config.symmetric
 
 
+def test_sce_on_cifar_is_its_authors_run():
+    train = train_config("cifar", "sce")
+    assert (train.lr, train.batch_size, train.warmup, train.epochs) == (0.06, 256, 5 / 200, 200)
+    assert train.weight_decay == 5e-4 and train.decay_norms
+    config = method_config(METHODS["sce"], "cifar", train)
+    values = (config.contrast, config.student_temperature, config.teacher_temperature)
+    assert values == (0.5, 0.1, 0.05) and config.batch_norm_splits == 8
+    assert (config.queue_length, config.teacher_momentum) == (4096, 0.99)
+    assert (config.hidden_width, config.projection_width) == (512, 128)
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("name", METHODS)
 def test_a_recipe_gives_every_method_values_that_its_fields_take(name, recipe):

@@ -96,7 +96,7 @@ def train(method, data: Path, config, stop: bool) -> dict:
 
 
 def healthy(data: Path, scratch: Path):
-    """(name, run) of 8 methods x 5."""
+    """(name, run) of each method, 5 times."""
     sets = {
         "cifar a": subset(data / "cifar10" / "train", scratch / "a", 0),
         "cifar b": subset(data / "cifar10" / "train", scratch / "b", 1),
@@ -108,7 +108,7 @@ def healthy(data: Path, scratch: Path):
 
 
 def held_out(data: Path, scratch: Path):
-    """(name, run) of 8 methods on images and with a seed that no other run has."""
+    """(name, run) of each method on images and with a seed that no other run has."""
     images = subset(data / "cifar10" / "train", scratch / "c", 2)
     for name in METHODS:
         yield f"{name}, cifar c, seed 5", partial(whole, name, images, 5)

@@ -42,7 +42,7 @@ class Pretrain:
     train: TrainFlags  # pyright: ignore[reportInvalidTypeForm]
     """Settings of the run; see config.py for their sources."""
     method: Name = "cgh"
-    """cgh, lewel, lewel_m, mnclglf, ressl, moco_v2, byol or nnclr (see docs/methods.md)."""
+    """cgh, lewel, lewel_m, mnclglf, ressl, moco_v2, byol, nnclr or sce (see docs/methods.md)."""
     arch: Name = ""
     """Architecture of timm; without it, resnet50, resnet18_small (tiny) or resnet18_cifar."""
     recipe: Recipe = "imagenet"

@@ -23,6 +23,7 @@ PAPERS = {
     "arXiv:2003.04297": "MoCo v2, improved baselines with momentum contrastive learning",
     "arXiv:2006.07733": "BYOL, bootstrap your own latent",
     "arXiv:2104.14548": "NNCLR, nearest-neighbour contrastive learning of visual representations",
+    "arXiv:2111.14585": "SCE, similarity contrastive estimation",
 }
 
 

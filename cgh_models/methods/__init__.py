@@ -18,11 +18,12 @@ from .mnclglf import MNCLGLF
 from .moco_v2 import MoCoV2
 from .nnclr import NNCLR
 from .ressl import ReSSL
+from .sce import SCE
 
 __all__ = ["BYOL", "CGH", "LEWEL", "LEWELM", "METHODS", "MNCLGLF", "NNCLR", "Method", "MoCoV2"]
-__all__ += ["ReSSL", "build_method", "config_of_file", "preprocessing"]
+__all__ += ["SCE", "ReSSL", "build_method", "config_of_file", "preprocessing"]
 
-_CLASSES = (CGH, LEWEL, LEWELM, MNCLGLF, ReSSL, MoCoV2, BYOL, NNCLR)
+_CLASSES = (CGH, LEWEL, LEWELM, MNCLGLF, ReSSL, MoCoV2, BYOL, NNCLR, SCE)
 METHODS = {method.name: method for method in _CLASSES}
 
 

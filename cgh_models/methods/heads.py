@@ -19,7 +19,8 @@ def mlp(
         last_bias: False leaves the last layer without a bias.
 
     Source: ReSSL (arXiv 2107.09282), CGH (arXiv 2308.13392) and MoCo v2 (arXiv 2003.04297) have no
-    norm; BYOL (arXiv 2006.07733) one; NNCLR (arXiv 2104.14548) and MNCLGLF (arXiv 2306.15930) all.
+    norm; BYOL (arXiv 2006.07733) and SCE's CIFAR-10 run (arXiv 2111.14585) one; NNCLR (arXiv
+    2104.14548) and MNCLGLF (arXiv 2306.15930) all.
     """
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(widths[:-1]):

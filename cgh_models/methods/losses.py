@@ -55,12 +55,12 @@ class _KnownGradient(Function):
         return None, None, *(gradient * grad_output for gradient in ctx.saved_tensors)
 
 
-class _Relations:
+class Relations:
     """Relations of N teacher rows and M N student rows to a queue, summed up chunk by chunk.
 
     ``queries`` (N + M N, P) are the teacher's rows, then the student's, over their temperatures;
     ``sums`` (N + M N, 1) of their weights for all keys; ``mixtures`` (N + M N, P) of
-    weight * (key - reference), by the weights that `mix` is given.
+    weight * (key - reference), by the weights that `mix` or `add_positive` is given.
     """
 
     def __init__(
@@ -87,6 +87,20 @@ class _Relations:
     def mix(self, weights: Tensor, keys: Tensor, memory: Tensor) -> None:
         """The mixtures take in keys by their weights; ``memory`` is as large as the keys."""
         self.mixtures.addmm_(weights, torch.sub(keys, self.reference, out=memory))
+
+    def stream(self, queue: Tensor) -> None:
+        """Sums and mixtures take in the queue, both by each query's own weights."""
+        rows = len(self.queries)
+        differences = torch.empty_like(queue[: chunk_length(rows, queue.device.type)])
+        for keys, memory in _chunks(queue, rows):
+            self.mix(self.weights(keys, memory), keys, differences[: len(keys)])
+
+    def add_positive(self, positive: Tensor) -> None:
+        """The student's sums and mixtures take in one more key, for each row its own (N, P)."""
+        n = len(positive)
+        weights = (self.queries[n:] * positive).sum(1, keepdim=True).exp()
+        self._sums.append(F.pad(weights, (0, 0, n, 0)))  # 0 for the teacher's rows
+        self.mixtures[n:].addcmul_(weights, positive - self.reference)
 
     def cross_entropy(self, target: Tensor) -> Tensor:
         """Mean H(p, softmax(s.Q / t)), where ``target`` (N, P) is the equation's c - reference."""
@@ -116,12 +130,8 @@ def relation_loss(
     Source: ReSSL (arXiv 2107.09282) eq. 4-6.
     """
     n = len(teacher)
-    relations = _Relations(student, teacher, queue, student_temperature, teacher_temperature)
-    rows = len(relations.queries)
-    differences = torch.empty_like(queue[: chunk_length(rows, queue.device.type)])
-    for keys, memory in _chunks(queue, rows):
-        weights = relations.weights(keys, memory)
-        relations.mix(weights, keys, differences[: len(keys)])
+    relations = Relations(student, teacher, queue, student_temperature, teacher_temperature)
+    relations.stream(queue)
     return relations.cross_entropy(relations.mixtures[:n] / relations.sums[:n])
 
 
@@ -142,7 +152,7 @@ def crossed_relation_losses(
     """
     n = len(teachers[0])
     first, second = map(
-        _Relations, students, teachers, queues, student_temperatures, teacher_temperatures
+        Relations, students, teachers, queues, student_temperatures, teacher_temperatures
     )
     rows = max(len(first.queries), len(second.queries))
     length = chunk_length(rows, queues.device.type)

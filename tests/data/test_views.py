@@ -384,6 +384,7 @@ def test_the_recipes_of_byol_and_lewel_blur_one_view_always_and_solarize_the_oth
         ("byol", {}, "byol"),
         ("byol", {"blur": False}, "byol_sharp"),
         ("byol", {"wide_crops": False}, "asymmetric"),
+        ("sce", {}, "weak_strong"),
         ("moco_v2", {}, "two_strong"),
         ("moco_v2", {"blur": False, "wide_crops": True}, "two_wide_sharp"),
     ],

@@ -15,6 +15,7 @@ from cgh_models.backbone import eval_mode
 from cgh_models.data.batched_views import Asked, fast_views
 from cgh_models.data.draws import COLUMNS, boxes, uniform
 from cgh_models.methods import METHODS, losses
+from cgh_models.methods.sce import similarity_contrast
 from cgh_models.train.cuda_graphs import replayed_passes
 from cgh_models.train.optim import create_optimizer
 from cgh_models.train.step import MemoryGuard, train_step
@@ -27,7 +28,7 @@ KIND = torch.device(DEVICE).type
 
 
 def dense(s, sh, t, th, queues):
-    """The losses with batch x queue matrices: both of CGH, ReSSL's, InfoNCE; and a batch's own."""
+    """The losses with batch x queue matrices: CGH's, ReSSL's, InfoNCE, SCE's; and a batch's own."""
     q, qh = queues
 
     def relations(student, queue, student_t, teacher, target_queue, teacher_t):
@@ -38,14 +39,18 @@ def dense(s, sh, t, th, queues):
     scores = torch.cat([(s * t).sum(1, keepdim=True), s @ q.T], 1) / 0.2
     nce = F.cross_entropy(scores, torch.zeros(len(s), dtype=torch.int64))
     within = F.cross_entropy(s @ sh.T / 0.2, torch.arange(len(s)))
-    return crossed, relations(s, q, 0.1, t, q, 0.04), nce, within
+    target = (t @ q.T / 0.05).softmax(1)
+    related = -(target * (scores * 2).log_softmax(1)[:, 1:]).sum(1).mean()
+    positive = -(scores * 2).log_softmax(1)[:, 0].mean()
+    return crossed, relations(s, q, 0.1, t, q, 0.04), nce, 0.3 * positive + 0.7 * related, within
 
 
 def streamed(s, sh, t, th, queues):
     one, two = losses.crossed_relation_losses((s, sh), (t, th), queues, (0.1, 0.08), (0.04, 0.08))
     within_queue = losses.relation_loss(s, t, queues[0], 0.1, 0.04)
     nce = losses.info_nce(s, t, queues[0], 0.2)
-    return one + 2 * two, within_queue, nce, losses.batch_info_nce(s, sh, 0.2)
+    between = similarity_contrast(s, t, queues[0], 0.3, 0.1, 0.05)
+    return one + 2 * two, within_queue, nce, between, losses.batch_info_nce(s, sh, 0.2)
 
 
 def measured(functions, rows, queues, device, dtype):

@@ -83,6 +83,7 @@ def test_the_authors_rules_go_by_name():
     assert (
         undecayed("mnclglf", paper_faithful=True)
         == undecayed("moco_v2", paper_faithful=True)
+        == undecayed("sce", paper_faithful=True)
         == set()
     )
     assert undecayed("byol", paper_faithful=True) == undecayed("byol")  # its authors go by type

@@ -38,7 +38,7 @@ def gradients(method, parts=1):
     )
 
 
-@pytest.mark.parametrize("name", ["cgh", "ressl", "moco_v2", "byol", "lewel", "lewel_m"])
+@pytest.mark.parametrize("name", ["cgh", "ressl", "moco_v2", "byol", "lewel", "lewel_m", "sce"])
 def test_a_batch_in_parts_has_the_gradients_and_the_queue_of_a_whole_one(name):
     """With the statistics of batch norms frozen: those are a part's own otherwise."""
     whole, halves = build(name).eval(), build(name).eval()
