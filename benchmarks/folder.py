@@ -51,7 +51,8 @@ if __name__ == "__main__":
             reading.simplejpeg = extra
             made = [[], []]
             for index, path in enumerate(paths):
-                pixels = torch.from_numpy(np.array(reading.read_image(path)))
+                with reading.open_file(path) as file:
+                    pixels = torch.from_numpy(np.array(reading.decode_rgb(file)))
                 for number, view in enumerate(made):
                     u = uniform(0, 0, np.array([index]), COLUMNS, number)
                     box = boxes(STRONG, u, *pixels.shape[:2])[0]

@@ -86,7 +86,7 @@ class ImageSet:
     def image(self, index: int, min_side: float = 0) -> Any:
         """The image as 8-bit RGB, or an array (H, W, in_chans). Raises `BadImage`.
 
-        ``min_side`` as in `read_image`.
+        ``min_side`` as in `decode_rgb`.
         """
         if self.pixels is not None:
             place = index if self.places is None else int(self.places[index])
@@ -97,7 +97,7 @@ class ImageSet:
 
     def decode(self, index: int, file: IO[bytes], min_side: float = 0) -> Any:
         """`image`, of these bytes."""
-        return reading.decode(self, index, file, min_side)
+        return reading.decode_image(file, self, index, min_side)
 
     def why_bad(self, index: int) -> str:
         """Why the image cannot be used now; empty if it can."""
