@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from ..view_recipes import View
 from .draws import Draws, draw
-from .pixel_tensors import unit
+from .pixels import unit
 
 _CPU_IMAGES = 64  # at a time on a CPU, so that they stay in its cache
 _ALIGNED = 64  # bytes, as torch aligns its own tensors: their products have the same last bits

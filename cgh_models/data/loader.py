@@ -6,6 +6,7 @@ the batch of any step at any time.
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
@@ -19,21 +20,56 @@ from ..errors import InputError, out_of_memory
 from ..one_process import ALONE, OneProcess
 from ..view_recipes import OwnView, Recipe, View
 from .batched_views import Asked, crop, fast_views, to_device
-from .big_order import BigOrder
 from .draws import COLUMNS, boxes, uniform
 from .image_set import ImageSet
 from .own_views import own_view, say_unless_normalized
-from .pixel_tensors import as_tensor, unit
+from .pixels import as_tensor, unit
 from .views import exact_view, exact_view_of_bands
 from .workers import Batch, Key, Sample, read_batches
 
 # Streams keep the random numbers of different uses apart; view i takes _VIEW_STREAM + i.
 _VIEW_STREAM = 0
 _ORDER_STREAM = 1000
+_BIG_ORDER_STREAM = 1010  # of the first round
+_ROUNDS = 6  # four make it hard to tell from chance (Luby and Rackoff), two are spare
 _MOST_SORTED = 2**24  # images: runs on fewer keep the order that they have always had
 _AT_ONCE = 2**20
 # Pixels a side: to crop larger images by matrices on a CPU costs more than to cut them in workers.
 _WHOLE_ON_CPU = 128
+
+
+@dataclass(frozen=True)
+class BigOrder:
+    """A permutation of ``count`` images; a slice of it is an array of their indices.
+
+    A Feistel network on pairs below the root of ``count``, rounded up. What falls outside goes
+    through it again until it is one of the images.
+
+    Source: Luby and Rackoff, SIAM J. Comput. 17 (1988), why rounds of it are a random permutation;
+    Black and Rogaway, CT-RSA 2002, the generalized Feistel cipher and cycle walking. Its random
+    function is `uniform`.
+    """
+
+    seed: int
+    epoch: int
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        found = self._once(np.arange(*part.indices(self.count)))
+        while (outside := found >= self.count).any():
+            found[outside] = self._once(found[outside])
+        return found
+
+    def _once(self, places: np.ndarray) -> np.ndarray:
+        side = math.isqrt(self.count - 1) + 1
+        left, right = np.divmod(places, side)
+        for number in range(_ROUNDS):
+            u = uniform(self.seed, self.epoch, right, 1, _BIG_ORDER_STREAM + number)[:, 0]
+            left, right = right, (left + (u * side).astype(np.int64)) % side
+        return left * side + right
 
 
 def order(seed: int, epoch: int, count: int) -> np.ndarray | BigOrder:

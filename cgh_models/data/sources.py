@@ -12,15 +12,22 @@ import numpy as np
 
 from ..errors import InputError, printable, say
 from . import hf_datasets, listing
-from .address_list import has_addresses, is_list, open_list, open_rows
 from .archive import GIVEN, Archive, below
 from .archives import open_tars, open_zips
 from .file_cache import Cache, CachedFile, called, is_address, listed, unpacked
-from .file_names import container, is_hidden, split_of, why_hidden
+from .file_names import PATTERN, container, expanded, is_hidden, matches, split_of, why_hidden
 from .formats import EXTENSIONS
 from .parquet import Table, open_parquet
-from .path_list import Row, named_files, pick_split, read_list
-from .patterns import PATTERN, expanded, matches
+from .path_list import (
+    Row,
+    has_addresses,
+    is_list,
+    named_files,
+    open_list,
+    open_rows,
+    pick_split,
+    read_list,
+)
 from .walk import Walked, walk
 
 # timm's readers that go through a set in an order of their own.

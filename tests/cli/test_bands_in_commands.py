@@ -17,8 +17,7 @@ from small_runs import QUICK, final, lines, small, stop_at
 from cgh_models import extract
 from cgh_models.data.eval_loader import eval_transform
 from cgh_models.data.image_set import load
-from cgh_models.data.pixel_tensors import as_tensor
-from cgh_models.data.pixels import measured
+from cgh_models.data.pixels import as_tensor, measured
 from cgh_models.data.reading import user_function
 from cgh_models.errors import InputError, Interrupted
 from cgh_models.hub import manifest

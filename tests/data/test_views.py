@@ -20,7 +20,7 @@ from cgh_models.data.batched_views import Asked, _blur_weights, colour_matrices,
 from cgh_models.data.draws import COLUMNS, boxes, draw, uniform
 from cgh_models.data.image_set import load
 from cgh_models.data.loader import batches
-from cgh_models.data.pixel_tensors import as_tensor
+from cgh_models.data.pixels import as_tensor
 from cgh_models.data.views import exact_view, exact_view_of_bands
 from cgh_models.methods import METHODS
 from cgh_models.view_recipes import FIRST, RECIPES, SECOND, SMALL, STRONG, WEAK, View
