@@ -5,7 +5,6 @@ import hashlib
 import os
 import re
 import shlex
-from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import islice
@@ -50,7 +49,7 @@ def class_folders(names: Sequence[str]) -> tuple[np.ndarray | None, list[str]]:
             return None, []
         folders.append(folder)
         starts.append(place)
-        place = _first_from(f"{folder}0", names, place)  # in order, 0 follows the slash
+        place = bisect.bisect_left(names, f"{folder}0", place)  # in order, 0 follows the slash
     if not folders:
         return None, []
     classes = sorted(folders)
@@ -59,22 +58,11 @@ def class_folders(names: Sequence[str]) -> tuple[np.ndarray | None, list[str]]:
     return np.repeat([numbers[name] for name in folders], counts), classes
 
 
-def _first_from(text: str, names: Sequence[str], start: int) -> int:
-    """The first index after ``start`` of what is not before ``text``."""
-    step = 1
-    while start + step < len(names) and names[start + step] < text:
-        step *= 2
-    return bisect.bisect_left(names, text, start + step // 2, min(start + step, len(names)))
-
-
-def numbered(labels: Iterable[str] | None) -> tuple[np.ndarray | None, list[str]]:
+def numbered(labels: Sequence[str] | None) -> tuple[np.ndarray | None, list[str]]:
     """Labels (N,) and sorted classes for the class of each image."""
-    numbers: dict[str, int] = {}
-    found = np.array(array("q", (numbers.setdefault(n, len(numbers)) for n in labels or ())))
-    classes = sorted(numbers)
-    places = np.empty(len(classes), np.int64)
-    places[[numbers[name] for name in classes]] = np.arange(len(classes))
-    return (places[found] if len(found) else None), classes
+    classes = sorted(set(labels or ()))
+    numbers = {name: number for number, name in enumerate(classes)}
+    return (np.array([numbers[name] for name in labels]) if labels else None), classes
 
 
 def digest_of(names: Iterable[str], sizes: Iterable[int]) -> str:
@@ -155,17 +143,13 @@ def refuse_compressed(path: Path) -> None:
         unreadable(error)
     command = next((command for magic, command in _UNPACK.items() if head.startswith(magic)), "")
     if command:
+        folder = path.with_name(re.sub(r"(\.tar)?\.\w+$", "", path.name) or "images")
+        if os.path.exists(folder):
+            folder = path.with_name(f"{folder.name}_unpacked")
+        words = [shlex.quote(printable(name)) for name in (path, folder)]
         what = f"{printable(path)}: is compressed, and its images are not read from it"
-        raise InputError(f"{what}; {_unpack(path, command)}")
-
-
-def _unpack(path: Path, command: str = _TAR) -> str:
-    """What to type to unpack an archive, and what to give then."""
-    folder = path.with_name(re.sub(r"(\.tar)?\.\w+$", "", path.name) or "images")
-    if os.path.exists(folder):
-        folder = path.with_name(f"{folder.name}_unpacked")
-    words = [shlex.quote(printable(name)) for name in (path, folder)]
-    return f"type `{command.format(*words)}` and give {printable(folder)}"
+        give = f"type `{command.format(*words)}` and give {printable(folder)}"
+        raise InputError(f"{what}; {give}")
 
 
 def unreadable(error: OSError) -> NoReturn:

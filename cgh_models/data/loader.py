@@ -19,7 +19,7 @@ from ..config import TrainConfig
 from ..errors import InputError, out_of_memory
 from ..one_process import ALONE, OneProcess
 from ..view_recipes import OwnView, Recipe, View
-from .batched_views import Asked, crop, fast_views, to_device
+from .batched_views import ViewRequest, crop, fast_views, to_device
 from .draws import COLUMNS, boxes, uniform
 from .image_set import ImageSet
 from .own_views import own_view, say_unless_normalized
@@ -198,7 +198,7 @@ def batches(
                     say_unless_normalized(recipe, batch.tensors)
                 parts = [part.to(device, non_blocking=True) for part in batch.tensors]
                 epoch = step // (len(images) // config.batch_size)
-                views, asked = {}, {}
+                views, requests = {}, {}
                 for number, (view, part) in enumerate(zip(recipe, parts, strict=True)):
                     if config.views == "exact" or isinstance(view, OwnView):
                         views[number] = normalized(view, part, mean, std)
@@ -207,9 +207,9 @@ def batches(
                     stream = _VIEW_STREAM + number
                     u = uniform(config.seed, epoch, batch.indices, COLUMNS, stream)
                     box = None if whole is None else boxes(view, u, *part.shape[1:3])
-                    asked[number] = Asked(view, part, u, view.side(config.image_size), box)
-                made = fast_views(list(asked.values()), mean, std)
-                views |= dict(zip(asked, made, strict=True))
+                    requests[number] = ViewRequest(view, part, u, view.side(config.image_size), box)
+                made = fast_views(list(requests.values()), mean, std)
+                views |= dict(zip(requests, made, strict=True))
                 yield [views[number] for number in range(len(parts))], batch.indices
 
 

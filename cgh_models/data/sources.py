@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -46,8 +46,8 @@ class Found(NamedTuple):
     labels: np.ndarray | None  # (N,)
     classes: list[str]
     skipped: Counter[str]
-    archive: Archive | None  # None: they are files below the root
-    is_folder: bool  # its folders may be splits
+    archive: Archive | None = None  # None: they are files below the root
+    is_folder: bool = False  # its folders may be splits
     walked: Walked | None = None  # None: it is no folder of files
 
 
@@ -72,7 +72,7 @@ def find_images(
 
         paths = paths_of(data)
         if paths:
-            return Found(f"{GIVEN}paths", Path(os.sep), paths, None, [], Counter(), None, False)
+            return Found(f"{GIVEN}paths", Path(os.sep), paths, None, [], Counter())
         return _of_archive(open_object(data, to_8_bits), False)
     data, split = _split_asked(data)
     path = Path(data)
@@ -96,7 +96,7 @@ def find_images(
     else:
         what = f"{printable(path)}: there is no such folder or list"
         raise InputError(f"{what}; give --data a folder of images")
-    return Found(source, home, names, *listing.numbered(of_rows), skipped, None, False)
+    return Found(source, home, names, *listing.numbered(of_rows), skipped)
 
 
 def _rows_of(tables: list[Table]) -> list[Row]:
@@ -111,8 +111,7 @@ def _of_list(path: Path, split: str, source: str, cache: Cache) -> Found:
             raise
         archive = open_list(path, split, cache)
         return _of_archive(dataclasses.replace(archive, source=source), False)
-    index = (names, *listing.numbered(of_rows), skipped, None, False)
-    return Found(source, path.parent, *index)
+    return Found(source, path.parent, names, *listing.numbered(of_rows), skipped)
 
 
 def _of_archive(archive: Archive, is_folder: bool) -> Found:
@@ -285,12 +284,8 @@ def _open_folder(root: str, files: dict[str, CachedFile], endings: Collection[st
     labels, classes = listing.class_folders(names)
     numbers = [0] * len(names) if labels is None else labels.tolist()
     digest = listing.digest_of(names, [file.size for file in kept.values()])
-    index = (names, numbers, classes, digest, list(kept.values()), _open_file, skipped)
+    index = (names, numbers, classes, digest, list(kept.values()), CachedFile.open, skipped)
     return Archive(root, *index)
-
-
-def _open_file(file: CachedFile) -> IO[bytes]:
-    return file.open("rb")
 
 
 def _of_split(found: Archive, split: str) -> Archive:
