@@ -37,10 +37,7 @@ class Member:
 
 
 def open_tars(root: str, tars: list[Any], endings: Collection[str]) -> Archive:
-    """The images of some tars, `Path`s or `CachedFile`s; their names begin below ``root``.
-
-    ``endings`` are those of images.
-    """
+    """The images of some tars, `Path`s or `CachedFile`s, by their endings; named below ``root``."""
     members = []
     skipped: Counter[str] = Counter()
     for tar in tars:

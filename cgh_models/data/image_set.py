@@ -17,7 +17,7 @@ from ..errors import BadImage, InputError, printable, say
 from ..progress import watched
 from . import reading
 from .archive import Archive
-from .bad_files import named_in
+from .bad_files import named_in, too_many
 from .decode import BadFile, open_file, simplejpeg
 from .draws import uniform
 from .file_cache import cache_of
@@ -156,7 +156,7 @@ class ImageSet:
                 what = f"bad files cannot be named in it ({error.strerror})"
                 say(f"warning: {printable(self.bad_file)}: {what}; make room")
         if len(self.bad) > self.max_bad * len(self):
-            raise reading.too_many_bad(self)
+            raise too_many(self)
         return new
 
     def log_bad_files_to(self, path: Path) -> None:

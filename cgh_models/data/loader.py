@@ -172,11 +172,10 @@ def batches(
 ) -> Generator[tuple[list[Tensor], np.ndarray], None, None]:
     """For each step: the views [(N, C, S, S)] on the device, and the image indices (N,).
 
-    Of several ``processes``, those of this one.
-
-    In the fast mode equally large small images in memory are moved to the device and never leave
-    it. Closing the generator kills the processes that read. ``stop`` is the step after the last.
-    Raises InputError for too many bad images, a worker that died, or no memory on the device.
+    Of several ``processes``, those of this one. In the fast mode equally large small images in
+    memory are moved to the device and never leave it. Closing the generator kills the processes
+    that read. ``stop`` is the step after the last. Raises InputError for too many bad images, a
+    worker that died, or no memory on the device.
     """
     share = (processes.rank, processes.count)
     steps = (config.batch_size, config.seed, start, stop)

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import importlib
-import math
 import os
 import sys
 from collections.abc import Callable, Collection
@@ -129,19 +128,6 @@ def check_channels(images: Any, channels: int) -> None:
     if images.in_chans != channels:
         found = f"{printable(images.place)}: images of {images.in_chans} channels"
         raise InputError(f"{found}, for a model of {channels}; give weights of such images")
-
-
-def too_many_bad(images: Any) -> InputError:
-    """The error of an ImageSet with more bad files than it may have."""
-    index, reason = next(iter(images.bad.items()))
-    found = f"{len(images.bad)} of {len(images)} images cannot be read"
-    found += f", more than {100 * images.max_bad:g} %"
-    hint = "remove them"
-    if images.bad_file:  # of a run
-        most = math.ceil(100 * len(images.bad) / len(images)) / 100
-        named = f"all are named in {printable(images.bad_file)}"
-        hint = f"{named}; remove them, or give --max-bad {most:g}, which replaces them"
-    return InputError(f"{printable(images.where(index))}: {reason}; {found}; {hint}")
 
 
 def picture(images: Any, index: int, min_side: float = 0) -> Image.Image:
