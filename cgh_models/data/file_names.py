@@ -1,11 +1,8 @@
 """What names say: what is hidden, a split or an archive, what columns hold, what patterns match."""
 
-import glob
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator
-
-from ..errors import InputError, printable
 
 ARCHIVES = frozenset({".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".rar"})
 HIDDEN = "hidden or system"  # how kinds of what is left out begin
@@ -100,12 +97,3 @@ def expanded(pattern: str) -> Iterator[str]:
         parts = (str(number).zfill(len(found[1])) for number in numbers)
     for part in parts:
         yield from expanded(pattern[: found.start()] + part + pattern[found.end() :])
-
-
-def matches(pattern: str) -> list[str]:
-    """The files that a pattern of a shell stands for, sorted. Raises InputError without any."""
-    names = sorted(glob.glob(pattern))
-    if not names:
-        what = f"{printable(pattern)}: there is no such file"
-        raise InputError(f"{what}; put it there, or mend the pattern of --data")
-    return names

@@ -18,7 +18,7 @@ import numpy as np
 from ..errors import InputError, printable
 from .archive import Archive
 from .file_cache import LARGER, Cache, CachedFile
-from .path_list import pick_split
+from .listing import pick_split
 
 _SPLITS = "dataset_dict.json"  # names the folders of a DatasetDict
 _FILES = ("state.json", "dataset_info.json")

@@ -6,14 +6,14 @@ import os
 import re
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
 
-from ..errors import InputError, printable
+from ..errors import InputError, printable, say
 from .file_names import bare_name, common_folder, container, is_hidden, split_of
 from .formats import EXTENSIONS, FURTHER
 
@@ -106,6 +106,24 @@ def _entries(names: Iterable[str], shared: str) -> tuple[list[str], bool]:
         else:
             has_files = True
     return sorted(found), has_files
+
+
+def pick_split(names: Collection[str], split: str, where: object) -> str:
+    """Which of a set's splits is meant by train, val or a name; for val perhaps the one for tests.
+
+    Raises InputError if it is none of them or several.
+    """
+    found = [name for name in names if name == split]
+    found = found or [name for name in names if split_of(name) == split]
+    if not found and split == "val":
+        found = [name for name in names if split_of(name) == "test"]
+        if len(found) == 1:
+            say(f"{printable(where)}: has no split val, so {printable(found[0])} is taken for it")
+    if len(found) != 1:
+        there = printable(", ".join(names))[:80] or "no splits"
+        what = f"{printable(where)}: has no one split {printable(split)!r}"
+        raise InputError(f"{what} (there are: {there}); name one of them")
+    return found[0]
 
 
 def refuse_splits(root: Path, names: Sequence[str], fewest: int = 1) -> None:

@@ -6,7 +6,7 @@ import os
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -18,8 +18,8 @@ from ..errors import InputError, printable, say
 from ..progress import watched
 from .archive import Archive
 from .file_cache import Cache, CachedFile, is_address, looked_up
-from .file_names import LABELS, PATHS, SPLITS, column_of, common_folder, split_of, why_hidden
-from .listing import digest_of, numbered
+from .file_names import LABELS, PATHS, SPLITS, column_of, common_folder, why_hidden
+from .listing import digest_of, numbered, pick_split
 
 _BOMS = {
     codecs.BOM_UTF8: "",
@@ -99,24 +99,6 @@ def named_files(path: Any, rows: list[Row], split: str = "", find: Find | None =
         say(f"{printable(path)}: {reason}, so no labels are used; give each image one")
     is_labelled = all(labels) and not reason
     return [name for name, _ in images], labels if is_labelled else None, +skipped
-
-
-def pick_split(names: Collection[str], split: str, where: object) -> str:
-    """Which of a set's splits is meant by train, val or a name; for val perhaps the one for tests.
-
-    Raises InputError if it is none of them or several.
-    """
-    found = [name for name in names if name == split]
-    found = found or [name for name in names if split_of(name) == split]
-    if not found and split == "val":
-        found = [name for name in names if split_of(name) == "test"]
-        if len(found) == 1:
-            say(f"{printable(where)}: has no split val, so {printable(found[0])} is taken for it")
-    if len(found) != 1:
-        there = printable(", ".join(names))[:80] or "no splits"
-        what = f"{printable(where)}: has no one split {printable(split)!r}"
-        raise InputError(f"{what} (there are: {there}); name one of them")
-    return found[0]
 
 
 def _of_split(path: Any, rows: list[Row], split: str) -> list[Row]:

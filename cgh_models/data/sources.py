@@ -1,6 +1,7 @@
 """What a name of images stands for, beside a folder and a list: archives, datasets, addresses."""
 
 import dataclasses
+import glob
 import os
 import re
 from collections import Counter
@@ -15,19 +16,10 @@ from . import hf_datasets, listing
 from .archive import GIVEN, Archive, below
 from .archives import open_tars, open_zips
 from .file_cache import Cache, CachedFile, called, is_address, listed, unpacked
-from .file_names import PATTERN, container, expanded, is_hidden, matches, split_of, why_hidden
+from .file_names import PATTERN, container, expanded, is_hidden, split_of, why_hidden
 from .formats import EXTENSIONS
 from .parquet import Table, open_parquet
-from .path_list import (
-    Row,
-    has_addresses,
-    is_list,
-    named_files,
-    open_list,
-    open_rows,
-    pick_split,
-    read_list,
-)
+from .path_list import Row, has_addresses, is_list, named_files, open_list, open_rows, read_list
 from .walk import Walked, walk
 
 # timm's readers that go through a set in an order of their own.
@@ -166,7 +158,12 @@ def _open_named(data: Any, split: str, cache: Cache, endings: Endings) -> Opened
         files = _only_containers(home) if os.path.isdir(home) else is_file
     elif PATTERN.search(text):
         text = os.path.abspath(text)
-        files = [Path(name) for pattern in expanded(text) for name in matches(pattern)]
+        for pattern in expanded(text):
+            matches = sorted(glob.glob(pattern))
+            if not matches:
+                what = f"{printable(pattern)}: there is no such file"
+                raise InputError(f"{what}; put it there, or mend the pattern of --data")
+            files += map(Path, matches)
         text = os.path.dirname(re.split(PATTERN, text)[0])
     if not files:
         return None
@@ -179,7 +176,9 @@ def splits_of(root: Any) -> dict[str, str] | None:
     text = str(root)
     if text.startswith("hfds/") and not os.path.exists(root):
         names = hf_datasets.hub_splits(text)
-        return {split: f"{text}:{pick_split(names, split, text)}" for split in ("train", "val")}
+        return {
+            split: f"{text}:{listing.pick_split(names, split, text)}" for split in ("train", "val")
+        }
     if os.path.isdir(root) and not hf_datasets.is_saved(root):
         files = _only_containers(Path(root))
         kinds = {container(file.name) for file in files}
@@ -226,7 +225,7 @@ def _open_address(text: str, split: str, cache: Cache, endings: Endings) -> Arch
     if split and is_folder:
         entries = {below(root, file).partition("/")[0] for file in files}
         if any(split_of(entry) for entry in entries):
-            root = f"{root}/{pick_split(sorted(entries), split, text)}"
+            root = f"{root}/{listing.pick_split(sorted(entries), split, text)}"
             files = [file for file in files if f"{file}/".startswith(f"{root}/")]
             split = ""
     names = [below(root, file) for file in files]
@@ -298,4 +297,4 @@ def _of_split(found: Archive, split: str) -> Archive:
     if found.splits is None:
         shared, _ = listing.splits_among(found.names)
         found.splits = [name[len(shared) :].partition("/")[0] for name in found.names]
-    return found.part(pick_split(sorted({*found.splits}), split, found.root))
+    return found.part(listing.pick_split(sorted({*found.splits}), split, found.root))
