@@ -19,7 +19,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from cgh_models.backbone import create
 from cgh_models.config import TrainConfig
-from cgh_models.data.batched_views import Asked, fast_views
+from cgh_models.data.batched_views import ViewRequest, fast_views
 from cgh_models.data.draws import COLUMNS, boxes, uniform
 from cgh_models.evaluate import pick_precision
 from cgh_models.methods import CGH
@@ -65,7 +65,7 @@ def stepper(way: Way, device: torch.device) -> Callable[[int], object]:
         for stream, view in enumerate(RECIPES[method.view_recipe]):
             u = uniform(0, number, np.arange(way.batch), COLUMNS, stream)
             box = boxes(view, u, way.side, way.side)
-            asked.append(Asked(view, pixels, u, view.side(way.side), box))
+            asked.append(ViewRequest(view, pixels, u, view.side(way.side), box))
         return train_step(method, optimizer, fast_views(asked, mean, std), 0.5, 0.01, *last)
 
     return step

@@ -17,7 +17,7 @@ from side_by_side import milliseconds, table
 from views import MEAN, STD, moco_v2, photographs
 
 from cgh_models.data import decode as reading
-from cgh_models.data.batched_views import Asked, crop, fast_views
+from cgh_models.data.batched_views import ViewRequest, crop, fast_views
 from cgh_models.data.draws import COLUMNS, boxes, uniform
 from cgh_models.view_recipes import STRONG
 
@@ -51,7 +51,8 @@ if __name__ == "__main__":
             reading.simplejpeg = extra
             made = [[], []]
             for index, path in enumerate(paths):
-                pixels = torch.from_numpy(np.array(reading.read_image(path)))
+                with reading.open_file(path) as file:
+                    pixels = torch.from_numpy(np.array(reading.decode_rgb(file)))
                 for number, view in enumerate(made):
                     u = uniform(0, 0, np.array([index]), COLUMNS, number)
                     box = boxes(STRONG, u, *pixels.shape[:2])[0]
@@ -66,6 +67,6 @@ if __name__ == "__main__":
         if decoder:
             ways["ours, workers' part, simplejpeg"] = lambda: crops(decoder)
         ways["ours, the device's part, on this core"] = lambda: fast_views(
-            [Asked(STRONG, x, u, SIDE) for x in cut], mean, std
+            [ViewRequest(STRONG, x, u, SIDE) for x in cut], mean, std
         )
         table("two strong views of a file", milliseconds(ways, 5), COUNT, "ms an image")

@@ -16,7 +16,7 @@ from side_by_side import milliseconds, table
 from torch import Tensor
 from torchvision import transforms as T
 
-from cgh_models.data.batched_views import Asked, fast_views
+from cgh_models.data.batched_views import ViewRequest, fast_views
 from cgh_models.data.draws import COLUMNS, boxes, uniform
 from cgh_models.data.views import exact_view
 from cgh_models.view_recipes import STRONG
@@ -90,7 +90,7 @@ if __name__ == "__main__":
         asked = []
         for _ in range(2):
             u = numbers()
-            asked.append(Asked(STRONG, pixels, u, 32, boxes(STRONG, u, 32, 32)))
+            asked.append(ViewRequest(STRONG, pixels, u, 32, boxes(STRONG, u, 32, 32)))
         fast_views(asked, mean, std)
 
     def exact():

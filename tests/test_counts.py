@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from cgh_models.backbone import create, skeleton
 from cgh_models.config import TrainConfig
-from cgh_models.data.batched_views import Asked, fast_views
+from cgh_models.data.batched_views import ViewRequest, fast_views
 from cgh_models.data.draws import COLUMNS, boxes, uniform
 from cgh_models.data.image_set import load
 from cgh_models.data.loader import batches
@@ -72,7 +72,7 @@ def test_a_step_does_not_wait_for_the_device(counters, name):
             asked = []
             for number, view in enumerate(RECIPES[method.view_recipe]):
                 u = uniform(0, 0, torch.arange(16).numpy(), COLUMNS, number)
-                asked.append(Asked(view, pixels, u, view.side(32), boxes(view, u, 32, 32)))
+                asked.append(ViewRequest(view, pixels, u, view.side(32), boxes(view, u, 32, 32)))
             views = fast_views(asked, mean, std)
             losses = train_step(method, optimizer, views, progress, 0.1, "cpu", torch.float32)
     assert ops.kernels > 1000 and ops.host_syncs == 0

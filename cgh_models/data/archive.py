@@ -19,6 +19,25 @@ def below(root: str, file: object) -> str:
     return str(file)[len(root) + (root != "/") :]
 
 
+def number_classes(labels: list[str], known: Sequence[str] = ()) -> tuple[list[int], list[str]]:
+    """The class of each image, and the classes: as ``known``, or in the order of timm's reader.
+
+    There are no classes if an image has none, "".
+    """
+    found = {*labels}
+    if "" in found:
+        return [0] * len(labels), []
+    classes = list(known)
+    if not found <= {*known}:
+        classes = sorted(found)
+        if len(classes) > 1:
+            from timm.utils.misc import natural_key  # imported late: timm takes seconds
+
+            classes.sort(key=natural_key)
+    numbers = {name: number for number, name in enumerate(classes)}
+    return [numbers[label] for label in labels], classes
+
+
 @dataclass
 class Archive:
     """Names, classes and places of images, and what opens a place."""

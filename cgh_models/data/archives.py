@@ -10,14 +10,14 @@ import tarfile
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any
 
 from ..errors import InputError, printable
-from .archive import Archive, below
+from .archive import Archive, below, number_classes
 from .file_names import bare_name, common_folder, why_hidden
 
 _MOST_BYTES = 2**28  # of an image that are unpacked; `decode` refuses more
@@ -30,7 +30,6 @@ class Member:
 
     file: Any  # the archive: its ``open("rb")`` gives the bytes
     name: str  # of the image in the set
-    label: str  # the folder it lies in, or the tar; "" for neither
     size: int  # bytes
     offset_data: Any  # bytes from the start of the outer tar; in a zip its ZipInfo
     sparse: Any  # the parts that are not zeros; None: all of it is stored
@@ -38,35 +37,23 @@ class Member:
 
 
 def open_tars(root: str, tars: list[Any], endings: Collection[str]) -> Archive:
-    """The images of some tars, `Path`s or `CachedFile`s; their names begin below ``root``.
-
-    ``endings`` are those of images.
-    """
+    """The images of some tars, `Path`s or `CachedFile`s, by their endings; named below ``root``."""
+    members = []
     skipped: Counter[str] = Counter()
-    return _index(root, _members_of_tars(root, tars, endings, skipped), skipped, _open_member)
-
-
-def open_zips(root: str, zips: list[Any], endings: Collection[str]) -> Archive:
-    """The images of some zips, as `open_tars` has those of tars."""
-    skipped: Counter[str] = Counter()
-    return _index(root, _members_of_zips(root, zips, endings, skipped), skipped, _open_zip_member)
-
-
-def _members_of_tars(
-    root: str, tars: list[Any], endings: Collection[str], skipped: Counter[str]
-) -> Iterator[Member]:
     for tar in tars:
         try:
             with tar.open("rb") as file:
                 for location, info, start in _images(str(tar), file, 0, endings, skipped):
-                    yield _member(tar, below(root, location), info, start)
+                    members.append(_member(tar, below(root, location), info, start))
         except (OSError, EOFError, zlib.error) as error:
             raise _unreadable(tar, error) from error
+    return _index(root, members, skipped, _open_member)
 
 
-def _members_of_zips(
-    root: str, zips: list[Any], endings: Collection[str], skipped: Counter[str]
-) -> Iterator[Member]:
+def open_zips(root: str, zips: list[Any], endings: Collection[str]) -> Archive:
+    """The images of some zips, as `open_tars` has those of tars."""
+    members = []
+    skipped: Counter[str] = Counter()
     for path in zips:
         try:
             with path.open("rb") as file, zipfile.ZipFile(file) as packed:
@@ -79,9 +66,10 @@ def _members_of_zips(
             if info.flag_bits & 1:
                 skipped["encrypted"] += 1
             elif extension in endings:
-                yield Member(path, name, _label(name), info.file_size, info, None, info.CRC)
+                members.append(Member(path, name, info.file_size, info, None, info.CRC))
             elif not info.is_dir():
                 skipped[extension or "no extension"] += 1
+    return _index(root, members, skipped, _open_zip_member)
 
 
 def _unreadable(file: Any, error: Exception) -> InputError:
@@ -90,7 +78,7 @@ def _unreadable(file: Any, error: Exception) -> InputError:
 
 
 def _index(
-    root: str, members: Iterable[Member], skipped: Counter[str], opener: Callable[[Member], Any]
+    root: str, members: list[Member], skipped: Counter[str], opener: Callable[[Member], Any]
 ) -> Archive:
     found: dict[str, Member] = {}  # by the path they are unpacked to: the last of a name counts
     for member in members:
@@ -105,18 +93,10 @@ def _index(
             skipped[kind] += 1
         else:
             members.append(member)
-    classes = sorted({member.label for member in members})
-    if len(classes) > 1:  # their order is that of timm's reader, from the names alone
-        from timm.utils.misc import natural_key  # imported late: timm takes seconds
-
-        classes.sort(key=natural_key)
-    numbers = {name: number for number, name in enumerate(classes)}
-    labels = [numbers[member.label] for member in members]
     names = [member.name for member in members]
+    labels, classes = number_classes([_label(name) for name in names])
     lines = sorted(f"{member.name}\t{member.size}\n" for member in members)
     digest = hashlib.sha256("".join(lines).encode("utf-8", "replace")).hexdigest()
-    if "" in classes:
-        classes = []
     return Archive(root, names, labels, classes, digest, members, opener, +skipped)
 
 
@@ -197,10 +177,11 @@ def _member(tar: Any, name: str, info: tarfile.TarInfo, start: int) -> Member:
     nanoseconds = info.mtime * 1e9
     changed = int(nanoseconds) if abs(nanoseconds) < 2**63 else 0  # not for nan
     offset = start + info.offset_data
-    return Member(tar, name, _label(name), info.size, offset, info.sparse, changed)
+    return Member(tar, name, info.size, offset, info.sparse, changed)
 
 
 def _label(name: str) -> str:
+    """The folder that an image lies in, or the tar; "" for neither."""
     folders = [part for part in name.split("/")[:-1] if part not in ("", ".", "..")]
     return bare_name(folders[-1]) if folders else ""
 

@@ -1,9 +1,10 @@
-"""The list of bad files that a run keeps: bad_files.txt, a line for each."""
+"""The bad files of a run: bad_files.txt names them, a line for each, and how many there may be."""
 
+import math
 from pathlib import Path
 from typing import Any
 
-from ..errors import printable
+from ..errors import InputError, printable
 from .listing import size_of
 
 
@@ -27,3 +28,16 @@ def named_in(path: Path, images: Any) -> dict[int, int]:
             known = size.removeprefix("-").isdecimal()
             named[index] = int(size) if known else size_of(images.path(index))
     return named
+
+
+def too_many(images: Any) -> InputError:
+    """The error of an ImageSet with more bad files than it may have."""
+    index, reason = next(iter(images.bad.items()))
+    found = f"{len(images.bad)} of {len(images)} images cannot be read"
+    found += f", more than {100 * images.max_bad:g} %"
+    hint = "remove them"
+    if images.bad_file:  # of a run
+        most = math.ceil(100 * len(images.bad) / len(images)) / 100
+        named = f"all are named in {printable(images.bad_file)}"
+        hint = f"{named}; remove them, or give --max-bad {most:g}, which replaces them"
+    return InputError(f"{printable(images.where(index))}: {reason}; {found}; {hint}")

@@ -11,9 +11,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import BadImage, InputError
 from . import deep_pixels, png
-from .deep_pixels import PixelsRefused
 
 _MOST = 3 * 10**8  # values of an image
 _TIFFS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -53,14 +52,14 @@ def of_tiff(file: IO[bytes], in_chans: int) -> np.ndarray:
         _check_count(series.shape)
         page = series.keyframe
         if page.photometric == _PALETTE:
-            raise PixelsRefused("a palette, whose numbers are no values; save it as grey or RGB")
+            raise BadImage("a palette, whose numbers are no values; save it as grey or RGB")
         try:
             values = series.asarray(maxworkers=1)
         except Exception as error:
             if "imagecodecs" not in str(error):
                 raise
             what = f"a TIFF with {page.compression.name} compression"
-            raise PixelsRefused(f"{what}; `pip install imagecodecs` to read it") from error
+            raise BadImage(f"{what}; `pip install imagecodecs` to read it") from error
         if page.photometric == _WHITE_IS_ZERO and values.dtype.kind == "u":
             values = 2**page.bitspersample - 1 - values
         places = [series.axes.index(axis) for axis in "YX"]
@@ -86,14 +85,14 @@ def of_npy(file: IO[bytes]) -> np.ndarray:
 def _check_count(shape: tuple[int, ...]) -> None:
     if not 0 < math.prod(shape) <= _MOST:
         found = " x ".join(map(str, shape))
-        raise PixelsRefused(f"{found} values; 1 to {_MOST} are read: cut it into smaller images")
+        raise BadImage(f"{found} values; 1 to {_MOST} are read: cut it into smaller images")
 
 
 def bands_last(values: np.ndarray, in_chans: int) -> np.ndarray:
-    """(H, W, in_chans) of (H, W), (H, W, bands) or (bands, H, W). Raises PixelsRefused."""
+    """(H, W, in_chans) of (H, W), (H, W, bands) or (bands, H, W). Raises BadImage."""
     if values.dtype.kind not in "iuf" or values.ndim not in (2, 3):
         found = f"{values.dtype} of {values.ndim} dimensions"
-        raise PixelsRefused(f"{found}, expected numbers (H, W), (H, W, bands) or (bands, H, W)")
+        raise BadImage(f"{found}, expected numbers (H, W), (H, W, bands) or (bands, H, W)")
     _check_count(values.shape)
     if values.ndim == 2:
         values = values[..., None]
@@ -104,17 +103,17 @@ def bands_last(values: np.ndarray, in_chans: int) -> np.ndarray:
     count = min(values.shape[0], values.shape[2])
     found = f"{count} bands" if count > 1 else "1 band"
     found += f" ({values.dtype} of shape {values.shape})" * (in_chans == 3)
-    raise PixelsRefused(f"{found}, expected {in_chans}: give --in-chans {count}")
+    raise BadImage(f"{found}, expected {in_chans}: give --in-chans {count}")
 
 
 def filled(values: np.ndarray, pixel_range: str) -> np.ndarray:
-    """The same values, filling their type. Raises PixelsRefused for values out of range."""
+    """The same values, filling their type. Raises BadImage for values out of range."""
     if values.dtype == np.uint8:  # beside deep images of the set, as they are
         alone = pixel_range == "auto"
         return np.array(values, order="C") if alone else values.astype(np.uint16) * 257
     if pixel_range == "auto":
         deep_pixels.check_known(values)
-        raise PixelsRefused(f"{values.dtype.name} in a set of 8 bits; give --pixel-range LOW,HIGH")
+        raise BadImage(f"{values.dtype.name} in a set of 8 bits; give --pixel-range LOW,HIGH")
     low, high = deep_pixels.ends(values, pixel_range)
     if "," in pixel_range:
         share = (values.astype(np.float32) - low) / (high - low)

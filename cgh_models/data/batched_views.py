@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from ..view_recipes import View
 from .draws import Draws, draw
-from .pixel_tensors import unit
+from .pixels import unit
 
 _CPU_IMAGES = 64  # at a time on a CPU, so that they stay in its cache
 _ALIGNED = 64  # bytes, as torch aligns its own tensors: their products have the same last bits
@@ -30,7 +30,7 @@ _MEAN = np.full((3, 3), 1 / 3)
 _TURN = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / 3**0.5  # cross product with the grey axis
 
 
-class Asked(NamedTuple):
+class ViewRequest(NamedTuple):
     """One view to be made of each of N images."""
 
     view: View
@@ -40,17 +40,17 @@ class Asked(NamedTuple):
     box: np.ndarray | None = None  # (N, 4) of whole images, from `draws.boxes`
 
 
-def fast_views(asked: Sequence[Asked], mean: Tensor, std: Tensor) -> list[Tensor]:
-    """Of each that is asked for, views (N, C, size, size) float32 on the device of the images.
+def fast_views(requests: Sequence[ViewRequest], mean: Tensor, std: Tensor) -> list[Tensor]:
+    """Of each request, views (N, C, size, size) float32 on the device of the images.
 
-    All are decided on the host and moved in one copy, so that nothing waits for the device.
+    All parameters are made on the host and moved in one copy, so that nothing waits for the device.
     """
-    decided = [_decided(one, len(mean)) for one in asked]
-    moved = iter(to_device([array for found in decided for array in found.values()], mean.device))
-    made = []
-    for one, found in zip(asked, decided, strict=True):
-        made.append(_made(one, {name: next(moved) for name in found}, mean, std))
-    return made
+    params = [_make_params(request, len(mean)) for request in requests]
+    moved = iter(to_device([array for found in params for array in found.values()], mean.device))
+    views = []
+    for request, found in zip(requests, params, strict=True):
+        views.append(_apply(request, {name: next(moved) for name in found}, mean, std))
+    return views
 
 
 def to_device(arrays: list[np.ndarray], device: torch.device) -> list[Tensor]:
@@ -65,67 +65,69 @@ def to_device(arrays: list[np.ndarray], device: torch.device) -> list[Tensor]:
     for array, size in zip(arrays, sizes, strict=True):
         rest[: array.nbytes] = array.reshape(-1).view(np.uint8)
         rest = rest[size:]
-    found = []
+    tensors = []
     pieces = host.to(device, non_blocking=True).split(sizes)
     for array, piece in zip(arrays, pieces, strict=True):
         dtype = torch.from_numpy(array).dtype
-        found.append(piece[: array.nbytes].view(dtype).view(array.shape))
-    return found
+        tensors.append(piece[: array.nbytes].view(dtype).view(array.shape))
+    return tensors
 
 
-def _at_once(asked: Asked) -> int:
-    return _CPU_IMAGES if asked.images.device.type == "cpu" else len(asked.u)
+def _chunks(request: ViewRequest) -> range:
+    """Where the images begin that are worked on at a time."""
+    count = len(request.u)
+    return range(0, count, _CPU_IMAGES if request.images.device.type == "cpu" else count)
 
 
-def _decided(asked: Asked, channels: int) -> dict[str, np.ndarray]:
-    """What the device needs to know: of all images, and of each part that are blurred."""
-    view, _, u, _, box = asked
-    drawn = draw(view, u)
-    found = {"flip": drawn.flip, "solarize": drawn.solarize}
-    if box is not None:
-        found["box"] = box.astype(np.float32)
+def _make_params(request: ViewRequest, channels: int) -> dict[str, np.ndarray]:
+    """What the device needs to know: of all images, and of each chunk that are blurred."""
+    view = request.view
+    drawn = draw(view, request.u)
+    params = {"flip": drawn.flip, "solarize": drawn.solarize}
+    if request.box is not None:
+        params["box"] = request.box.astype(np.float32)
     if view.jitter_p or view.grey_p:
         of_pixel, of_mean = colour_matrices(drawn, channels)
-        found["of_pixel"] = (of_pixel / 255).astype(np.float32)
-        found["of_mean"] = (of_mean / 255).astype(np.float32)
-    step = _at_once(asked)
-    for start in range(0, len(u), step):
-        sigma = drawn.sigma[start : start + step]
-        places = np.flatnonzero(sigma)
-        if places.size:
-            found[f"blurred {start}"] = places
-            found[f"exponents {start}"] = (-0.5 / sigma[places] ** 2).astype(np.float32)
-    return found
+        params["of_pixel"] = (of_pixel / 255).astype(np.float32)
+        params["of_mean"] = (of_mean / 255).astype(np.float32)
+    chunks = _chunks(request)
+    for start in chunks:
+        sigma = drawn.sigma[start : start + chunks.step]
+        blurred = np.flatnonzero(sigma)
+        if blurred.size:
+            params[f"blurred {start}"] = blurred
+            params[f"exponents {start}"] = (-0.5 / sigma[blurred] ** 2).astype(np.float32)
+    return params
 
 
-def _made(asked: Asked, numbers: dict[str, Tensor], mean: Tensor, std: Tensor) -> Tensor:
-    """The views, by what was decided of them."""
-    view, images, u, size, box = asked
+def _apply(request: ViewRequest, params: dict[str, Tensor], mean: Tensor, std: Tensor) -> Tensor:
+    """The views (N, C, size, size) by their parameters."""
+    view, images, u, size, box = request
     black = _normalized(0, mean, std)
     white = _normalized(1, mean, std)
     views = torch.empty(len(u), len(mean), size, size, device=images.device)
-    step = _at_once(asked)
-    for start in range(0, len(u), step):
-        part = slice(start, start + step)
-        flip = numbers["flip"][part]
+    chunks = _chunks(request)
+    for start in chunks:
+        chunk = slice(start, start + chunks.step)
+        flip = params["flip"][chunk]
         blur = None
-        if f"blurred {start}" in numbers:
-            exponents = numbers[f"exponents {start}"]
-            blur = numbers[f"blurred {start}"], _blur_weights(exponents, size)
+        if f"blurred {start}" in params:
+            exponents = params[f"exponents {start}"]
+            blur = params[f"blurred {start}"], _blur_weights(exponents, size)
         if box is None:
-            x = _flip_and_blur(images[part], flip, blur)
+            x = _flip_and_blur(images[chunk], flip, blur)
         else:
-            x = _crop_flip_and_blur(images[part], numbers["box"][part], flip, blur, size)
+            x = _crop_flip_and_blur(images[chunk], params["box"][chunk], flip, blur, size)
         x = x.flatten(2)  # (n, C, pixels) in [0, 255]
-        if "of_pixel" in numbers:
-            x = _colour(x, numbers["of_pixel"][part], numbers["of_mean"][part], mean, std)
+        if "of_pixel" in params:
+            x = _colour(x, params["of_pixel"][chunk], params["of_mean"][chunk], mean, std)
         else:
             x = x.sub_(255 * mean[:, None]).div_(255 * std[:, None])
         if view.solarize_p:
             bright = x >= _normalized(128 / 255, mean, std)
-            inverted = numbers["solarize"][part, None, None] & bright
+            inverted = params["solarize"][chunk, None, None] & bright
             x = torch.where(inverted, black + white - x, x)
-        torch.clamp(x, black, white, out=views[part].flatten(2))
+        torch.clamp(x, black, white, out=views[chunk].flatten(2))
     return views
 
 

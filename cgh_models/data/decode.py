@@ -1,12 +1,13 @@
 """Reads one image file: checked before it is decoded, always 8-bit RGB afterwards."""
 
 import contextlib
+import functools
 import os
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -15,6 +16,7 @@ from ..errors import BadImage, InputError, printable
 from . import deep_pixels, png
 from .formats import DENSE, FORMATS
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 simplejpeg: Any = None
@@ -36,12 +38,6 @@ class BadFile:
     reason: str
 
 
-def read_image(path: Path, min_side: float = 0, pixel_range: str = "auto") -> Image.Image:
-    """`decode` of a file at a path."""
-    with open_file(path) as file:
-        return decode(file, min_side, pixel_range)
-
-
 def open_file(path: Path) -> IO[bytes]:
     """A regular file, opened; never waits for a pipe. Raises BadImage."""
     try:
@@ -54,31 +50,44 @@ def open_file(path: Path) -> IO[bytes]:
     return file
 
 
-def decoded_bytes(file: IO[bytes]) -> int:
-    """How many bytes an image takes as 8-bit RGB, by its header; 0 if that cannot be read."""
-    try:
-        width, height = with_bad_images(lambda file: open_image(file).size, file)
-    except BadImage:
-        return 0
-    return width * height * 3
+def or_bad_image(
+    read: Callable[Concatenate[IO[bytes], P], T],
+) -> Callable[Concatenate[IO[bytes], P], T]:
+    """A decorator: whatever ``read(file, ...)`` raises becomes a BadImage, but for an InputError.
+
+    A PNG is read once more without the chunks that it fails on.
+    """
+
+    @functools.wraps(read)
+    def checked(file: IO[bytes], *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return read(file, *args, **kwargs)
+        except (BadImage, InputError):
+            raise
+        except Exception as error:  # Pillow's decoders raise a dozen kinds, struct.error among them
+            bare = png.with_fewer_chunks(file)
+            if bare:
+                return checked(bare, *args, **kwargs)
+            raise _unreadable(file, error) from error
+
+    return checked
 
 
+@or_bad_image
 def describe(file: IO[bytes]) -> tuple[str, str, int, tuple[int, int]]:
     """Format, mode, bits a band, and (width, height) of an image, by its header, or BadImage."""
-
-    def read(file: IO[bytes]) -> tuple[str, str, int, tuple[int, int]]:
-        image = open_image(file)
-        return image.format or "", image.mode, deep_pixels.bits(image), image.size
-
-    return with_bad_images(read, file)
+    image = open_image(file)
+    return image.format or "", image.mode, deep_pixels.bits(image), image.size
 
 
+@or_bad_image
 def orientation(file: IO[bytes]) -> int:
     """How an image is turned, by EXIF's numbers; 1: it is upright. Raises BadImage."""
-    return with_bad_images(lambda file: open_image(file).getexif().get(_ORIENTATION, 1), file)
+    return open_image(file).getexif().get(_ORIENTATION, 1)
 
 
-def decode(file: IO[bytes], min_side: float = 0, pixel_range: str = "auto") -> Image.Image:
+@or_bad_image
+def decode_rgb(file: IO[bytes], min_side: float = 0, pixel_range: str = "auto") -> Image.Image:
     """Reads an image as 8-bit RGB and applies its EXIF orientation, or raises BadImage.
 
     Of an animated one, the first picture. Transparent pixels show white; colour profiles are not
@@ -86,28 +95,6 @@ def decode(file: IO[bytes], min_side: float = 0, pixel_range: str = "auto") -> I
     half, a quarter or an eighth of its size, which saves most of the work, if its shorter side is
     then at least ``min_side`` > 0 pixels long.
     """
-    return with_bad_images(lambda file: _decode(file, min_side, pixel_range), file)
-
-
-def with_bad_images(read: Callable[[IO[bytes]], T], file: IO[bytes]) -> T:
-    """What ``read`` makes of a file, or of a PNG without the chunks that it fails on.
-
-    Whatever it raises is a BadImage then, but for an InputError.
-    """
-    try:
-        return read(file)
-    except (BadImage, InputError):
-        raise
-    except deep_pixels.PixelsRefused as reason:
-        raise BadImage(str(reason)) from reason
-    except Exception as error:  # Pillow's decoders raise a dozen kinds, struct.error among them
-        bare = png.with_fewer_chunks(file)
-        if bare:
-            return with_bad_images(read, bare)
-        raise _unreadable(file, error) from error
-
-
-def _decode(file: IO[bytes], min_side: float, pixel_range: str) -> Image.Image:
     image = open_image(file)
     divisor = 1
     if min_side and image.format == "JPEG":  # no other format can be decoded smaller
@@ -118,19 +105,9 @@ def _decode(file: IO[bytes], min_side: float, pixel_range: str) -> Image.Image:
     if divisor > 1:
         image.draft(None, (image.width // divisor, image.height // divisor))
     rgb = _to_rgb(image, file, pixel_range)
-    if image.format == "PNG" and png.is_cut_short(file, rgb):
-        raise BadImage("its pixels end before its last row; get it again")
+    if image.format == "PNG":
+        png.check_last_row(file, rgb)
     return rgb
-
-
-def largest(file: IO[bytes]) -> deep_pixels.Largest | None:
-    """What an image shows of the range of its set; None if it has 8 bits. Raises BadImage."""
-
-    def read(file: IO[bytes]) -> deep_pixels.Largest | None:
-        image = open_image(file)
-        return deep_pixels.largest(image, file) if deep_pixels.is_deep(image) else None
-
-    return with_bad_images(read, file)
 
 
 def open_image(file: IO[bytes]) -> Image.Image:
@@ -198,7 +175,7 @@ def _to_rgb(image: Image.Image, file: IO[bytes], pixel_range: str) -> Image.Imag
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def all_bands(file: IO[bytes]) -> np.ndarray:
+def decode_bands(file: IO[bytes]) -> np.ndarray:
     """The values (H, W) or (H, W, bands) of an image, upright, its alpha among the bands."""
     image: Any = open_image(file)
     if image.mode == "P":
@@ -214,6 +191,5 @@ def all_bands(file: IO[bytes]) -> np.ndarray:
     if image.format == "PNG":
         high = values if values.dtype == np.uint8 else (values >> 8).astype(np.uint8)
         first = high if high.ndim == 2 else high[..., 0]
-        if png.is_cut_short(file, Image.fromarray(first).convert("RGB")):
-            raise BadImage("its pixels end before its last row; get it again")
+        png.check_last_row(file, Image.fromarray(first))
     return values

@@ -12,6 +12,8 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps, TiffImagePlugin
 
+from ..errors import BadImage
+
 DEPTHS = (8, 10, 12, 14, 16)  # bits that values of 16 may use
 _BLOCK = 2**20  # values that are scaled at once
 _ADVICE = "give --pixel-range LOW,HIGH"
@@ -29,10 +31,6 @@ _UNREAD |= {b"8BPS": "a PSD", b"SIMPLE": "a FITS", b"PF": "a PFM", b"v/1\1": "an
 _UNREAD |= {b"#?": "a Radiance HDR"}
 
 
-class PixelsRefused(Exception):  # noqa: N818 - `decode` makes a BadImage of it
-    """Pixels that cannot be read as they are meant; the text says what to do."""
-
-
 class Largest(NamedTuple):
     """The largest value of a deep image."""
 
@@ -41,7 +39,7 @@ class Largest(NamedTuple):
 
 
 def check_bands(image: Any, file: IO[bytes]) -> None:
-    """Raises PixelsRefused for an opened image of which Pillow would show other bands than meant.
+    """Raises BadImage for an opened image of which Pillow would show other bands than meant.
 
     A band that is neither a colour nor a declared alpha is refused.
     """
@@ -66,22 +64,22 @@ def check_bands(image: Any, file: IO[bytes]) -> None:
         advice = "save it as grey or RGB, or declare the alpha"
         if image.format == "TIFF":
             advice = f"give --in-chans {bands} to take all, or {advice}"
-        raise PixelsRefused(f"{found}; {advice}")
+        raise BadImage(f"{found}; {advice}")
     if bands > 1 and max(_tag(image, _BITS, (8,))) > 8 and not _is_deep_colour(image):
-        raise PixelsRefused("bands of 16 bits, one after the other; save it with interleaved bands")
+        raise BadImage("bands of 16 bits, one after the other; save it with interleaved bands")
     if max((tile[1][3] for tile in image.tile), default=0) < _tag(image, _HEIGHT, 0):
-        raise PixelsRefused("rows are missing; save it anew")
+        raise BadImage("rows are missing; save it anew")
     if image.mode == "YCbCr" and _tag(image, _SUBSAMPLING, (2, 2)) != (1, 1):
-        raise PixelsRefused("colours of fewer pixels than the luma; save it as RGB")
+        raise BadImage("colours of fewer pixels than the luma; save it as RGB")
     is_raw = any(tile[0] == "raw" for tile in image.tile)
     if image.mode == "RGB" and is_raw and _tag(image, _PHOTOMETRIC, -1) == _YCBCR:
-        raise PixelsRefused("an uncompressed YCbCr TIFF, misread before Pillow 13; save it as RGB")
+        raise BadImage("an uncompressed YCbCr TIFF, misread before Pillow 13; save it as RGB")
     if image.format == "FITS" and image.mode[0] == "I":
-        raise PixelsRefused("a FITS of whole numbers, whose zero is not read; save it as a PNG")
+        raise BadImage("a FITS of whole numbers, whose zero is not read; save it as a PNG")
 
 
 def _check_depth(image: Any, file: IO[bytes]) -> None:
-    """Notes the bits of a JPEG 2000, or raises PixelsRefused.
+    """Notes the bits of a JPEG 2000, or raises BadImage.
 
     Pillow rounds colours to 8 bits so that white, one above the largest, becomes black, and adds a
     half of the range to signed numbers.
@@ -95,7 +93,7 @@ def _check_depth(image: Any, file: IO[bytes]) -> None:
     signed = "signed " if max(bands, default=0) > 127 else ""
     if signed or depth > (16 if image.mode == "I;16" else 8):
         what = f"a JPEG 2000 of {signed}bands of {depth} bits, which is not read right"
-        raise PixelsRefused(f"{what}; save it as a PNG of 16 bits and {_ADVICE}")
+        raise BadImage(f"{what}; save it as a PNG of 16 bits and {_ADVICE}")
     image.info["depth"] = depth
 
 
@@ -139,8 +137,8 @@ def bits(image: Any) -> int:
 
 
 def largest(image: Any, file: IO[bytes]) -> Largest | None:
-    """What a deep image shows of the range of its set; None for one that states its own."""
-    if _stated_range(image):
+    """What an image shows of the range of its set; None if it has 8 bits or states its own."""
+    if not is_deep(image) or _stated_range(image):
         return None
     values, _ = values_of(image, file)
     check_known(values)
@@ -149,7 +147,7 @@ def largest(image: Any, file: IO[bytes]) -> Largest | None:
 
 
 def to_8_bits(image: Any, file: IO[bytes], pixel_range: str) -> Image.Image:
-    """A deep image upright, with 8 bits a band. Raises PixelsRefused for values out of range.
+    """A deep image upright, with 8 bits a band. Raises BadImage for values out of range.
 
     16-bit: greys are divided by 257, colours keep their upper 8 bits, as Pillow reads them. Values
     of other ranges are rounded to the nearest of 256 steps.
@@ -170,7 +168,7 @@ def to_8_bits(image: Any, file: IO[bytes], pixel_range: str) -> Image.Image:
         alpha = np.where(is_clear if values.ndim == 2 else is_clear.all(2), 0, 65535)
     elif alpha is not None and alpha.max() < 2**15:
         if not alpha.min() == alpha.max() > 0:
-            raise PixelsRefused("a transparency of unknown range; save it without")
+            raise BadImage("a transparency of unknown range; save it without")
         alpha = None  # all is opaque
     if alpha is not None:
         upright.putalpha(Image.fromarray((alpha // 257).astype(np.uint8)))
@@ -183,7 +181,7 @@ def _scaled(values: np.ndarray, pixel_range: str) -> np.ndarray:
         check_known(values)
         if values.max() < 2**14:
             what = f"values to {values.max()} of 16 bits, in an unknown range"
-            raise PixelsRefused(f"{what}; {_ADVICE}")
+            raise BadImage(f"{what}; {_ADVICE}")
         pixel_range = "16-bit"
     low, high = ends(values, pixel_range)
     if pixel_range == "16-bit":
@@ -197,27 +195,27 @@ def _scaled(values: np.ndarray, pixel_range: str) -> np.ndarray:
 
 
 def ends(values: np.ndarray, pixel_range: str) -> tuple[float, float]:
-    """What becomes black and white by LOW,HIGH or N-bit. Raises PixelsRefused for other values."""
+    """What becomes black and white by LOW,HIGH or N-bit. Raises BadImage for other values."""
     if "," in pixel_range:
         low, high = map(float, pixel_range.split(","))
         if not np.isfinite(values).all():
-            raise PixelsRefused("holds values that are not finite; save it without")
+            raise BadImage("holds values that are not finite; save it without")
         return low, high
     check_known(values)
     most = 2 ** int(pixel_range.removesuffix("-bit")) - 1
     if values.max() > most:
         what = f"values to {values.max()}, where its set is {pixel_range}"
-        raise PixelsRefused(f"{what}; {_ADVICE}")
+        raise BadImage(f"{what}; {_ADVICE}")
     return 0, most
 
 
 def check_known(values: np.ndarray) -> None:
-    """Raises PixelsRefused for values that are not whole numbers of at most 16 bits."""
+    """Raises BadImage for values that are not whole numbers of at most 16 bits."""
     if values.dtype.kind == "f":
-        raise PixelsRefused(f"floating-point pixels have no known range; {_ADVICE}")
+        raise BadImage(f"floating-point pixels have no known range; {_ADVICE}")
     least, most = values.min(), values.max()
     if least < 0 or most > 65535:
-        raise PixelsRefused(f"values from {least} to {most} have no known range; {_ADVICE}")
+        raise BadImage(f"values from {least} to {most} have no known range; {_ADVICE}")
 
 
 def _tag(image: Any, number: int, default: Any) -> Any:
@@ -271,7 +269,7 @@ def values_of(image: Any, file: IO[bytes]) -> tuple[np.ndarray, np.ndarray | Non
         lower = upper
     else:
         what = f"values to {256 * int(upper[..., :3].max()) + 255} in a {image.format} of 16 bits"
-        raise PixelsRefused(f"{what}, in an unknown range; save it as a PNG")
+        raise BadImage(f"{what}, in an unknown range; save it as a PNG")
     values = upper.astype(np.uint16) << 8 | lower
     return (values[..., :3], values[..., 3]) if image.mode == "RGBA" else (values, None)
 

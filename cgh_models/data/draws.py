@@ -50,9 +50,7 @@ def boxes(
     """Crop boxes (N, 4) as int (top, left, height, width) for random numbers ``u`` (N, COLUMNS).
 
     The first of ten random boxes that fits; if none does, the largest centred box of an allowed
-    ratio.
-
-    Source: torchvision's RandomResizedCrop.
+    ratio. Source: torchvision's RandomResizedCrop.
     """
     height = np.broadcast_to(height, len(u)).astype(np.int64)
     width = np.broadcast_to(width, len(u)).astype(np.int64)

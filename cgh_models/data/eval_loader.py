@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 from ..errors import BadImage, InputError, printable, say
 from .decode import MAX_BYTES, BadFile
 from .image_set import ImageSet
-from .pixel_tensors import as_tensor
+from .pixels import as_tensor
 from .workers import Batch, Key, Sample, read_batches
 
 Transform = Callable[[Any], Tensor]  # of a picture, or of an array (H, W, bands)

@@ -93,7 +93,14 @@ class CachedFile:
 
     def link(self, place: Path) -> None:
         """Puts it at another place on the disk of the cache, likewise; there it stays."""
-        self._with_path(lambda path: _link(path, place))
+
+        def put(path: Path) -> None:
+            try:
+                os.link(path, place)
+            except OSError:  # of a disk without hard links
+                shutil.copyfile(path, place)
+
+        self._with_path(put)
 
     def _with_path(self, use: Callable[[Path], T]) -> T:
         for _ in range(3):  # another process may remove it before it is used
@@ -130,13 +137,6 @@ class CachedFile:
         if _made[self.cache.folder] > self.cache.limit / 50:
             _made[self.cache.folder] = 0
             _evict(self.cache, self.path)
-
-
-def _link(path: Path, place: Path) -> None:
-    try:
-        os.link(path, place)
-    except OSError:  # of a disk without hard links
-        shutil.copyfile(path, place)
 
 
 def _evict(cache: Cache, kept: Path) -> None:

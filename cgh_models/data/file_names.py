@@ -1,8 +1,8 @@
-"""What names say: which files are hidden, which folders are splits, what columns hold."""
+"""What names say: what is hidden, a split or an archive, what columns hold, what patterns match."""
 
 import os
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 
 ARCHIVES = frozenset({".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".rar"})
 HIDDEN = "hidden or system"  # how kinds of what is left out begin
@@ -27,6 +27,7 @@ _CONTAINERS = {
     ".zip": "zip",
     ".parquet": "parquet",
 }
+PATTERN = re.compile(r"[*?[{]")  # how one is told from a name
 _SPLITS = {
     "train": {"train", "training"},
     "val": {"val", "valid", "validation", "eval", "evaluation", "dev"},
@@ -82,3 +83,17 @@ def column_of(header: Iterable[str], names: Collection[str]) -> int:
     """The number of the first column called by one of ``names``, as those above; -1: none is."""
     words = [re.sub(r"[\W_]", "", cell).casefold() for cell in header]
     return next((number for number, word in enumerate(words) if word in names), -1)
+
+
+def expanded(pattern: str) -> Iterator[str]:
+    """The texts that the braces of a pattern stand for: {000..099} and {a,b}."""
+    found = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)
+    if found is None:
+        yield pattern
+        return
+    parts = (found[3] or "").split(",")
+    if found[1]:
+        numbers = range(int(found[1]), int(found[2]) + 1)
+        parts = (str(number).zfill(len(found[1])) for number in numbers)
+    for part in parts:
+        yield from expanded(pattern[: found.start()] + part + pattern[found.end() :])

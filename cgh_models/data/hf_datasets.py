@@ -1,6 +1,6 @@
 """Images of Hugging Face's datasets: of the Hub by name, on disk, or as an object."""
 
-import contextlib
+import functools
 import hashlib
 import importlib.util
 import io
@@ -8,8 +8,8 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,7 +18,7 @@ import numpy as np
 from ..errors import InputError, printable
 from .archive import Archive
 from .file_cache import LARGER, Cache, CachedFile
-from .path_list import pick_split
+from .listing import pick_split
 
 _SPLITS = "dataset_dict.json"  # names the folders of a DatasetDict
 _FILES = ("state.json", "dataset_info.json")
@@ -46,7 +46,7 @@ def open_hub_dataset(text: str) -> Archive:
     classes = [str(name) for name in reader.class_to_idx or ()]
     fingerprint = f"{reader.dataset._fingerprint}\t{len(names)}"
     digest = hashlib.sha256(fingerprint.encode()).hexdigest()
-    opener = _OfReader(reader)
+    opener = functools.partial(_open_of_reader, reader)
     return Archive(text, names, labels, classes, digest, positions, opener)
 
 
@@ -161,7 +161,8 @@ def open_dataset(dataset: Any, source: str) -> Archive:
     if -1 in labels or None in labels:  # of a test split that is not labelled
         classes, labels = [], [0] * len(dataset)
     feature = type(dataset.features[column])(decode=False)
-    opener = _Column(bare.select_columns([column]).cast_column(column, feature), column)
+    bare = bare.select_columns([column]).cast_column(column, feature)
+    opener = functools.partial(_open_of_column, bare, column)
     positions = list(range(len(dataset)))
     sampled = np.linspace(0, len(positions) - 1, min(_SAMPLED, len(positions))).astype(int)
     digest = hashlib.sha256(f"{len(positions)}\n".encode())
@@ -173,24 +174,13 @@ def open_dataset(dataset: Any, source: str) -> Archive:
     return Archive(source, *index, source=source, stamp=str(dataset._fingerprint))
 
 
-@dataclass(frozen=True)
-class _Column:
-    dataset: Any
-    name: str
-
-    def __call__(self, position: int) -> IO[bytes]:
-        image = self.dataset[position][self.name]
-        return io.BytesIO(image["bytes"]) if image["bytes"] else open(image["path"], "rb")
+def _open_of_column(dataset: Any, column: str, position: int) -> IO[bytes]:
+    image = dataset[position][column]
+    return io.BytesIO(image["bytes"]) if image["bytes"] else open(image["path"], "rb")
 
 
-@dataclass(frozen=True)
-class _OfReader:
-    reader: Any
-
-    @contextlib.contextmanager
-    def __call__(self, position: int) -> Iterator[IO[bytes]]:
-        with self.reader[position][0] as file:
-            yield file
+def _open_of_reader(reader: Any, position: int) -> IO[bytes]:
+    return reader[position][0]
 
 
 def _check_library(text: str) -> None:

@@ -15,18 +15,16 @@ from PIL import Image
 
 from ..errors import BadImage, InputError, printable, say
 from ..progress import watched
-from . import reading
+from . import listing, reading
 from .archive import Archive
-from .bad_files import named_in
+from .bad_files import named_in, too_many
 from .decode import BadFile, open_file, simplejpeg
 from .draws import uniform
 from .file_cache import cache_of
 from .file_names import HIDDEN
 from .kept_index import walk_or_kept
-from .listing import counted, digest_of, find_split, refuse_splits, size_and_change, size_of
 from .memory import pixels_in_memory
 from .names import Names
-from .path_list import pick_split
 from .sources import find_images, splits_of
 from .walk import Walked
 
@@ -86,7 +84,7 @@ class ImageSet:
     def image(self, index: int, min_side: float = 0) -> Any:
         """The image as 8-bit RGB, or an array (H, W, in_chans). Raises `BadImage`.
 
-        ``min_side`` as in `read_image`.
+        ``min_side`` as in `decode_rgb`.
         """
         if self.pixels is not None:
             place = index if self.places is None else int(self.places[index])
@@ -97,7 +95,7 @@ class ImageSet:
 
     def decode(self, index: int, file: IO[bytes], min_side: float = 0) -> Any:
         """`image`, of these bytes."""
-        return reading.decode(self, index, file, min_side)
+        return reading.decode_image(file, self, index, min_side)
 
     def why_bad(self, index: int) -> str:
         """Why the image cannot be used now; empty if it can."""
@@ -119,7 +117,7 @@ class ImageSet:
         """Its time of change in nanoseconds; 0 where that is not known, or the file is gone."""
         if self.archive:
             return self.archive.changed(index)
-        return size_and_change(self.path(index))[1]
+        return listing.size_and_change(self.path(index))[1]
 
     def load_or_substitute(self, index: int, min_side: float = 0) -> tuple[Any, list[BadFile]]:
         """The image, or for a bad one another that depends on the index alone; and bad files."""
@@ -147,7 +145,7 @@ class ImageSet:
         if self.bad_file and new:
             lines = []
             for bad in new:
-                size = "" if self.archive else f"\t{size_of(self.path(bad.index))} bytes"
+                size = "" if self.archive else f"\t{listing.size_of(self.path(bad.index))} bytes"
                 lines.append(f"{printable(self.names[bad.index])}\t{bad.reason}{size}\n")
             try:
                 with open(self.bad_file, "a", encoding="utf-8") as file:
@@ -156,7 +154,7 @@ class ImageSet:
                 what = f"bad files cannot be named in it ({error.strerror})"
                 say(f"warning: {printable(self.bad_file)}: {what}; make room")
         if len(self.bad) > self.max_bad * len(self):
-            raise reading.too_many_bad(self)
+            raise too_many(self)
         return new
 
     def log_bad_files_to(self, path: Path) -> None:
@@ -184,7 +182,7 @@ class ImageSet:
     def report_skipped(self) -> None:
         """Says on stderr what was left out."""
         if self.skipped:
-            say(f"{printable(self.place)}: left out {counted(self.skipped, 5)}")
+            say(f"{printable(self.place)}: left out {listing.counted(self.skipped, 5)}")
 
     def report_decoder(self) -> None:
         """Says on stderr what to install to read JPEG files faster, if they are streamed."""
@@ -223,13 +221,13 @@ def load(
     source, root, names, labels, classes, skipped, archive, is_folder, walked = found
     place = printable(archive.root if archive else root)
     if not names:
-        what = f"{place}: no images ({counted(skipped, 3) or 'nothing'} found)"
+        what = f"{place}: no images ({listing.counted(skipped, 3) or 'nothing'} found)"
         raise InputError(f"{what}; {reading.expected_endings(skipped)}")
     if reader and archive:
         raise InputError(f"--reader {reader}: takes paths of files; unpack {place}")
     known = archive.digest if archive else walked and walked.digest
     if is_folder and not splits and (archive or not known):
-        refuse_splits(root, names, 2 if archive else 1)  # `tar cf train.tar train`
+        listing.refuse_splits(root, names, 2 if archive else 1)  # `tar cf train.tar train`
     names = names if isinstance(names, Names) else Names(names)
     if archive:
         archive.names = names
@@ -245,10 +243,10 @@ def _digest(root: Path, names: Sequence[str], walked: Walked | None, then: dict[
         sizes = array("q", walked.sizes)
     else:
         listed = watched(names, "sizes of files", len(names))
-        sizes = array("q", (size_of(root / name) for name in listed))
+        sizes = array("q", (listing.size_of(root / name) for name in listed))
     for index, size in then.items():
         sizes[index] = size
-    return digest_of(names, sizes)
+    return listing.digest_of(names, sizes)
 
 
 def load_splits(
@@ -265,10 +263,14 @@ def load_splits(
     of a dict. The range of deep pixels is that of train in both.
     """
     if isinstance(root, Mapping):
-        found = {split: root[pick_split(list(root), split, "data")] for split in ("train", "val")}
+        found = {
+            split: root[listing.pick_split(list(root), split, "data")] for split in ("train", "val")
+        }
     elif isinstance(root, (str, os.PathLike)):
         found = splits_of(root)
-        found = found or {split: find_split(Path(root), split) for split in ("train", "val")}
+        found = found or {
+            split: listing.find_split(Path(root), split) for split in ("train", "val")
+        }
     else:
         given = f"data: a {type(root).__name__}"
         raise InputError(f"{given}: expected a folder, or a dict of a train and a val set")

@@ -5,16 +5,15 @@ import hashlib
 import os
 import re
 import shlex
-from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
 
-from ..errors import InputError, printable
+from ..errors import InputError, printable, say
 from .file_names import bare_name, common_folder, container, is_hidden, split_of
 from .formats import EXTENSIONS, FURTHER
 
@@ -50,7 +49,7 @@ def class_folders(names: Sequence[str]) -> tuple[np.ndarray | None, list[str]]:
             return None, []
         folders.append(folder)
         starts.append(place)
-        place = _first_from(f"{folder}0", names, place)  # in order, 0 follows the slash
+        place = bisect.bisect_left(names, f"{folder}0", place)  # in order, 0 follows the slash
     if not folders:
         return None, []
     classes = sorted(folders)
@@ -59,22 +58,11 @@ def class_folders(names: Sequence[str]) -> tuple[np.ndarray | None, list[str]]:
     return np.repeat([numbers[name] for name in folders], counts), classes
 
 
-def _first_from(text: str, names: Sequence[str], start: int) -> int:
-    """The first index after ``start`` of what is not before ``text``."""
-    step = 1
-    while start + step < len(names) and names[start + step] < text:
-        step *= 2
-    return bisect.bisect_left(names, text, start + step // 2, min(start + step, len(names)))
-
-
-def numbered(labels: Iterable[str] | None) -> tuple[np.ndarray | None, list[str]]:
+def numbered(labels: Sequence[str] | None) -> tuple[np.ndarray | None, list[str]]:
     """Labels (N,) and sorted classes for the class of each image."""
-    numbers: dict[str, int] = {}
-    found = np.array(array("q", (numbers.setdefault(n, len(numbers)) for n in labels or ())))
-    classes = sorted(numbers)
-    places = np.empty(len(classes), np.int64)
-    places[[numbers[name] for name in classes]] = np.arange(len(classes))
-    return (places[found] if len(found) else None), classes
+    classes = sorted(set(labels or ()))
+    numbers = {name: number for number, name in enumerate(classes)}
+    return (np.array([numbers[name] for name in labels]) if labels else None), classes
 
 
 def digest_of(names: Iterable[str], sizes: Iterable[int]) -> str:
@@ -120,6 +108,24 @@ def _entries(names: Iterable[str], shared: str) -> tuple[list[str], bool]:
     return sorted(found), has_files
 
 
+def pick_split(names: Collection[str], split: str, where: object) -> str:
+    """Which of a set's splits is meant by train, val or a name; for val perhaps the one for tests.
+
+    Raises InputError if it is none of them or several.
+    """
+    found = [name for name in names if name == split]
+    found = found or [name for name in names if split_of(name) == split]
+    if not found and split == "val":
+        found = [name for name in names if split_of(name) == "test"]
+        if len(found) == 1:
+            say(f"{printable(where)}: has no split val, so {printable(found[0])} is taken for it")
+    if len(found) != 1:
+        there = printable(", ".join(names))[:80] or "no splits"
+        what = f"{printable(where)}: has no one split {printable(split)!r}"
+        raise InputError(f"{what} (there are: {there}); name one of them")
+    return found[0]
+
+
 def refuse_splits(root: Path, names: Sequence[str], fewest: int = 1) -> None:
     """Raises InputError if the folders in ``root``, or in the only one there, are splits."""
     shared, splits = splits_among(names, fewest)
@@ -155,17 +161,13 @@ def refuse_compressed(path: Path) -> None:
         unreadable(error)
     command = next((command for magic, command in _UNPACK.items() if head.startswith(magic)), "")
     if command:
+        folder = path.with_name(re.sub(r"(\.tar)?\.\w+$", "", path.name) or "images")
+        if os.path.exists(folder):
+            folder = path.with_name(f"{folder.name}_unpacked")
+        words = [shlex.quote(printable(name)) for name in (path, folder)]
         what = f"{printable(path)}: is compressed, and its images are not read from it"
-        raise InputError(f"{what}; {_unpack(path, command)}")
-
-
-def _unpack(path: Path, command: str = _TAR) -> str:
-    """What to type to unpack an archive, and what to give then."""
-    folder = path.with_name(re.sub(r"(\.tar)?\.\w+$", "", path.name) or "images")
-    if os.path.exists(folder):
-        folder = path.with_name(f"{folder.name}_unpacked")
-    words = [shlex.quote(printable(name)) for name in (path, folder)]
-    return f"type `{command.format(*words)}` and give {printable(folder)}"
+        give = f"type `{command.format(*words)}` and give {printable(folder)}"
+        raise InputError(f"{what}; {give}")
 
 
 def unreadable(error: OSError) -> NoReturn:

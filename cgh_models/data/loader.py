@@ -6,6 +6,7 @@ the batch of any step at any time.
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
@@ -18,22 +19,57 @@ from ..config import TrainConfig
 from ..errors import InputError, out_of_memory
 from ..one_process import ALONE, OneProcess
 from ..view_recipes import OwnView, Recipe, View
-from .batched_views import Asked, crop, fast_views, to_device
-from .big_order import BigOrder
+from .batched_views import ViewRequest, crop, fast_views, to_device
 from .draws import COLUMNS, boxes, uniform
 from .image_set import ImageSet
 from .own_views import own_view, say_unless_normalized
-from .pixel_tensors import as_tensor, unit
+from .pixels import as_tensor, unit
 from .views import exact_view, exact_view_of_bands
 from .workers import Batch, Key, Sample, read_batches
 
 # Streams keep the random numbers of different uses apart; view i takes _VIEW_STREAM + i.
 _VIEW_STREAM = 0
 _ORDER_STREAM = 1000
+_BIG_ORDER_STREAM = 1010  # of the first round
+_ROUNDS = 6  # four make it hard to tell from chance (Luby and Rackoff), two are spare
 _MOST_SORTED = 2**24  # images: runs on fewer keep the order that they have always had
 _AT_ONCE = 2**20
 # Pixels a side: to crop larger images by matrices on a CPU costs more than to cut them in workers.
 _WHOLE_ON_CPU = 128
+
+
+@dataclass(frozen=True)
+class BigOrder:
+    """A permutation of ``count`` images; a slice of it is an array of their indices.
+
+    A Feistel network on pairs below the root of ``count``, rounded up. What falls outside goes
+    through it again until it is one of the images.
+
+    Source: Luby and Rackoff, SIAM J. Comput. 17 (1988), why rounds of it are a random permutation;
+    Black and Rogaway, CT-RSA 2002, the generalized Feistel cipher and cycle walking. Its random
+    function is `uniform`.
+    """
+
+    seed: int
+    epoch: int
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        found = self._once(np.arange(*part.indices(self.count)))
+        while (outside := found >= self.count).any():
+            found[outside] = self._once(found[outside])
+        return found
+
+    def _once(self, places: np.ndarray) -> np.ndarray:
+        side = math.isqrt(self.count - 1) + 1
+        left, right = np.divmod(places, side)
+        for number in range(_ROUNDS):
+            u = uniform(self.seed, self.epoch, right, 1, _BIG_ORDER_STREAM + number)[:, 0]
+            left, right = right, (left + (u * side).astype(np.int64)) % side
+        return left * side + right
 
 
 def order(seed: int, epoch: int, count: int) -> np.ndarray | BigOrder:
@@ -136,11 +172,10 @@ def batches(
 ) -> Generator[tuple[list[Tensor], np.ndarray], None, None]:
     """For each step: the views [(N, C, S, S)] on the device, and the image indices (N,).
 
-    Of several ``processes``, those of this one.
-
-    In the fast mode equally large small images in memory are moved to the device and never leave
-    it. Closing the generator kills the processes that read. ``stop`` is the step after the last.
-    Raises InputError for too many bad images, a worker that died, or no memory on the device.
+    Of several ``processes``, those of this one. In the fast mode equally large small images in
+    memory are moved to the device and never leave it. Closing the generator kills the processes
+    that read. ``stop`` is the step after the last. Raises InputError for too many bad images, a
+    worker that died, or no memory on the device.
     """
     share = (processes.rank, processes.count)
     steps = (config.batch_size, config.seed, start, stop)
@@ -162,7 +197,7 @@ def batches(
                     say_unless_normalized(recipe, batch.tensors)
                 parts = [part.to(device, non_blocking=True) for part in batch.tensors]
                 epoch = step // (len(images) // config.batch_size)
-                views, asked = {}, {}
+                views, requests = {}, {}
                 for number, (view, part) in enumerate(zip(recipe, parts, strict=True)):
                     if config.views == "exact" or isinstance(view, OwnView):
                         views[number] = normalized(view, part, mean, std)
@@ -171,9 +206,9 @@ def batches(
                     stream = _VIEW_STREAM + number
                     u = uniform(config.seed, epoch, batch.indices, COLUMNS, stream)
                     box = None if whole is None else boxes(view, u, *part.shape[1:3])
-                    asked[number] = Asked(view, part, u, view.side(config.image_size), box)
-                made = fast_views(list(asked.values()), mean, std)
-                views |= dict(zip(asked, made, strict=True))
+                    requests[number] = ViewRequest(view, part, u, view.side(config.image_size), box)
+                made = fast_views(list(requests.values()), mean, std)
+                views |= dict(zip(requests, made, strict=True))
                 yield [views[number] for number in range(len(parts))], batch.indices
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..errors import InputError, printable, say
 from ..view_recipes import OwnView, Recipe
-from .pixel_tensors import as_tensor
+from .pixels import as_tensor
 
 
 def own_view(view: OwnView, image: Any, u: np.ndarray, side: int, name: str) -> Tensor:

@@ -8,12 +8,12 @@ import io
 import json
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from ..errors import InputError, printable
-from .archive import Archive, below
+from .archive import Archive, below, number_classes
 from .file_names import LABELS, PATHS, SPLITS, column_of
 
 _SHARD = re.compile(r"([A-Za-z]+)-\d+-of-\d+")  # names of the Hub: train-00000-of-00002.parquet
@@ -60,35 +60,37 @@ def open_parquet(root: str, files: list[Any]) -> Archive | list[Table]:
     digest = hashlib.sha256("".join(lines).encode("utf-8", "replace")).hexdigest()
     labels = [label for table in tables for label in table.labels]
     splits = [split for table in tables for split in table.splits]
-    classes = tables[0].classes
-    if "" in labels:
-        classes, labels = [], [""] * len(labels)
-    elif not {*labels} <= {*classes}:
-        from timm.utils.misc import natural_key  # imported late: timm takes seconds
-
-        classes = sorted(sorted({*labels}), key=natural_key)
-    numbers = {name: number for number, name in enumerate(classes or [""])}
+    numbers, classes = number_classes(labels, tables[0].classes)
     places = [place for table in tables for place in table.places]
-    index = (names, [numbers[label] for label in labels], classes, digest, places, _open)
+    index = (names, numbers, classes, digest, places, _open)
     return Archive(root, *index, splits=splits if all(splits) else None)
 
 
 def _table(path: Any) -> Table:
+    import pyarrow
     from pyarrow.parquet import ParquetFile
 
-    with _readable(path), path.open("rb") as file:
-        packed = ParquetFile(file)
-        schema = packed.schema_arrow
-        image, is_path = _image_column(path, schema)
-        label = _named(schema, LABELS)
-        split = _named(schema, SPLITS)
-        columns = [name for name in (label, split, image if is_path else "") if name]
-        table = packed.read(columns, use_threads=False)
-        groups = [packed.metadata.row_group(i).num_rows for i in range(packed.num_row_groups)]
-        footer = hashlib.sha256(str(packed.metadata.to_dict()).encode()).hexdigest()
-        cells = {name: table[name].to_pylist() for name in columns}
-        classes = _classes(schema, label)
-        labels = [_class(value, classes) for value in cells.get(label, [None] * sum(groups))]
+    try:
+        with path.open("rb") as file:
+            return _read_table(path, ParquetFile(file))
+    except (OSError, ValueError, LookupError, TypeError, pyarrow.ArrowException) as error:
+        reason = printable(" ".join(str(error).split()))[:120]
+        what = f"{printable(path)}: not a readable parquet file ({reason})"
+        raise InputError(f"{what}; write it anew") from error
+
+
+def _read_table(path: Any, packed: Any) -> Table:
+    schema = packed.schema_arrow
+    image, is_path = _image_column(path, schema)
+    label = _named(schema, LABELS)
+    split = _named(schema, SPLITS)
+    columns = [name for name in (label, split, image if is_path else "") if name]
+    table = packed.read(columns, use_threads=False)
+    groups = [packed.metadata.row_group(i).num_rows for i in range(packed.num_row_groups)]
+    footer = hashlib.sha256(str(packed.metadata.to_dict()).encode()).hexdigest()
+    cells = {name: table[name].to_pylist() for name in columns}
+    classes = _classes(schema, label)
+    labels = [_class(value, classes) for value in cells.get(label, [None] * sum(groups))]
     shard = _SHARD.match(Path(str(path)).name)
     splits = list(map(str, cells[split])) if split else [shard[1] if shard else ""] * sum(groups)
     if is_path:
@@ -100,18 +102,6 @@ def _table(path: Any) -> Table:
         for row in range(rows)
     ]
     return Table([], labels, splits, classes, footer, places)
-
-
-@contextlib.contextmanager
-def _readable(path: Any) -> Iterator[None]:
-    import pyarrow
-
-    try:
-        yield
-    except (OSError, ValueError, LookupError, TypeError, pyarrow.ArrowException) as error:
-        reason = printable(" ".join(str(error).split()))[:120]
-        what = f"{printable(path)}: not a readable parquet file ({reason})"
-        raise InputError(f"{what}; write it anew") from error
 
 
 def _image_column(path: Any, schema: Any) -> tuple[str, bool]:

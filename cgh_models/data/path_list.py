@@ -1,16 +1,25 @@
-"""Text files that name images: a path a line, or tables of paths and labels."""
+"""Text files that name images, here or at addresses: a path a line, or tables with labels."""
 
 import codecs
 import csv
 import os
+import posixpath
+import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
+
+import numpy as np
 
 from ..errors import InputError, printable, say
-from .file_names import LABELS, PATHS, SPLITS, column_of, common_folder, split_of, why_hidden
+from ..progress import watched
+from .archive import Archive
+from .file_cache import Cache, CachedFile, is_address, looked_up
+from .file_names import LABELS, PATHS, SPLITS, column_of, common_folder, why_hidden
+from .listing import digest_of, numbered, pick_split
 
 _BOMS = {
     codecs.BOM_UTF8: "",
@@ -19,7 +28,8 @@ _BOMS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-_PROBED = 20  # rows that decide how a list is read
+_ENDINGS = {".txt", ".csv", ".tsv", ".lst"}  # of lists at addresses
+_PROBED = 20  # rows that decide how a list is read; one of them has an address if any has
 
 Row = tuple[str, str, str]  # path, label and split, "" where there is none
 Listed = tuple[list[str], list[str] | None, Counter[str]]
@@ -68,7 +78,10 @@ def named_files(path: Any, rows: list[Row], split: str = "", find: Find | None =
         skipped["named again"] += file in name_of
         name_of.setdefault(file, name)
     if missing:
-        _refuse(path, missing, len(rows))
+        what = f"{len(missing)} of its {len(rows)} lines are not files"
+        first = f"the first is {printable(missing[0])[:80]!r}"
+        expected = "expected one image path a line, relative to the list's folder"
+        raise InputError(f"{printable(path)}: {what}, {first}; {expected}")
     shared = common_folder(list(name_of.values()))
     images = []
     for file, name in name_of.items():
@@ -88,24 +101,6 @@ def named_files(path: Any, rows: list[Row], split: str = "", find: Find | None =
     return [name for name, _ in images], labels if is_labelled else None, +skipped
 
 
-def pick_split(names: Collection[str], split: str, where: object) -> str:
-    """Which of a set's splits is meant by train, val or a name; for val perhaps the one for tests.
-
-    Raises InputError if it is none of them or several.
-    """
-    found = [name for name in names if name == split]
-    found = found or [name for name in names if split_of(name) == split]
-    if not found and split == "val":
-        found = [name for name in names if split_of(name) == "test"]
-        if len(found) == 1:
-            say(f"{printable(where)}: has no split val, so {printable(found[0])} is taken for it")
-    if len(found) != 1:
-        there = printable(", ".join(names))[:80] or "no splits"
-        what = f"{printable(where)}: has no one split {printable(split)!r}"
-        raise InputError(f"{what} (there are: {there}); name one of them")
-    return found[0]
-
-
 def _of_split(path: Any, rows: list[Row], split: str) -> list[Row]:
     splits = sorted({row[2] for row in rows} - {""})
     if split:
@@ -116,13 +111,6 @@ def _of_split(path: Any, rows: list[Row], split: str) -> list[Row]:
         only = printable(f"{path}:{splits[-1]}")
         say(f"{printable(path)}: has the splits {names}; all are taken, {only} is one alone")
     return rows
-
-
-def _refuse(path: Any, missing: list[str], count: int) -> NoReturn:
-    what = f"{len(missing)} of its {count} lines are not files"
-    first = f"the first is {printable(missing[0])[:80]!r}"
-    expected = "expected one image path a line, relative to the list's folder"
-    raise InputError(f"{printable(path)}: {what}, {first}; {expected}")
 
 
 def read_text(path: Any) -> str:
@@ -213,3 +201,61 @@ def _columns(table: list[list[str]], find: Find) -> list[Row]:
 
 def _cell(row: list[str], column: int) -> str:
     return row[column].strip() if 0 <= column < len(row) else ""
+
+
+def is_list(address: str) -> bool:
+    """Whether a file at an address is one of paths, by its ending."""
+    return Path(address.partition("?")[0]).suffix.casefold() in _ENDINGS
+
+
+def has_addresses(path: Path) -> bool:
+    """Whether a list on a disk names images at addresses."""
+    lines = islice(read_text(path).splitlines(), _PROBED)
+    return any(re.search(r"\w://", line) for line in lines if line[:1] != "#")
+
+
+def open_list(file: Path | CachedFile, split: str, cache: Cache) -> Archive:
+    """The images of a list in the forms of `read_list`. Raises InputError, NetworkError."""
+    address = str(file) if isinstance(file, CachedFile) else f"file://{file.resolve()}"
+    find = _Finder(address.partition("?")[0].rpartition("/")[0], cache)
+    return find.archive(read_list(file, split, find))
+
+
+def open_rows(address: str, home: str, rows: list[Row], split: str, cache: Cache) -> Archive:
+    """The images that a table at an address, in the folder ``home``, names. Raises likewise."""
+    find = _Finder(home, cache)
+    return find.archive(named_files(address, rows, split, find))
+
+
+class _Finder:
+    """Finds images by what is written in a list in the folder ``home``."""
+
+    def __init__(self, home: str, cache: Cache):
+        self.home = home
+        self.cache = cache
+        self.files: dict[str, CachedFile | None] = {}
+
+    def __call__(self, written: list[str]) -> list[str]:
+        """Their names, as written but for spaces around them; "" where there is no file."""
+        names = [text.strip() for text in written]
+        new = [name for name in dict.fromkeys(names) if name and name not in self.files]
+        found = looked_up([self._address(name) for name in new], self.cache)
+        found = watched(found, "addresses of images", len(new))
+        self.files |= zip(new, found, strict=True)
+        return [name if self.files.get(name) else "" for name in names]
+
+    def _address(self, name: str) -> str:
+        if is_address(name):
+            return name
+        scheme, _, folder = self.home.partition("://")
+        return f"{scheme}://{posixpath.normpath(f'{folder}/{name}')}"
+
+    def archive(self, listed: Listed) -> Archive:
+        """The images of a list, with the digest of one on a disk."""
+        names, of_rows, skipped = listed
+        labels, classes = numbered(of_rows)
+        labels = np.zeros(len(names), int) if labels is None else labels
+        files = [file for name in names if (file := self.files[name])]
+        digest = digest_of(names, [file.size for file in files])
+        index = (names, labels.tolist(), classes, digest, files, CachedFile.open, skipped)
+        return Archive(self.home, *index, is_list=True)

@@ -1,15 +1,33 @@
-"""Pixels that fill their type: their mean and deviation, and pictures of them, without torch."""
+"""Pixels that fill their type: numbers in [0, 1] of them, mean and deviation, pictures."""
 
 import contextlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
 from ..errors import BadImage, InputError, printable
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 _SAMPLE = 256  # images that mean and deviation are measured on
 _SHOWN = (2, 98)  # percentiles that a picture of an image shows black and white
+
+
+def unit(pixels: "Tensor") -> "Tensor":
+    """float32 in [0, 1] of pixels that fill their type: uint8, uint16 or float32."""
+    import torch  # imported late: it takes seconds
+
+    full = 1 if pixels.is_floating_point() else torch.iinfo(pixels.dtype).max
+    return pixels.float() / full
+
+
+def as_tensor(pixels: np.ndarray) -> "Tensor":
+    """An image (H, W, bands) as float32 (bands, H, W) in [0, 1]."""
+    import torch
+
+    return unit(torch.from_numpy(pixels)).permute(2, 0, 1)
 
 
 def to_8_bits(pixels: np.ndarray) -> np.ndarray:
@@ -53,7 +71,7 @@ def statistics(mean: np.ndarray, square: np.ndarray) -> tuple[list[float], list[
 
 
 def _unit(pixels: np.ndarray) -> np.ndarray:
-    """float32 in [0, 1] of uint8, uint16 or float32, as `pixel_tensors.unit`."""
+    """`unit` of an array."""
     full = 1 if pixels.dtype.kind == "f" else np.iinfo(pixels.dtype).max
     return pixels.astype(np.float32) / np.float32(full)
 

@@ -8,6 +8,8 @@ from typing import IO
 
 from PIL import Image
 
+from ..errors import BadImage
+
 _START = b"\x89PNG\r\n\x1a\n"
 _PIXELS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by IHDR's type of colour
@@ -38,31 +40,29 @@ def with_fewer_chunks(file: IO[bytes]) -> IO[bytes] | None:
     return None
 
 
-def is_cut_short(file: IO[bytes], decoded: Image.Image) -> bool:
-    """Whether the pixels of a PNG end before its last row, which Pillow shows black.
+def check_last_row(file: IO[bytes], decoded: Image.Image) -> None:
+    """Raises BadImage if the pixels of a PNG end before its last row, which Pillow shows black.
 
     They are counted only if a row at the edge is of one colour, as rows that are missing are.
     """
     width, height = decoded.size
     edges = ((0, height - 1, width, height), (0, 0, width, 1))  # and turned by EXIF
     edges += ((width - 1, 0, width, height), (0, 0, 1, height))
-    if all(any(low < high for low, high in _extrema(decoded.crop(edge))) for edge in edges):
-        return False
+    ends = [decoded.crop(edge).convert("RGB").getextrema() for edge in edges]
+    if all(any(low != high for low, high in bands) for bands in ends):  # pyright: ignore
+        return
     chunks = list(_chunks(first_bytes(file)))
     header = next(chunk for name, chunk in chunks if name == b"IHDR")
     width, height, depth, colour, _, _, interlaced = struct.unpack(">IIBBBBB", header[8:21])
     if interlaced:
-        return False
+        return
     missing = height * (1 + (width * depth * _CHANNELS[colour] + 7) // 8)
     unpack = zlib.decompressobj()
     for name, chunk in chunks:
         if name == b"IDAT" and missing:
             missing -= len(unpack.decompress(chunk[8:-4], missing))
-    return missing > 0
-
-
-def _extrema(part: Image.Image) -> list[tuple[int, int]]:
-    return list(part.getextrema())  # pyright: ignore[reportReturnType]
+    if missing > 0:
+        raise BadImage("its pixels end before its last row; get it again")
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:

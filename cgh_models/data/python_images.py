@@ -90,17 +90,14 @@ class _Items:
 
     def __call__(self, position: int) -> IO[bytes]:
         with _one_at_a_time(os.getpid()):
-            return self._file(position)
-
-    def _file(self, position: int) -> IO[bytes]:
-        item = self.data[position]
-        if self.is_tensor:
-            return as_file(torch.from_numpy(item), self.to_8_bits)
-        if isinstance(item, (tuple, list)):
-            item = item[0] if item else None
-        elif isinstance(item, Mapping):
-            item = next((item[key] for key in _KEYS if key in item), None)
-        return as_file(item, self.to_8_bits)
+            item = self.data[position]
+            if self.is_tensor:
+                item = torch.from_numpy(item)
+            elif isinstance(item, (tuple, list)):
+                item = item[0] if item else None
+            elif isinstance(item, Mapping):
+                item = next((item[key] for key in _KEYS if key in item), None)
+            return as_file(item, self.to_8_bits)
 
 
 @functools.cache

@@ -2,9 +2,12 @@
 
 import contextlib
 import dataclasses
-import math
+import functools
+import importlib
 import os
-from collections.abc import Collection
+import sys
+from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
@@ -13,12 +16,10 @@ from PIL import Image
 from ..config import MOST_CHANNELS, check_pixel_range, check_reader
 from ..errors import BadImage, InputError, printable, say
 from . import bands, deep_pixels
-from . import decode as rgb
-from .decode import all_bands, open_image, with_bad_images
+from .decode import decode_bands, decode_rgb, describe, open_image, or_bad_image
 from .file_names import ARCHIVES
 from .formats import EXPECTED, EXTENSIONS
 from .pixels import as_picture, to_8_bits
-from .user_reader import function_of, read_by
 
 _ARRAYS = frozenset({".npy"})  # that are read as bands alone
 _SAMPLE = 32  # images of a set that decide its range
@@ -32,7 +33,7 @@ def endings(pixel_range: str, in_chans: int, reader: str) -> Collection[str] | N
     if type(in_chans) is not int or not 1 <= in_chans <= MOST_CHANNELS:
         raise InputError(f"in_chans={in_chans!r}: expected a whole number of 1 to {MOST_CHANNELS}")
     if reader:
-        function_of(reader)
+        user_function(reader)
         return None
     return EXTENSIONS if in_chans == 3 else EXTENSIONS | _ARRAYS
 
@@ -47,26 +48,47 @@ def expected_endings(skipped: Collection[str]) -> str:
     return expected
 
 
-def decode(images: Any, index: int, file: IO[bytes], min_side: float = 0) -> Any:
+@functools.cache
+def user_function(reader: str) -> Callable[[Path], Any]:
+    """The user's MODULE:FUNCTION, from a path to an array. Raises InputError without it."""
+    module, _, name = reader.partition(":")
+    if os.getcwd() not in sys.path:  # as `python FILE` has it, but not the command `cgh`
+        sys.path.append(os.getcwd())
+    try:
+        function: Any = importlib.import_module(module)
+        for part in name.split("."):
+            function = getattr(function, part)
+    except Exception as error:  # the user's module may raise anything
+        what = f"cannot be imported ({type(error).__name__}: {printable(error)[:120]})"
+        where = "the module has to lie in this folder or on PYTHONPATH"
+        raise InputError(f"--reader {reader}: {what}; {where}") from error
+    if not callable(function):
+        raise InputError(f"--reader {reader}: is no function; give one that makes an array")
+    return function
+
+
+@or_bad_image
+def decode_image(file: IO[bytes], images: Any, index: int, min_side: float) -> Any:
     """An image of an ImageSet from its bytes, as `ImageSet.image` gives it. Raises BadImage.
 
     It is 8-bit RGB where three channels are asked for, also of a user's reader; else an array (H,
     W, in_chans) that fills its type.
     """
     if _is_plain(images, file):
-        return rgb.decode(file, min_side, images.pixel_range)
-
-    def read(file: IO[bytes]) -> np.ndarray:
-        return bands.filled(_values(images, index, file), images.pixel_range)
-
-    pixels = with_bad_images(read, file)
+        return decode_rgb(file, min_side, images.pixel_range)
+    pixels = bands.filled(_values(file, images, index), images.pixel_range)
     return Image.fromarray(to_8_bits(pixels)) if images.in_chans == 3 else pixels
 
 
-def _values(images: Any, index: int, file: IO[bytes]) -> np.ndarray:
+def _values(file: IO[bytes], images: Any, index: int) -> np.ndarray:
     """The numbers (H, W, in_chans) as they are in the file."""
     if images.reader:
-        values = read_by(images.reader, images.path(index))
+        function = user_function(images.reader)
+        try:
+            values = np.asarray(function(images.path(index)))
+        except Exception as error:  # the user's function may raise anything
+            reason = f"{type(error).__name__}: {printable(error)[:120]}"
+            raise BadImage(f"--reader {images.reader}: {reason}") from error
     elif bands.is_tiff(file):
         values = bands.of_tiff(file, images.in_chans)
     elif bands.is_npy(file):
@@ -74,7 +96,7 @@ def _values(images: Any, index: int, file: IO[bytes]) -> np.ndarray:
         if values.ndim == 2 and images.in_chans == 3:  # grey, given in Python
             values = np.dstack([values] * 3)
     else:
-        values = all_bands(file)
+        values = decode_bands(file)
     return bands.bands_last(values, images.in_chans)
 
 
@@ -82,7 +104,8 @@ def decoded_bytes(images: Any, index: int) -> int:
     """About the bytes of an image's pixels, by its header; 0 if that cannot be read."""
     with contextlib.suppress(BadImage), images.open(index) as file:
         if _is_plain(images, file):
-            return rgb.decoded_bytes(file)
+            width, height = describe(file)[3]
+            return width * height * 3
         with contextlib.suppress(Exception):  # whatever is wrong is said when it is read
             if bands.is_tiff(file):
                 return bands.tiff_bytes(file)
@@ -107,42 +130,27 @@ def check_channels(images: Any, channels: int) -> None:
         raise InputError(f"{found}, for a model of {channels}; give weights of such images")
 
 
-def too_many_bad(images: Any) -> InputError:
-    """The error of an ImageSet with more bad files than it may have."""
-    index, reason = next(iter(images.bad.items()))
-    found = f"{len(images.bad)} of {len(images)} images cannot be read"
-    found += f", more than {100 * images.max_bad:g} %"
-    hint = "remove them"
-    if images.bad_file:  # of a run
-        most = math.ceil(100 * len(images.bad) / len(images)) / 100
-        named = f"all are named in {printable(images.bad_file)}"
-        hint = f"{named}; remove them, or give --max-bad {most:g}, which replaces them"
-    return InputError(f"{printable(images.where(index))}: {reason}; {found}; {hint}")
-
-
 def picture(images: Any, index: int, min_side: float = 0) -> Image.Image:
     """An image of an ImageSet for people, as 8-bit RGB. Raises BadImage."""
     return as_picture(images.image(index, min_side))
 
 
 def _is_plain(images: Any, file: IO[bytes]) -> bool:
-    """Whether an image becomes 8-bit RGB by `rgb.decode`."""
+    """Whether an image becomes 8-bit RGB by `decode_rgb`."""
     return images.in_chans == 3 and not images.reader and not bands.is_npy(file)
 
 
-def _largest(images: Any, index: int) -> deep_pixels.Largest | None:
+@or_bad_image
+def _largest(file: IO[bytes], images: Any, index: int) -> deep_pixels.Largest | None:
     """What an image shows of the range of its set; None if it has 8 bits. Raises BadImage."""
-
-    def read(file: IO[bytes]) -> deep_pixels.Largest | None:
-        values = _values(images, index, file)
-        if values.dtype == np.uint8:
-            return None
-        deep_pixels.check_known(values)
-        kind = f"{values.shape[2]} bands of {values.dtype.name}"
-        return deep_pixels.Largest(int(values.max()), kind)
-
-    with images.open(index) as file:
-        return rgb.largest(file) if _is_plain(images, file) else with_bad_images(read, file)
+    if _is_plain(images, file):
+        return deep_pixels.largest(open_image(file), file)
+    values = _values(file, images, index)
+    if values.dtype == np.uint8:
+        return None
+    deep_pixels.check_known(values)
+    kind = f"{values.shape[2]} bands of {values.dtype.name}"
+    return deep_pixels.Largest(int(values.max()), kind)
 
 
 def decide_range(images: Any) -> Any:
@@ -162,7 +170,8 @@ def decide_range(images: Any) -> Any:
     reasons: list[str] = []
     for index in candidates[places].tolist():
         try:
-            found += filter(None, [_largest(images, index)])
+            with images.open(index) as file:
+                found += filter(None, [_largest(file, images, index)])
         except BadImage as reason:
             reasons.append(str(reason))
         if found and found[-1].value >= 2 ** deep_pixels.DEPTHS[-2]:

@@ -1,26 +1,25 @@
 """What a name of images stands for, beside a folder and a list: archives, datasets, addresses."""
 
 import dataclasses
+import glob
 import os
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..errors import InputError, printable, say
 from . import hf_datasets, listing
-from .address_list import has_addresses, is_list, open_list, open_rows
 from .archive import GIVEN, Archive, below
 from .archives import open_tars, open_zips
 from .file_cache import Cache, CachedFile, called, is_address, listed, unpacked
-from .file_names import container, is_hidden, split_of, why_hidden
+from .file_names import PATTERN, container, expanded, is_hidden, split_of, why_hidden
 from .formats import EXTENSIONS
 from .parquet import Table, open_parquet
-from .path_list import Row, named_files, pick_split, read_list
-from .patterns import PATTERN, expanded, matches
+from .path_list import Row, has_addresses, is_list, named_files, open_list, open_rows, read_list
 from .walk import Walked, walk
 
 # timm's readers that go through a set in an order of their own.
@@ -39,8 +38,8 @@ class Found(NamedTuple):
     labels: np.ndarray | None  # (N,)
     classes: list[str]
     skipped: Counter[str]
-    archive: Archive | None  # None: they are files below the root
-    is_folder: bool  # its folders may be splits
+    archive: Archive | None = None  # None: they are files below the root
+    is_folder: bool = False  # its folders may be splits
     walked: Walked | None = None  # None: it is no folder of files
 
 
@@ -65,7 +64,7 @@ def find_images(
 
         paths = paths_of(data)
         if paths:
-            return Found(f"{GIVEN}paths", Path(os.sep), paths, None, [], Counter(), None, False)
+            return Found(f"{GIVEN}paths", Path(os.sep), paths, None, [], Counter())
         return _of_archive(open_object(data, to_8_bits), False)
     data, split = _split_asked(data)
     path = Path(data)
@@ -89,7 +88,7 @@ def find_images(
     else:
         what = f"{printable(path)}: there is no such folder or list"
         raise InputError(f"{what}; give --data a folder of images")
-    return Found(source, home, names, *listing.numbered(of_rows), skipped, None, False)
+    return Found(source, home, names, *listing.numbered(of_rows), skipped)
 
 
 def _rows_of(tables: list[Table]) -> list[Row]:
@@ -104,8 +103,7 @@ def _of_list(path: Path, split: str, source: str, cache: Cache) -> Found:
             raise
         archive = open_list(path, split, cache)
         return _of_archive(dataclasses.replace(archive, source=source), False)
-    index = (names, *listing.numbered(of_rows), skipped, None, False)
-    return Found(source, path.parent, *index)
+    return Found(source, path.parent, names, *listing.numbered(of_rows), skipped)
 
 
 def _of_archive(archive: Archive, is_folder: bool) -> Found:
@@ -160,7 +158,12 @@ def _open_named(data: Any, split: str, cache: Cache, endings: Endings) -> Opened
         files = _only_containers(home) if os.path.isdir(home) else is_file
     elif PATTERN.search(text):
         text = os.path.abspath(text)
-        files = [Path(name) for pattern in expanded(text) for name in matches(pattern)]
+        for pattern in expanded(text):
+            matches = sorted(glob.glob(pattern))
+            if not matches:
+                what = f"{printable(pattern)}: there is no such file"
+                raise InputError(f"{what}; put it there, or mend the pattern of --data")
+            files += map(Path, matches)
         text = os.path.dirname(re.split(PATTERN, text)[0])
     if not files:
         return None
@@ -173,7 +176,9 @@ def splits_of(root: Any) -> dict[str, str] | None:
     text = str(root)
     if text.startswith("hfds/") and not os.path.exists(root):
         names = hf_datasets.hub_splits(text)
-        return {split: f"{text}:{pick_split(names, split, text)}" for split in ("train", "val")}
+        return {
+            split: f"{text}:{listing.pick_split(names, split, text)}" for split in ("train", "val")
+        }
     if os.path.isdir(root) and not hf_datasets.is_saved(root):
         files = _only_containers(Path(root))
         kinds = {container(file.name) for file in files}
@@ -220,7 +225,7 @@ def _open_address(text: str, split: str, cache: Cache, endings: Endings) -> Arch
     if split and is_folder:
         entries = {below(root, file).partition("/")[0] for file in files}
         if any(split_of(entry) for entry in entries):
-            root = f"{root}/{pick_split(sorted(entries), split, text)}"
+            root = f"{root}/{listing.pick_split(sorted(entries), split, text)}"
             files = [file for file in files if f"{file}/".startswith(f"{root}/")]
             split = ""
     names = [below(root, file) for file in files]
@@ -278,12 +283,8 @@ def _open_folder(root: str, files: dict[str, CachedFile], endings: Collection[st
     labels, classes = listing.class_folders(names)
     numbers = [0] * len(names) if labels is None else labels.tolist()
     digest = listing.digest_of(names, [file.size for file in kept.values()])
-    index = (names, numbers, classes, digest, list(kept.values()), _open_file, skipped)
+    index = (names, numbers, classes, digest, list(kept.values()), CachedFile.open, skipped)
     return Archive(root, *index)
-
-
-def _open_file(file: CachedFile) -> IO[bytes]:
-    return file.open("rb")
 
 
 def _of_split(found: Archive, split: str) -> Archive:
@@ -296,4 +297,4 @@ def _of_split(found: Archive, split: str) -> Archive:
     if found.splits is None:
         shared, _ = listing.splits_among(found.names)
         found.splits = [name[len(shared) :].partition("/")[0] for name in found.names]
-    return found.part(pick_split(sorted({*found.splits}), split, found.root))
+    return found.part(listing.pick_split(sorted({*found.splits}), split, found.root))

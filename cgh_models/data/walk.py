@@ -42,10 +42,10 @@ def walk(root: Path, follow_links: bool, endings: Collection[str] | None = EXTEN
         while folders:
             for name, size in folders[-1]:
                 if not name or name[-1] == "/":
-                    listed = _Folder(root, name, home, follow_links, endings, skipped)
-                    changed[name] = listed.changed
-                    shown.update(len(listed.names))
-                    folders.append(listed.in_order())
+                    found = _list_folder(root, name, home, follow_links, endings, skipped)
+                    changed[name], count, listed = found
+                    shown.update(count)
+                    folders.append(listed)
                     break
                 names.append(name)
                 sizes.append(size)
@@ -54,43 +54,39 @@ def walk(root: Path, follow_links: bool, endings: Collection[str] | None = EXTEN
     return Walked(names, sizes, skipped, changed)
 
 
-class _Folder:
-    """What is read of a folder: images with their sizes, and folders, whose names end in /."""
+def _list_folder(
+    root: Path,
+    prefix: str,
+    home: Path,
+    follow_links: bool,
+    endings: Collection[str] | None,
+    skipped: Counter[str],
+) -> tuple[int, int, Iterator[tuple[str, int]]]:
+    """The time of change of a folder; how many images and folders are in it; names and sizes.
 
-    def __init__(
-        self,
-        root: Path,
-        prefix: str,
-        home: Path,
-        follow_links: bool,
-        endings: Collection[str] | None,
-        skipped: Counter[str],
-    ):
-        self.names: list[str] = []
-        self.sizes = array("q")
-        try:
-            with os.scandir(os.path.join(root, prefix[:-1]) if prefix else root) as entries:
-                # Before the first entry is read, so that what comes later is seen as a change.
-                self.changed = os.stat(root / prefix).st_mtime_ns
-                for entry in entries:
-                    is_folder = _is_folder(entry)
-                    if is_folder:
-                        kind = _why_not_entered(Path(entry), follow_links)
-                    else:
-                        kind = _why_left_out(entry, home, follow_links, endings)
-                    if kind:
-                        skipped[kind] += 1
-                    else:
-                        self.names.append(prefix + entry.name + ("/" if is_folder else ""))
-                        self.sizes.append(0 if is_folder else _size(entry))
-        except OSError as error:
-            unreadable(error)
-
-    def in_order(self) -> Iterator[tuple[str, int]]:
-        """Names and sizes in the order of all paths: that of names, those of folders with a /."""
-        names = self.names
-        for index in sorted(range(len(names)), key=names.__getitem__):
-            yield names[index], self.sizes[index]
+    These are in the order of all paths: that of their names, where those of folders end in a /.
+    """
+    names: list[str] = []
+    sizes = array("q")
+    try:
+        with os.scandir(os.path.join(root, prefix[:-1]) if prefix else root) as entries:
+            # Before the first entry is read, so that what comes later is seen as a change.
+            changed = os.stat(root / prefix).st_mtime_ns
+            for entry in entries:
+                is_folder = _is_folder(entry)
+                if is_folder:
+                    kind = _why_not_entered(Path(entry), follow_links)
+                else:
+                    kind = _why_left_out(entry, home, follow_links, endings)
+                if kind:
+                    skipped[kind] += 1
+                else:
+                    names.append(prefix + entry.name + ("/" if is_folder else ""))
+                    sizes.append(0 if is_folder else _size(entry))
+    except OSError as error:
+        unreadable(error)
+    order = sorted(range(len(names)), key=names.__getitem__)
+    return changed, len(names), ((names[index], sizes[index]) for index in order)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

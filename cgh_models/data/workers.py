@@ -156,7 +156,12 @@ def _why_it_ended(
         if process.exitcode:
             turn = (worker - received) % len(processes)  # torch deals batches out in turn
             keys = ahead[min(turn, len(ahead) - 1)]
-            return InputError(_end_of_worker(process.exitcode, len(keys), path(keys[0][1])))
+            code = process.exitcode
+            end = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+            first = printable(path(keys[0][1]))
+            batch = f"a batch of {len(keys)} images, the first of them {first}"
+            advice = "often memory was short: try again with --workers 0"
+            return InputError(f"a process that reads images ended ({end}) at {batch}; {advice}")
     if isinstance(error, OSError) or _NO_HANDLES.search(str(error)):
         return _no_connection(error)
     return None
@@ -193,13 +198,6 @@ def _no_connection(error: Exception) -> InputError:
 def _send_error(queue: Any, error: Exception, batch: tuple[int, object]) -> None:
     """In place of a batch that cannot be sent, for which the trainer would wait for ever."""
     queue.put((batch[0], ExceptionWrapper((InputError, _no_connection(error), None))))
-
-
-def _end_of_worker(code: int, images: int, first: object) -> str:
-    end = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-    batch = f"a batch of {images} images, the first of them {printable(first)}"
-    advice = "often memory was short: try again with --workers 0"
-    return f"a process that reads images ended ({end}) at {batch}; {advice}"
 
 
 def _kill(iterator: Any) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from ..data.bands import is_npy
-from ..data.decode import BadFile, decode, describe
+from ..data.decode import BadFile, decode_rgb, describe
 from ..data.image_set import ImageSet
 from ..data.pixels import as_picture, moments
 from ..data.reading import format_of
@@ -67,7 +67,7 @@ def _row(images: ImageSet, index: int) -> np.ndarray:
         if is_npy(file):  # an array that was given in Python
             return _row_of_bands(images, index)
         form, mode, bits, (width, height) = describe(file)
-        image = decode(file, _MIN_SIDE, images.pixel_range)
+        image = decode_rgb(file, _MIN_SIDE, images.pixel_range)
         row["bytes"], row["sha256"] = _sha256(file)
     if form != "JPEG":  # all of an icon, and upright
         width, height = image.size

@@ -17,9 +17,8 @@ from small_runs import QUICK, final, lines, small, stop_at
 from cgh_models import extract
 from cgh_models.data.eval_loader import eval_transform
 from cgh_models.data.image_set import load
-from cgh_models.data.pixel_tensors import as_tensor
-from cgh_models.data.pixels import measured
-from cgh_models.data.user_reader import function_of
+from cgh_models.data.pixels import as_tensor, measured
+from cgh_models.data.reading import user_function
 from cgh_models.errors import InputError, Interrupted
 from cgh_models.hub import manifest
 from cgh_models.hub.integrity import verify
@@ -218,7 +217,7 @@ def test_a_reader_is_kept_by_the_run_and_is_run_for_weights_only_if_it_is_asked_
     module.write_text(f"open('called', 'w').close()\n{code}")  # as that of a stranger's folder
     cgh_report = ("report", "run", "--workers", 0, "--images", 20)
     monkeypatch.delitem(sys.modules, "npz_reader")
-    function_of.cache_clear()
+    user_function.cache_clear()
     said = in_process(*cgh_report).err
     assert "a function of its user's; --reader npz_reader:read calls it here" in said
     assert not (tmp_path / "called").exists()

@@ -11,8 +11,7 @@ import torch
 from PIL import Image
 
 from cgh_models.data.image_set import load
-from cgh_models.data.pixel_tensors import unit
-from cgh_models.data.pixels import measured
+from cgh_models.data.pixels import measured, unit
 from cgh_models.data.reading import picture
 from cgh_models.errors import BadImage, InputError
 

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from cgh_models.data import loader
-from cgh_models.data.big_order import BigOrder
-from cgh_models.data.loader import ResumableBatchSampler, order
+from cgh_models.data.loader import BigOrder, ResumableBatchSampler, order
 
 
 def test_an_order_is_what_it_was_before_it_was_made_in_blocks(monkeypatch):

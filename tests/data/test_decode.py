@@ -11,10 +11,15 @@ from PIL import Image, __version__
 
 from cgh_models.data import decode as images
 from cgh_models.data import formats
-from cgh_models.data.decode import decode, read_image
+from cgh_models.data.decode import decode_rgb, open_file
 from cgh_models.errors import BadImage
 
 PILLOW = int(__version__.split(".")[0])
+
+
+def read_image(path, min_side=0) -> Image.Image:
+    with open_file(path) as file:
+        return decode_rgb(file, min_side)
 
 
 def gradient(size=(20, 10)) -> Image.Image:
@@ -78,11 +83,11 @@ def test_texts_and_profiles_of_any_size_do_not_cost_a_png_its_pixels():
         chunk(b"tEXt", b"Comment\0text")[:-1] + b"\0",  # its checksum is wrong
     ):
         for after in (False, True):
-            read = decode(io.BytesIO(png(2, 1, 8, 2, pixels, extra, after)))
+            read = decode_rgb(io.BytesIO(png(2, 1, 8, 2, pixels, extra, after)))
             np.testing.assert_array_equal(read, np.arange(6).reshape(1, 2, 3))
     cut = png(2, 1, 8, 2, pixels, chunk(b"zTXt", b"Comment\0\0" + long))[:-28]
     with pytest.raises(BadImage, match="not readable as an image"):
-        decode(io.BytesIO(cut))
+        decode_rgb(io.BytesIO(cut))
 
 
 @pytest.mark.parametrize("bits, values", [(1, [0, 1]), (2, [1, 2]), (4, [5, 9]), (16, [300, 4000])])
@@ -90,7 +95,9 @@ def test_the_grey_that_a_png_says_is_transparent_shows_white(bits, values):
     row = int("".join(f"{value:0{bits}b}" for value in values).ljust(8, "0"), 2)
     pixels = b"\0" + row.to_bytes(max(1, bits // 4), "big")
     clear = chunk(b"tRNS", struct.pack(">H", values[0]))
-    read = np.array(decode(io.BytesIO(png(2, 1, bits, 0, pixels, clear)), 0, f"0,{2**bits - 1}"))
+    read = np.array(
+        decode_rgb(io.BytesIO(png(2, 1, bits, 0, pixels, clear)), 0, f"0,{2**bits - 1}")
+    )
     assert read[0, 0, 0] == 255
     assert read[0, 1, 0] == round(255 * values[1] / (2**bits - 1))
 
@@ -123,7 +130,7 @@ def test_animated_files_give_their_first_picture():
     for name in ("GIF", "WEBP", "PNG", "TIFF", "AVIF"):
         if name in Image.SAVE_ALL:
             data = saved(first, name, save_all=True, append_images=[second])
-            red, _, blue = decode(io.BytesIO(data)).getpixel((4, 4))
+            red, _, blue = decode_rgb(io.BytesIO(data)).getpixel((4, 4))
             assert red > 240 and blue < 10, name
 
 
@@ -142,9 +149,9 @@ def test_cmyk_and_lab_have_pillows_colours():
         )
         with Image.open(io.BytesIO(data)) as image:
             expected = image.convert("RGB").getpixel((4, 4))
-        assert image.mode == mode and decode(io.BytesIO(data)).getpixel((4, 4)) == expected
+        assert image.mode == mode and decode_rgb(io.BytesIO(data)).getpixel((4, 4)) == expected
     plain = Image.new("CMYK", (8, 8), (255, 0, 0, 0))  # cyan: no red
-    assert decode(io.BytesIO(saved(plain, "JPEG"))).getpixel((4, 4))[0] < 5  # Adobe's inversion
+    assert decode_rgb(io.BytesIO(saved(plain, "JPEG"))).getpixel((4, 4))[0] < 5  # Adobe's inversion
 
 
 def test_an_uncompressed_ycbcr_tiff_is_read_or_refused_whatever_follows_its_pixels():
@@ -152,10 +159,10 @@ def test_an_uncompressed_ycbcr_tiff_is_read_or_refused_whatever_follows_its_pixe
     for tail in (b"", bytes(4096)):
         file = io.BytesIO(saved(image, "TIFF") + tail)
         if PILLOW >= 13:
-            assert decode(file).getpixel((4, 4)) == image.convert("RGB").getpixel((4, 4))
+            assert decode_rgb(file).getpixel((4, 4)) == image.convert("RGB").getpixel((4, 4))
         else:  # it takes four bytes for each pixel of three
             with pytest.raises(BadImage, match="uncompressed YCbCr TIFF.* save it as RGB"):
-                decode(file)
+                decode_rgb(file)
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
@@ -213,10 +220,10 @@ def test_few_bytes_of_a_format_that_is_decoded_slowly_cannot_be_many_pixels():
     bomb = bytearray(saved(gradient(), "DDS"))
     bomb[12:20] = struct.pack("<II", 5000, 5000)  # Pillow's loop in Python would take minutes
     with pytest.raises(BadImage, match="5000 x 5000 pixels; 1 to 3"):
-        decode(io.BytesIO(bomb))
+        decode_rgb(io.BytesIO(bomb))
     icon = bytearray(saved(gradient((64, 64)), "ICO", sizes=[(64, 64)]))
     icon[6:8] = b"\x20\x20"  # the header says 32 x 32
-    assert decode(io.BytesIO(icon)).size == (64, 64)
+    assert decode_rgb(io.BytesIO(icon)).size == (64, 64)
 
 
 # --- faster ways to the same pixels

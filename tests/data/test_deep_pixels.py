@@ -15,7 +15,7 @@ from test_decode import PILLOW, chunk, png, saved
 from tiffs import tiff
 
 from cgh_models.cli.evaluate import Knn, Measurement
-from cgh_models.data.decode import decode
+from cgh_models.data.decode import decode_rgb
 from cgh_models.data.image_set import load, load_splits
 from cgh_models.errors import BadImage, InputError
 from cgh_models.evaluate import extract
@@ -39,7 +39,7 @@ def scaled(deep: np.ndarray, low: float = 0, high: float = 4095) -> np.ndarray:
 
 
 def read(data: bytes, pixel_range: str = "auto") -> np.ndarray:
-    return np.array(decode(io.BytesIO(data), 0, pixel_range))
+    return np.array(decode_rgb(io.BytesIO(data), 0, pixel_range))
 
 
 def png16(deep: np.ndarray, extra: bytes = b"") -> bytes:

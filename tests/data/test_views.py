@@ -16,11 +16,17 @@ from torchvision.transforms import functional as TF
 from cgh_models.backbone import create
 from cgh_models.config import TrainConfig
 from cgh_models.data import draws
-from cgh_models.data.batched_views import Asked, _blur_weights, colour_matrices, crop, fast_views
+from cgh_models.data.batched_views import (
+    ViewRequest,
+    _blur_weights,
+    colour_matrices,
+    crop,
+    fast_views,
+)
 from cgh_models.data.draws import COLUMNS, boxes, draw, uniform
 from cgh_models.data.image_set import load
 from cgh_models.data.loader import batches
-from cgh_models.data.pixel_tensors import as_tensor
+from cgh_models.data.pixels import as_tensor
 from cgh_models.data.views import exact_view, exact_view_of_bands
 from cgh_models.methods import METHODS
 from cgh_models.view_recipes import FIRST, RECIPES, SECOND, SMALL, STRONG, WEAK, View
@@ -34,7 +40,7 @@ CHANNELS = pytest.mark.parametrize("channels", [3, 1, 4])
 def fast(view: View, images: Tensor, u: np.ndarray, size: int = 32) -> Tensor:
     """Not normalized: (N, C, size, size) in [0, 1]."""
     zero = torch.zeros(images.shape[3])
-    asked = Asked(view, images, u, size, boxes(view, u, *images.shape[1:3]))
+    asked = ViewRequest(view, images, u, size, boxes(view, u, *images.shape[1:3]))
     return fast_views([asked], zero, zero + 1)[0]
 
 
@@ -289,7 +295,7 @@ def test_fast_views_of_crops_are_those_of_whole_images_but_for_rounding(view, ch
     crops = torch.stack(
         [crop(p, b, 32) for p, b in zip(pixels, boxes(view, u, 32, 32), strict=True)]
     )
-    (made,) = fast_views([Asked(view, crops, u, 32)], zero, zero + 1)
+    (made,) = fast_views([ViewRequest(view, crops, u, 32)], zero, zero + 1)
     off = (made - fast(view, pixels, u)).abs()
     assert off.mean() < 0.5 / 255 and (off > 4 / 255).float().mean() < (
         1e-3 if view is SECOND else 1e-9
@@ -320,7 +326,7 @@ def test_views_are_normalized_with_the_given_statistics():
         torch.tensor([0.4, 0.5, 0.6]),
         torch.tensor([0.2, 0.3, 0.4]),
     )
-    (x,) = fast_views([Asked(View(flip=0), crops, numbers(4), 32)], mean, std)
+    (x,) = fast_views([ViewRequest(View(flip=0), crops, numbers(4), 32)], mean, std)
     torch.testing.assert_close(x * std[:, None, None] + mean[:, None, None], crops / 255)
 
 
@@ -351,10 +357,10 @@ def test_the_column_of_solarize_changed_no_other_random_number():
 def test_fast_solarize_is_torchvisions_from_128_on():
     every = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).expand(1, 3, 16, 16)
     for crops in (every, pictures(8).permute(0, 3, 1, 2)):
-        asked = Asked(View(flip=0, solarize_p=1), crops, numbers(len(crops)), crops.shape[2])
+        asked = ViewRequest(View(flip=0, solarize_p=1), crops, numbers(len(crops)), crops.shape[2])
         (ours,) = fast_views([asked], ZERO, ONE)
         torch.testing.assert_close(ours, TF.solarize(crops, 128) / 255)
-    asked = Asked(View(flip=0, solarize_p=1), every, numbers(1), 16)
+    asked = ViewRequest(View(flip=0, solarize_p=1), every, numbers(1), 16)
     first = fast_views([asked], ZERO, ONE)[0].flatten()
     assert first[127] == 127 / 255 and first[128] == pytest.approx(127 / 255)
 

@@ -9,7 +9,7 @@ from children import Problem, stated, watched
 from mutations import damaged
 from odd_image_table import CASES
 
-from cgh_models.data.decode import read_image
+from cgh_models.data.decode import decode_rgb, open_file
 from cgh_models.errors import BadImage
 
 WHAT = "damaged image files of the formats above, at full size and as thumbnails"
@@ -28,7 +28,8 @@ def tries(count: int) -> Iterator[tuple[str, Problem]]:
             path = Path(folder, case.name)
             path.write_bytes(damaged(case.content, generator, other.content))  # pyright: ignore
             try:
-                image = read_image(path, generator.choice((0, 4)))
+                with open_file(path) as file:
+                    image = decode_rgb(file, generator.choice((0, 4)))
             except Exception as error:
                 return stated(error, (BadImage,))
             finally:

@@ -12,7 +12,7 @@ from small_runs import DEVICE, QUICK, build
 from torch.profiler import ProfilerActivity, profile
 
 from cgh_models.backbone import eval_mode
-from cgh_models.data.batched_views import Asked, fast_views
+from cgh_models.data.batched_views import ViewRequest, fast_views
 from cgh_models.data.draws import COLUMNS, boxes, uniform
 from cgh_models.methods import METHODS, losses
 from cgh_models.methods.sce import similarity_contrast
@@ -191,9 +191,9 @@ def test_from_pixels_to_the_moved_teacher_nothing_waits_for_the_device(case):
         whole, cut = [], []
         for stream, view in enumerate(RECIPES[method.view_recipe]):
             u, side = uniform(0, number, np.arange(16), COLUMNS, stream), view.side(32)
-            whole.append(Asked(view, pixels, u, side, boxes(view, u, 40, 40)))
+            whole.append(ViewRequest(view, pixels, u, side, boxes(view, u, 40, 40)))
             crops = pixels[:, :side, :side].permute(0, 3, 1, 2)  # as workers cut them
-            cut.append(Asked(view, crops, u, side))
+            cut.append(ViewRequest(view, crops, u, side))
         fast_views(cut, mean, std)
         views = fast_views(whole, mean, std)
         with guard:
