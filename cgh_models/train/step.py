@@ -13,6 +13,7 @@ from ..methods.feature_queue import FeatureQueue
 from ..methods.method import Losses
 from ..one_process import ALONE, OneProcess
 from .distributed import method_of, unless_last
+from .launch import tell
 from .norm_sync import running_statistics
 from .optim import Lars
 
@@ -174,6 +175,17 @@ def batch_too_large(
         f"{at_once} images at once do not fit in the memory of {device}, {found} "
         f"or --grad-checkpointing, which a resumed run may add{saved}"
     )
+
+
+def does_not_fit(config: TrainConfig, device: torch.device, processes: OneProcess) -> InputError:
+    """The error of one of several processes; the others learn that it ended."""
+    share = config.batch_size // config.accumulate // processes.count
+    what = f"{share} images at once do not fit in the memory of {device}"
+    advice = "give a smaller --batch-size, more --accumulate or --grad-checkpointing"
+    error = InputError(f"{what}; {advice}; the run can be resumed from its last checkpoint")
+    if processes.rank:
+        tell(processes.rank, processes.count, error)
+    return error
 
 
 def prepare(
