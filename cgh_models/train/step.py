@@ -188,9 +188,7 @@ def does_not_fit(config: TrainConfig, device: torch.device, processes: OneProces
     return error
 
 
-def prepare(
-    method: Any, config: TrainConfig, device: torch.device, backend: str = "inductor"
-) -> None:
+def prepare(method: Any, config: TrainConfig, device: torch.device) -> None:
     """Turns on gradient checkpointing and torch.compile if the config asks for them."""
     backbone = method.student.backbone
     if config.grad_checkpointing:
@@ -199,12 +197,11 @@ def prepare(
         except (AssertionError, AttributeError, NotImplementedError, TypeError) as error:
             advice = "timm cannot checkpoint it; leave --grad-checkpointing out"
             raise InputError(f"{architecture(backbone)}: {advice}") from error
-    if config.compile and device.type == "cpu" and backend == "inductor":
+    if config.compile and device.type == "cpu":
         say("--compile: left out on the CPU, where compiling costs more than it saves")
     elif config.compile:
         for network in (method.student, getattr(method, "teacher", None)):
             if network is not None:  # in place: names of parameters stay
                 backbone = network.backbone
-                forward = torch.compile(backbone.forward_intermediates, backend=backend)
-                backbone.forward_intermediates = forward
-                backbone.compile(backend=backend)
+                backbone.forward_intermediates = torch.compile(backbone.forward_intermediates)
+                backbone.compile()
