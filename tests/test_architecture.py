@@ -72,7 +72,7 @@ METHOD_FILES = {
 }
 LONGEST_CHAIN = 9
 # What has to be read to trust a number; the pages for people are counted apart.
-MOST_LINES = 19_350
+MOST_LINES = 19_210
 MOST_LINES_OF_PAGES = 2_115
 
 

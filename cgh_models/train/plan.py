@@ -4,7 +4,6 @@ import copy
 import dataclasses
 import math
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,14 +30,6 @@ _SMALL = 64  # pixels, of the proposal for a CPU
 _HOUR = 3600.0
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Lines for people, and warnings of a sentence each."""
-
-    lines: list[str]
-    warnings: list[str]
-
-
 def say_processes(run: Run) -> None:
     """Says how many there are, what each does, and what happens when one goes silent."""
     count = run.processes.count
@@ -53,16 +44,15 @@ def say_processes(run: Run) -> None:
 def say_plan(
     method: Any, images: ImageSet, config: TrainConfig, recipe: Recipe, processes: int = 1
 ) -> None:
-    """Says the plan of a run of so many processes on stderr, a line each."""
-    planned = plan(method, images, config, recipe, processes)
-    for line in [*planned.lines, *(f"warning: {text}" for text in planned.warnings)]:
+    """Says the plan of a run of so many processes on stderr."""
+    for line in plan(method, images, config, recipe, processes):
         say(line)
 
 
 def plan(
     method: Any, images: ImageSet, config: TrainConfig, recipe: Recipe, processes: int = 1
-) -> Plan:
-    """The plan of a run that has not begun. Times a step or two on a copy of the method.
+) -> list[str]:
+    """Lines about a run that has not begun. Times a step or two on a copy of the method.
 
     Of several processes a step is timed with the images that each of them takes.
     """
@@ -93,7 +83,8 @@ def plan(
     if queue:
         times = queue / len(images)
         lines.append(f"queue    {queue:,} images, {times:.2g} times those of the set")
-    return Plan(lines, _warnings(method, images, config, total, seconds, device))
+    warnings = _warnings(method, images, config, total, seconds, device)
+    return lines + [f"warning: {text}" for text in warnings]
 
 
 def _warnings(
