@@ -18,8 +18,7 @@ from cgh_models.data.loader import batches
 from cgh_models.errors import ERRORS
 from cgh_models.methods import METHODS
 from cgh_models.train import loop
-from cgh_models.train.distributed import connected, joined
-from cgh_models.train.launch import own_device
+from cgh_models.train.distributed import connected, joined, own_device
 from cgh_models.train.loop import pretrain
 from cgh_models.train.norm_sync import norm_sync_of, synced_norms
 from cgh_models.train.optim import create_optimizer

@@ -28,16 +28,8 @@ Weights = Annotated[Positional[str], arg(metavar="WEIGHTS")]
 Pattern = Annotated[Positional[str], arg(metavar="PATTERN", help_behavior_hint=_default)]
 Recipe = Literal["imagenet", "cifar", "tiny"]
 OfRecipe = Annotated[T | None, arg(help_behavior_hint="(default: the recipe's)")]
-_PATHS = {
-    "FOLDER",
-    "FILE",
-    "RUN",
-    "WEIGHTS",
-    "[WEIGHTS ...]",
-    "IMAGES",
-    "A",
-    "B",
-}  # they may be paths
+# Words in the help whose values may be paths.
+_PATHS = {"FOLDER", "FILE", "RUN", "WEIGHTS", "[WEIGHTS ...]", "IMAGES", "A", "B"}
 _POSITIONAL: Any = Positional[None].__metadata__[0]  # pyright: ignore
 METAVARS = {"device": "NAME", "eval_data": "FOLDER", "pixel_range": "RANGE", "reader": "NAME"}
 

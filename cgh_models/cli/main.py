@@ -28,8 +28,7 @@ from .flags import check_paths
 from .parse_errors import explain, on_parse_error
 from .pretrain import Backbones, Demo, Export, Pretrain, Resume
 from .report import Compare, Report
-from .reproduce import Reproduce
-from .weights import Autoload, Convert, Info, List, Publish, Verify
+from .weights import Autoload, Convert, Info, List, Publish, Reproduce, Verify
 
 COMMANDS = {
     "pretrain": Pretrain,

@@ -11,9 +11,37 @@ from torch import nn
 
 from ..backbone import channels
 from ..config import TrainConfig
+from ..data import kept_index
+from ..data.image_set import ImageSet, load
 from ..errors import InputError, printable
+from ..evaluate.devices import pick_device
 from ..methods.method import Method
+from ..one_process import OneProcess
 from ..view_recipes import OwnView, Recipe, described, recipe_of
+from .distributed import own_device
+from .norm_sync import norm_sync_of
+from .run import Run
+from .run_folder import settle
+
+
+def checked_run(
+    method: Any,
+    data: Any,
+    config: TrainConfig,
+    run_dir: str | Path,
+    resume: bool,
+    views: Sequence[Any] | None,
+    processes: OneProcess,
+) -> Run:
+    """The run that arguments of `pretrain` ask for. Raises InputError."""
+    folder = check_arguments(method, config, run_dir)
+    device = pick_device(own_device(processes, config.device))
+    recipe, config = settle_views(method, views, settle(config, device, folder, resume))
+    images = open_images(data, config, folder / kept_index.FILE if resume else None)
+    check_batch(images, config)
+    check_shares(processes, config)
+    norm_sync = norm_sync_of(method, config, processes)
+    return Run(folder, images, config, device, recipe, processes, norm_sync)
 
 
 def check_arguments(method: Any, config: Any, run_dir: Any) -> Path:
@@ -63,3 +91,38 @@ def settle_views(
     if any(isinstance(view, OwnView) for view in recipe):
         config = dataclasses.replace(config, views="exact")
     return recipe, config
+
+
+def open_images(data: Any, config: TrainConfig, kept: Path | None = None) -> ImageSet:
+    """The index of the training images, ``kept`` as in `load`. Raises InputError."""
+    how = config.reading | {"cache_gib": config.cache_gib, "kept": kept}
+    images = load(data, config.follow_links, **how)
+    if (images.in_chans, images.reader) != (config.in_chans, config.reader):
+        given = f"data: an ImageSet with in_chans={images.in_chans}, reader={images.reader!r}"
+        raise InputError(f"{given}; load it with **config.reading")
+    images.max_bad = config.max_bad
+    if not isinstance(data, ImageSet):
+        images.report_skipped()
+    return images
+
+
+def check_batch(images: ImageSet, config: TrainConfig) -> None:
+    """Raises InputError if there are fewer images than in one batch."""
+    if config.batch_size > len(images):
+        raise InputError(
+            f"batch size {config.batch_size}: larger than the set of {len(images)} images in "
+            f"{printable(images.place)}; give --batch-size {len(images)} or less"
+        )
+
+
+def check_shares(processes: OneProcess, config: TrainConfig) -> None:
+    """Raises InputError unless each process gets as much of each part of a batch."""
+    parts = processes.count * config.accumulate
+    if config.batch_size % parts or (parts > 1 and config.batch_size < 2 * parts):
+        of = f" in {config.accumulate} parts" if config.accumulate > 1 else ""
+        given = f"batch size {config.batch_size}{of} for {processes.count} processes"
+        fits = max(2, round(config.batch_size / parts)) * parts
+        raise InputError(f"{given}: each needs as many images, two at least; --batch-size {fits}")
+    if processes.count > 1 and config.cuda_graphs:
+        given = f"--cuda-graphs with {processes.count} processes"
+        raise InputError(f"{given}: only one process can replay its steps; leave it out")

@@ -94,8 +94,9 @@ def _write_index(run_dir: Path, path: Path) -> list[CheckpointEntry]:
     """Makes a checkpoint the newest of the index, with older ones that are there; returns it."""
     step = _step(path.name)
     older = [e for e in read_index(run_dir) if e.step < step and (run_dir / e.file).is_file()]
-    entries = [_describe(path), *older][:KEEP]
-    write_json(run_dir / _INDEX, {"checkpoints": [to_dict(entry) for entry in entries]})
+    entry = CheckpointEntry(path.name, step, path.stat().st_size, sha256(path))
+    entries = [entry, *older][:KEEP]
+    write_json(run_dir / _INDEX, {"checkpoints": [to_dict(row) for row in entries]})
     return entries
 
 
@@ -211,10 +212,6 @@ def _names(run_dir: Path) -> list[str]:
 
 def _step(name: str) -> int:
     return int(name.removeprefix("checkpoint-").removesuffix(".safetensors"))
-
-
-def _describe(path: Path) -> CheckpointEntry:
-    return CheckpointEntry(path.name, _step(path.name), path.stat().st_size, sha256(path))
 
 
 def load(path: Path, method: nn.Module, optimizer: Optimizer) -> None:

@@ -1,12 +1,13 @@
 """The processes of a run, as torchrun or srun starts them: what they tell each other.
 
 Only this file names torch.distributed. A method, a queue or a measurement is handed a `OneProcess`,
-of which `Processes` is the kind that asks the others.
+or `Processes`, which has the same members and asks the others.
 """
 
 import contextlib
 import datetime
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, TypeVar
@@ -18,16 +19,15 @@ from torch.autograd import Function
 from torch.nn.parallel import DistributedDataParallel
 
 from ..config import TrainConfig
-from ..errors import ERRORS, Interrupted, NetworkError, out_of_memory, printable
+from ..errors import ERRORS, InputError, Interrupted, NetworkError, out_of_memory, printable
 from ..one_process import ALONE, OneProcess
 from .launch import take_from_slurm, tell
-from .meeting import meet
-from .watch import Watch
+from .liveness import Watch, meet
 
 Item = TypeVar("Item")
 
 # A process that waits longer for the others ends. One that has stopped or died is noticed by
-# `watch` long before; this is for what nobody foresaw.
+# `Watch` long before; this is for what nobody foresaw.
 TIMEOUT = datetime.timedelta(minutes=30)
 # Seconds from the first process that begins until the last. Those of several machines may read
 # torch from disks of different speed.
@@ -35,9 +35,9 @@ BEGIN, BEGIN_FAR_APART = 30, 300
 
 
 class Processes:
-    """Several processes, each with its own rows of every batch; the members of `OneProcess`."""
+    """Several processes, each with its own rows of a batch; `OneProcess` says what members do."""
 
-    shuffles = False
+    shuffles = False  # `synced_norms` sets it
 
     def __init__(self) -> None:
         self.rank = dist.get_rank()
@@ -45,12 +45,10 @@ class Processes:
         self.on_machine = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
     def gather(self, rows: Tensor, dim: int = 0) -> Tensor:
-        """The rows of all processes along ``dim``; with gradient, of a loss that all compute."""
         gathered = _Gather.apply(rows.movedim(dim, 0), self.rank, self.count)
         return gathered.movedim(0, dim)  # pyright: ignore
 
     def own(self, rows: Tensor) -> Tensor:
-        """This process's rows of what was gathered along the first dimension."""
         return rows[self.rank :: self.count]
 
     def sum(self, values: Tensor) -> Tensor:
@@ -58,7 +56,6 @@ class Processes:
         return _Sum.apply(values)  # pyright: ignore
 
     def average(self, tensors: list[Tensor]) -> None:
-        """Makes each of the floating-point tensors the mean over the processes, in place."""
         if tensors:
             flat = torch.cat([tensor.detach().flatten() for tensor in tensors])
             dist.all_reduce(flat)
@@ -67,23 +64,19 @@ class Processes:
             torch._foreach_copy_(tensors, [piece.view_as(tensor) for piece, tensor in pairs])
 
     def largest(self, value: float) -> float:
-        """The largest of the processes' values."""
         values = torch.tensor([value], dtype=torch.float64)
         dist.all_reduce(values, dist.ReduceOp.MAX)
         return values.item()
 
     def all_finite(self, finite: Tensor) -> Tensor:
-        """Whether a 0-dim bool tensor is true on all; does not wait for a GPU."""
         agreed = finite.float()
         dist.all_reduce(agreed, dist.ReduceOp.MIN)
         return agreed > 0
 
     def any(self, flag: bool) -> bool:
-        """Whether it is true on one."""
         return self.largest(float(flag)) > 0
 
     def together(self, work: Callable[[], Item]) -> Item:
-        """What ``work`` returns here; an error that a user can cause on one is raised on all."""
         result, error = _tried(work)
         if self.any(error is not None):
             self._raise(error)
@@ -97,14 +90,12 @@ class Processes:
         raise kind(text if rank == 0 else f"process {rank} of {self.count}: {text}") from error
 
     def from_first(self, work: Callable[[], Item]) -> Item:
-        """What ``work`` returns on rank 0, which alone calls it; its errors are raised on all."""
         result = self.together(lambda: work() if self.rank == 0 else None)
         results: list[Any] = [result]
         dist.broadcast_object_list(results)
         return results[0]
 
     def items(self, items: Iterator[Item]) -> Iterator[Item]:
-        """The items of this process, until those of one have ended, or ended in an error."""
         while True:
             item, error = _tried(lambda: next(items, None))
             state = self.largest(2 if error else 1 if item is None else 0)
@@ -158,7 +149,7 @@ class _Sum(Function):
 
 @contextlib.contextmanager
 def joined() -> Iterator[Any]:
-    """Within it, this process is one of those that torchrun or srun started; else it is alone.
+    """Within it, this process is in torch's process group if torchrun or srun started it.
 
     Raises NetworkError when another has ended, and InputError if there is no device for each.
     """
@@ -190,14 +181,15 @@ def joined() -> Iterator[Any]:
             processes.any(False)  # none leaves while another still asks
         dist.destroy_process_group()
     except RuntimeError as error:
-        if out_of_memory(error) or not _is_of_connections(error):
+        of_connection = isinstance(error, dist.DistError) or re.search("gloo|onnection", str(error))
+        if out_of_memory(error) or not of_connection:
             raise
         reason = printable(" ".join(str(error).split()))[:160]
         what = f"another process of the run has ended or cannot be reached ({reason})"
         advice = "its own message says why; the run can be resumed from its last checkpoint"
         lost = NetworkError(f"{what}; {advice}")
         if rank:
-            tell(rank, count, f"error: {lost}")
+            tell(rank, count, lost)
         raise lost from error
 
 
@@ -209,17 +201,30 @@ def _met(rank: int, count: int) -> dist.Store:
     return dist.PrefixStore(meet(store, rank, count, most), store)
 
 
-def _is_of_connections(error: RuntimeError) -> bool:
-    kinds = tuple(getattr(dist, name) for name in ("DistError", "DistBackendError"))
-    return isinstance(error, kinds) or "gloo" in str(error) or "onnection" in str(error)
+def own_device(processes: OneProcess, name: str) -> str:
+    """The device of this process, by the config's. Raises InputError for one that all would use."""
+    count = processes.count
+    if count == 1 or name == "cpu" or not torch.cuda.is_available():
+        return name
+    if name not in ("auto", "cuda"):
+        given = f"--device {name} with {count} processes"
+        raise InputError(f"{given}: all would use it; leave it out, each takes a GPU of its own")
+    number, found = int(os.environ.get("LOCAL_RANK", processes.rank)), torch.cuda.device_count()
+    if number >= found:
+        given = f"{processes.on_machine} processes"
+        hint = f"start {found} (--nproc-per-node {found}), or give --device cpu"
+        raise InputError(f"{given} on a machine with {found} GPUs; {hint}")
+    torch.cuda.set_device(number)
+    return f"cuda:{number}"
 
 
 @contextlib.contextmanager
 def connected(method: nn.Module, processes: OneProcess, config: TrainConfig) -> Iterator[nn.Module]:
-    """Within it, a method's queues and losses are of all processes. Yields what a step calls.
+    """Within it, a method's queues and losses are of all processes.
 
-    State and random numbers are those of rank 0. A module of one's own that has an attribute
-    ``processes`` is handed them likewise.
+    Yields what a step calls: the method in DistributedDataParallel, or of one process the method.
+    State and random numbers are those of rank 0. Queues, and modules of one's own that have an
+    attribute ``processes``, are handed them.
     """
     if processes is ALONE:
         yield method

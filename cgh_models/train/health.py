@@ -12,11 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..backbone import embed, eval_mode
-from ..config import TrainConfig
-from ..data.image_set import ImageSet
 from ..data.loader import exact_views, normalized, order
 from ..evaluate.collapse import feature_std
-from ..view_recipes import Recipe
+from .run import Run
 from .verdict import VIEWS
 
 _FEWEST = 16
@@ -36,19 +34,9 @@ Values = dict[str, float]
 class Health:
     """Measures a method on two views each of at most VIEWS images, the same ones every time."""
 
-    def __init__(
-        self,
-        images: ImageSet,
-        config: TrainConfig,
-        device: torch.device,
-        at_once: int,
-        recipe: Recipe,
-    ):
-        self.images = images
-        self.config = config
-        self.device = device
-        self.at_once = at_once
-        self.recipe = recipe
+    def __init__(self, run: Run, at_once: int):
+        self.run = run
+        self.at_once = at_once  # images
         self._views: list[Tensor] = []  # two, of `exact_views`
         self._before: dict[str, Tensor] = {}  # what is compared with the next measurement
 
@@ -69,18 +57,19 @@ class Health:
         return values
 
     def _make_views(self) -> list[Tensor]:
-        of_image = self.config.in_chans * self.config.image_size**2
-        if self.config.in_chans != 3:
+        images, config = self.run.images, self.run.config
+        of_image = config.in_chans * config.image_size**2
+        if config.in_chans != 3:
             of_image *= 4  # float32
         fits = _MOST_BYTES // (2 * of_image)
-        chosen = order(0, 0, len(self.images))[: min(VIEWS, max(_FEWEST, fits))]
-        return exact_views(self.images, self.recipe[:2], self.config, _EPOCH, chosen)
+        chosen = order(0, 0, len(images))[: min(VIEWS, max(_FEWEST, fits))]
+        return exact_views(images, self.run.recipe[:2], config, _EPOCH, chosen)
 
     def _of_views(self) -> Values:
         """What the networks see: mean and spread, how the views differ, images of one colour."""
         first, second = map(self._pixels, (0, 1), self._views)
         pixels = torch.cat([first, second])
-        if self.config.in_chans != 3:  # bands may use a small part of their range
+        if self.run.config.in_chans != 3:  # bands may use a small part of their range
             plain = first
         elif self._views[0].dtype == torch.uint8:
             plain = self._views[0].float() / 255
@@ -94,8 +83,8 @@ class Health:
         }
 
     def _pixels(self, number: int, views: Tensor) -> Tensor:
-        mean, std = torch.tensor(self.config.mean), torch.tensor(self.config.std)
-        return normalized(self.recipe[number], views, mean, std)
+        mean, std = torch.tensor(self.run.config.mean), torch.tensor(self.run.config.std)
+        return normalized(self.run.recipe[number], views, mean, std)
 
     def _of_student(self, student: Any) -> Values:
         """Whether two views of an image are alike to it, and images unlike."""
@@ -126,7 +115,7 @@ class Health:
         """Embeddings (N, D) of one view of all images, and their deepest maps."""
         embeddings, maps = [], []
         for piece in self._views[view].split(self.at_once):
-            pixels = self._pixels(view, piece).to(self.device)
+            pixels = self._pixels(view, piece).to(self.run.device)
             embedding, found = embed(branch.backbone, pixels, taps)
             embeddings.append(embedding.float())
             maps.append(found)

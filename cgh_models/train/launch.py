@@ -1,14 +1,9 @@
-"""What processes are told when torchrun or srun starts them, and what each takes of a run."""
+"""What torchrun or srun tells a process that it has started, by its environment."""
 
 import os
 import sys
 
-import torch
-
-from ..config import TrainConfig
-from ..errors import InputError, Output, printable, say
-from ..one_process import OneProcess
-from .watch import Watch
+from ..errors import InputError, Output, printable
 
 # Slurm's numbers of steps that srun made end here; those after are of shells of a job.
 _LAST_STEP = 0xFFFFFFF0
@@ -46,57 +41,6 @@ def is_launched() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("WORLD_SIZE", 1)) > 1
 
 
-def own_device(processes: OneProcess, name: str) -> str:
-    """The device of this process, by the config's. Raises InputError for one that all would use."""
-    count = processes.count
-    if count == 1 or name == "cpu" or not torch.cuda.is_available():
-        return name
-    if name not in ("auto", "cuda"):
-        given = f"--device {name} with {count} processes"
-        raise InputError(f"{given}: all would use it; leave it out, each takes a GPU of its own")
-    number, found = int(os.environ.get("LOCAL_RANK", processes.rank)), torch.cuda.device_count()
-    if number >= found:
-        given = f"{processes.on_machine} processes"
-        hint = f"start {found} (--nproc-per-node {found}), or give --device cpu"
-        raise InputError(f"{given} on a machine with {found} GPUs; {hint}")
-    torch.cuda.set_device(number)
-    return f"cuda:{number}"
-
-
-def check_shares(processes: OneProcess, config: TrainConfig) -> None:
-    """Raises InputError unless each process gets as much of each part of a batch."""
-    parts = processes.count * config.accumulate
-    if config.batch_size % parts or (parts > 1 and config.batch_size < 2 * parts):
-        of = f" in {config.accumulate} parts" if config.accumulate > 1 else ""
-        given = f"batch size {config.batch_size}{of} for {processes.count} processes"
-        fits = max(2, round(config.batch_size / parts)) * parts
-        raise InputError(f"{given}: each needs as many images, two at least; --batch-size {fits}")
-    if processes.count > 1 and config.cuda_graphs:
-        given = f"--cuda-graphs with {processes.count} processes"
-        raise InputError(f"{given}: only one process can replay its steps; leave it out")
-
-
-def say_processes(processes: OneProcess, config: TrainConfig, norm_sync: str) -> None:
-    """Says how many there are, what each does, and what happens when one goes silent."""
-    if processes.count > 1 and processes.rank == 0:
-        share = config.batch_size // processes.count
-        say(
-            f"{processes.count} processes, {share} images of a batch each, norms: {norm_sync}; "
-            f"one that is silent for {Watch.SILENT} s ends the run, which can then be resumed"
-        )
-
-
-def does_not_fit(config: TrainConfig, device: torch.device, processes: OneProcess) -> InputError:
-    """The error of a process whose images do not fit; the others learn that it ended."""
-    share = config.batch_size // config.accumulate // processes.count
-    what = f"{share} images at once do not fit in the memory of {device}"
-    advice = "give a smaller --batch-size, more --accumulate or --grad-checkpointing"
-    error = InputError(f"{what}; {advice}; the run can be resumed from its last checkpoint")
-    if processes.rank:
-        tell(processes.rank, processes.count, f"error: {error}")
-    return error
-
-
-def tell(rank: int, count: int, text: str) -> None:
-    """Says what only this process knows, on stderr."""
-    Output(sys.__stderr__).write(f"process {rank} of {count}: {printable(text)}\n")
+def tell(rank: int, count: int, error: object) -> None:
+    """Says on stderr, which ranks above 0 do not use otherwise, what only this process knows."""
+    Output(sys.__stderr__).write(f"process {rank} of {count}: error: {printable(error)}\n")

@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..config import TrainConfig
 from ..data.image_set import ImageSet, load_splits
 from ..data.loader import order
 from ..errors import InputError
@@ -16,9 +15,8 @@ from ..evaluate.collapse import spread
 from ..evaluate.extraction import embeddings
 from ..evaluate.neighbours import knn
 from ..evaluate.protocols import EvalSettings
-from ..one_process import ALONE, OneProcess
-from ..view_recipes import Recipe
 from .health import Health, dead_channels
+from .run import Run
 from .signals import StopSignals
 from .verdict import ADVICE, QUERIES
 
@@ -40,13 +38,6 @@ class Sample(NamedTuple):
         return self.images.labels[self.indices]
 
 
-class Seen(NamedTuple):
-    """What the latest measurement was of, for pictures."""
-
-    embedded: np.ndarray  # (N, D)
-    indices: np.ndarray  # (N,) of the images
-
-
 class _LeftOut(Exception):  # noqa: N818 - a signal came
     pass
 
@@ -56,27 +47,18 @@ class Monitor:
 
     With ``eval_data``: kNN of its val/ against its train/ ("knn"). Else, with class folders in the
     training data: kNN of some training images against others ("knn_train"). Both on fixed samples
-    of at most MEMORY and QUERIES images; `cgh evaluate knn` takes all. Several ``processes`` embed
-    a share each, and all know what was found.
+    of at most MEMORY and QUERIES images; `cgh evaluate knn` takes all. Several processes embed a
+    share each, and all know what was found.
     """
 
-    def __init__(
-        self,
-        images: ImageSet,
-        config: TrainConfig,
-        device: torch.device,
-        signals: StopSignals,
-        recipe: Recipe,
-        processes: OneProcess = ALONE,
-    ):
-        self.processes = processes
+    def __init__(self, run: Run, signals: StopSignals):
+        self.processes = run.processes
         self.signals = signals
-        self.recipe = recipe
-        # Images at once.
-        fits = min(256, config.batch_size // config.accumulate // processes.count)
-        self.settings = EvalSettings(fits, config.workers, device)
-        self.health = Health(images, config, device, fits, recipe)
-        self.seen: Seen | None = None
+        images, config = run.images, run.config
+        at_once = min(256, config.batch_size // config.accumulate // run.processes.count)
+        self.settings = EvalSettings(at_once, config.workers, run.device)
+        self.health = Health(run, at_once)
+        self.embedded: np.ndarray | None = None  # (N, D) of ``spread``, when it was measured last
         self.knn: tuple[str, Sample, Sample] | None = None  # name of the value, memory, queries
         shuffled = order(0, 0, len(images))
         self.spread = Sample(images, shuffled[:SPREAD])
@@ -110,14 +92,14 @@ class Monitor:
     def _measure(self, method: Any) -> dict[str, float]:
         backbone = method.student.backbone
         embedded = self._embed(backbone, self.spread)
-        self.seen = Seen(embedded, self.spread.indices)
+        self.embedded = embedded
         values = spread(embedded) | {"dead_channels": dead_channels(embedded)}
         if self.knn:
             name, memory, queries = self.knn
-            embedded = self._embed(backbone, memory)
-            k = min(20, len(embedded))
+            stored = self._embed(backbone, memory)
+            k = min(20, len(stored))
             searched = self._embed(backbone, queries)
-            predicted = self._unless_stopped(lambda: knn(embedded, memory.labels(), searched, k=k))
+            predicted = self._unless_stopped(lambda: knn(stored, memory.labels(), searched, k=k))
             values[name] = 100 * float((predicted == queries.labels()).mean())
             values["knn_queries"] = len(predicted)
         return values | self._unless_stopped(lambda: self.health(method))

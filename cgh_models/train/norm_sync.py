@@ -33,9 +33,11 @@ def norm_sync_of(method: Any, config: TrainConfig, processes: OneProcess) -> str
 def synced_norms(method: Any, how: str, processes: Any) -> Iterator[None]:
     """Within it, batch norms take their statistics as ``how`` says, see `norm_sync_of`.
 
-    On CUDA devices by torch's SyncBatchNorm, which the method keeps; it has none for a CPU.
+    shuffle: `teacher_forward` asks ``processes.shuffles``. sync: on CUDA devices by torch's
+    SyncBatchNorm, which the method keeps; it has none for a CPU.
     """
-    processes.shuffles = how == "shuffle"
+    if how == "shuffle":
+        processes.shuffles = True
     norms: list[Any] = []
     if how == "sync":
         if next(method.parameters()).is_cuda:
@@ -49,6 +51,8 @@ def synced_norms(method: Any, how: str, processes: Any) -> Iterator[None]:
     try:
         yield
     finally:
+        if how == "shuffle":
+            processes.shuffles = False
         for norm in norms:
             del norm.forward
 

@@ -4,7 +4,6 @@ import copy
 import dataclasses
 import math
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,7 +17,9 @@ from ..errors import out_of_memory, printable, say
 from ..evaluate.devices import pick_device, pick_precision
 from ..schedule import learning_rate
 from ..view_recipes import Recipe
+from .liveness import Watch
 from .optim import create_optimizer
+from .run import Run
 from .step import prepare, train_step
 from .verdict import FEW_IN_BATCH, swapped_temperatures
 
@@ -29,35 +30,37 @@ _SMALL = 64  # pixels, of the proposal for a CPU
 _HOUR = 3600.0
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Lines for people, and warnings of a sentence each."""
-
-    lines: list[str]
-    warnings: list[str]
+def say_processes(run: Run) -> None:
+    """Says how many there are, what each does, and what happens when one goes silent."""
+    count = run.processes.count
+    if count > 1 and run.processes.rank == 0:
+        say(
+            f"{count} processes, {run.config.batch_size // count} images of a batch each, "
+            f"norms: {run.norm_sync}; one that is silent for {Watch.SILENT} s ends the run, which "
+            "can then be resumed"
+        )
 
 
 def say_plan(
     method: Any, images: ImageSet, config: TrainConfig, recipe: Recipe, processes: int = 1
 ) -> None:
-    """Says the plan of a run of so many processes on stderr, a line each."""
-    planned = plan(method, images, config, recipe, processes)
-    for line in [*planned.lines, *(f"warning: {text}" for text in planned.warnings)]:
+    """Says the plan of a run of so many processes on stderr."""
+    for line in plan(method, images, config, recipe, processes):
         say(line)
 
 
 def plan(
     method: Any, images: ImageSet, config: TrainConfig, recipe: Recipe, processes: int = 1
-) -> Plan:
-    """The plan of a run that has not begun. Times a step or two on a copy of the method.
+) -> list[str]:
+    """Lines about a run that has not begun. Times a step or two on a copy of the method.
 
     Of several processes a step is timed with the images that each of them takes.
     """
     device = pick_device(config.device)
     steps = len(images) // config.batch_size
     total = steps * config.epochs
-    share = dataclasses.replace(config, batch_size=config.batch_size // processes)
-    seconds = total * seconds_of_step(method, images, share, device, recipe)
+    of_process = dataclasses.replace(config, batch_size=config.batch_size // processes)
+    seconds = total * seconds_of_step(method, images, of_process, device, recipe)
     warmup = math.ceil(config.warmup * total)
     views = ", ".join(str(view.side(config.image_size)) for view in recipe)
     trained = _count(p for p in method.student.parameters() if p.requires_grad)
@@ -78,9 +81,10 @@ def plan(
         f"{_megabytes(4 * backbone)} of an export",
     ]
     if queue:
-        share = queue / len(images)
-        lines.append(f"queue    {queue:,} images, {share:.2g} times those of the set")
-    return Plan(lines, _warnings(method, images, config, total, seconds, device))
+        times = queue / len(images)
+        lines.append(f"queue    {queue:,} images, {times:.2g} times those of the set")
+    warnings = _warnings(method, images, config, total, seconds, device)
+    return lines + [f"warning: {text}" for text in warnings]
 
 
 def _warnings(
@@ -102,9 +106,10 @@ def _warnings(
         )
     queue = _queue_length(method)
     if queue > len(images):
+        smaller = 2 ** max(0, len(images).bit_length() - 2)
         found.append(
             f"the queue ({queue:,}) is larger than the set, so that an image meets itself in it: "
-            f"--set queue_length={_power_of_two(len(images))} is smaller"
+            f"--set queue_length={smaller} is smaller"
         )
     if config.batch_size < FEW_IN_BATCH:
         found.append(
@@ -155,14 +160,15 @@ def seconds_of_step(
             prepare(trained, config, device)
             optimizer = create_optimizer(trained, config)
             parts = config.accumulate
-            count = min(config.batch_size, max(_TIMED, 2 * _splits(method)) * parts)
-            pieces = _pixels(recipe, images, config, min(count, len(images)))
+            splits = getattr(method.config, "batch_norm_splits", 1)
+            count = min(config.batch_size, max(_TIMED, 2 * splits) * parts)
+            few_views = _few_views(recipe, images, config, count)
             dtype = pick_precision(config.precision, device)
             settings = (device.type, dtype, config.clip_norm, parts)
             rate = learning_rate(0.0, config.lr, config.warmup)
             taken = 0.0
             for size in (count, count, config.batch_size):  # the first also allocates
-                views = [_repeated(piece, size).to(device) for piece in pieces]
+                views = [few[torch.arange(size) % len(few)].to(device) for few in few_views]
                 start = time.perf_counter()
                 losses = train_step(trained, optimizer, views, 0.0, rate, *settings)
                 losses["loss"].item()  # waits for the device
@@ -176,21 +182,13 @@ def seconds_of_step(
         return 0.0
 
 
-def _pixels(recipe: Recipe, images: ImageSet, config: TrainConfig, count: int) -> list[Tensor]:
+def _few_views(recipe: Recipe, images: ImageSet, config: TrainConfig, count: int) -> list[Tensor]:
     """Views (n, C, S, S) of at most _TIMED images for each view of the recipe."""
     chosen = order(config.seed, 0, len(images))[: min(count, _TIMED)]
-    pieces = exact_views(images, recipe, config, 0, chosen)
+    made = exact_views(images, recipe, config, 0, chosen)
     mean, std = torch.tensor(config.mean), torch.tensor(config.std)
-    pairs = zip(recipe, pieces, strict=True)
-    return [normalized(view, piece, mean, std) for view, piece in pairs]
-
-
-def _repeated(piece: Tensor, count: int) -> Tensor:
-    return piece.repeat(-(-count // len(piece)), 1, 1, 1)[:count]
-
-
-def _splits(method: Any) -> int:
-    return getattr(method.config, "batch_norm_splits", 1)
+    pairs = zip(recipe, made, strict=True)
+    return [normalized(view, pixels, mean, std) for view, pixels in pairs]
 
 
 def _queue_length(method: Any) -> int:
@@ -206,10 +204,6 @@ def _checkpoint_bytes(method: nn.Module) -> int:
     """Of all its tensors and the optimizer's state, one number for each that is trained."""
     tensors = [tensor.numel() * tensor.element_size() for tensor in method.state_dict().values()]
     return sum(tensors) + 4 * _count(p for p in method.parameters() if p.requires_grad)
-
-
-def _power_of_two(most: int) -> int:
-    return 2 ** max(0, most.bit_length() - 2)
 
 
 def _megabytes(count: float) -> str:

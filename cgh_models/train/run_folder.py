@@ -22,10 +22,9 @@ from ..backbone import architecture
 from ..config import CHANGES, TrainConfig, meant_before, to_dict
 from ..data import kept_index
 from ..data.archive import GIVEN
-from ..data.image_set import ImageSet
 from ..data.listing import further_endings
 from ..errors import InputError, printable, say, shell_command
-from ..evaluate.devices import pick_device, pick_precision
+from ..evaluate.devices import pick_precision
 from ..methods.method import Method
 from ..one_process import OneProcess
 from ..own_network import OWN
@@ -33,6 +32,7 @@ from ..version import __version__
 from ..view_recipes import is_own
 from . import checkpoint
 from .log_file import refuse_lost_checkpoints
+from .run import Run
 
 LOCK = ".cgh-lock"
 
@@ -123,59 +123,51 @@ def settle(config: TrainConfig, device: torch.device, run_dir: Path, resume: boo
     return dataclasses.replace(config, **decided)
 
 
-def write_or_check_config(
-    run_dir: Path,
-    method: Method,
-    images: ImageSet,
-    config: TrainConfig,
-    resume: bool,
-    processes: int = 1,
-) -> None:
+def write_or_check_config(method: Method, run: Run, resume: bool) -> None:
     """Writes config.json for a new run; compares it, key by key, with that of a resumed one."""
-    run = checkpoint.read_run(run_dir) if resume else {}
+    run_dir = run.folder
     if resume:
-        images.accept_mended(run_dir / "bad_files.txt", run["data"]["digest"])
-    description = describe_run(method, images, config, processes)
-    if resume:
-        if dataclasses.is_dataclass(method.config):
-            run["method_config"] = meant_before(type(method.config)) | run["method_config"]
-        is_list = not images.archive and Path(images.source).is_file()
-        is_other = images.digest != run["data"]["digest"]
-        further = further_endings(images.names) if is_other and not is_list else {}
-        allowed, refused = explain_changes(run, description, further)
-        if refused:
-            new_run = shell_command("cgh", "pretrain", "--init", run_dir)
-            raise InputError(
-                f"{run_dir}: a resumed run keeps its settings, but {'; '.join(refused)[:200]}; "
-                f"a new run can start from it: {new_run}"
-            )
-        for line in [*allowed, *_changed_versions(run, description)]:
-            say(f"{run_dir}: {line}")
+        _check_config(method, run)
     elif checkpoint.is_run(run_dir):
         resume_hint = f"{how_to_resume(run_dir)} goes on with it"
         raise InputError(f"{run_dir}: holds a run; {resume_hint}, or give another --out")
     else:
-        if (run_dir / "config.json").exists():
-            _start_over(run_dir)
-        files.write_json(run_dir / "config.json", description)
+        if (run_dir / "config.json").exists():  # of one that was killed before its first checkpoint
+            refuse_lost_checkpoints(run_dir)
+            log = run_dir / "metrics.jsonl"
+            if log.is_file():  # what else it may be gets another name
+                log.unlink()
+        files.write_json(run_dir / "config.json", describe_run(method, run))
     checkpoint.remove_temporary_files(run_dir)
-    kept_index.keep(run_dir / kept_index.FILE, images)
+    kept_index.keep(run_dir / kept_index.FILE, run.images)
 
 
-def _start_over(run_dir: Path) -> None:
-    """Removes the log of a run that was killed before its first checkpoint, that of step 0."""
-    refuse_lost_checkpoints(run_dir)
-    log = run_dir / "metrics.jsonl"
-    if log.is_file():  # what else it may be gets another name
-        log.unlink()
+def _check_config(method: Method, run: Run) -> None:
+    """Says what differs from the config.json of a resumed run. Raises InputError for most of it."""
+    images = run.images
+    before = checkpoint.read_run(run.folder)
+    images.accept_mended(run.folder / "bad_files.txt", before["data"]["digest"])
+    if dataclasses.is_dataclass(method.config):
+        before["method_config"] = meant_before(type(method.config)) | before["method_config"]
+    is_list = not images.archive and Path(images.source).is_file()
+    is_other = images.digest != before["data"]["digest"]
+    further = further_endings(images.names) if is_other and not is_list else {}
+    after = describe_run(method, run)
+    allowed, refused = explain_changes(before, after, further)
+    if refused:
+        new_run = shell_command("cgh", "pretrain", "--init", run.folder)
+        raise InputError(
+            f"{run.folder}: a resumed run keeps its settings, but {'; '.join(refused)[:200]}; "
+            f"a new run can start from it: {new_run}"
+        )
+    for line in [*allowed, *_changed_versions(before, after)]:
+        say(f"{run.folder}: {line}")
 
 
-def describe_run(
-    method: Method, images: ImageSet, config: TrainConfig, processes: int = 1
-) -> dict[str, Any]:
-    """The content of config.json, of a run of so many processes."""
+def describe_run(method: Method, run: Run) -> dict[str, Any]:
+    """The content of config.json."""
     command = [Path(sys.argv[0]).name.replace("__main__.py", "cgh"), *sys.argv[1:]]
-    device = pick_device(config.device)
+    images, device = run.images, run.device
     description = {
         "cgh_models": __version__,
         "versions": {
@@ -184,13 +176,13 @@ def describe_run(
             "timm": version("timm"),
             "commit": _commit(),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-            "processes": processes,
+            "processes": run.processes.count,
         },
         "command": shlex.join(command),
         "method": method.name,
         "method_config": to_dict(method.config),
         "arch": architecture(method.student.backbone),
-        "train": to_dict(config) | {"pixel_range": images.pixel_range},
+        "train": to_dict(run.config) | {"pixel_range": images.pixel_range},
         "data": {"path": images.source, "count": len(images), "digest": images.digest},
     }
     if images.hidden:

@@ -13,6 +13,7 @@ from ..methods.feature_queue import FeatureQueue
 from ..methods.method import Losses
 from ..one_process import ALONE, OneProcess
 from .distributed import method_of, unless_last
+from .launch import tell
 from .norm_sync import running_statistics
 from .optim import Lars
 
@@ -176,9 +177,18 @@ def batch_too_large(
     )
 
 
-def prepare(
-    method: Any, config: TrainConfig, device: torch.device, backend: str = "inductor"
-) -> None:
+def does_not_fit(config: TrainConfig, device: torch.device, processes: OneProcess) -> InputError:
+    """The error of one of several processes; the others learn that it ended."""
+    share = config.batch_size // config.accumulate // processes.count
+    what = f"{share} images at once do not fit in the memory of {device}"
+    advice = "give a smaller --batch-size, more --accumulate or --grad-checkpointing"
+    error = InputError(f"{what}; {advice}; the run can be resumed from its last checkpoint")
+    if processes.rank:
+        tell(processes.rank, processes.count, error)
+    return error
+
+
+def prepare(method: Any, config: TrainConfig, device: torch.device) -> None:
     """Turns on gradient checkpointing and torch.compile if the config asks for them."""
     backbone = method.student.backbone
     if config.grad_checkpointing:
@@ -187,12 +197,11 @@ def prepare(
         except (AssertionError, AttributeError, NotImplementedError, TypeError) as error:
             advice = "timm cannot checkpoint it; leave --grad-checkpointing out"
             raise InputError(f"{architecture(backbone)}: {advice}") from error
-    if config.compile and device.type == "cpu" and backend == "inductor":
+    if config.compile and device.type == "cpu":
         say("--compile: left out on the CPU, where compiling costs more than it saves")
     elif config.compile:
         for network in (method.student, getattr(method, "teacher", None)):
             if network is not None:  # in place: names of parameters stay
                 backbone = network.backbone
-                forward = torch.compile(backbone.forward_intermediates, backend=backend)
-                backbone.forward_intermediates = forward
-                backbone.compile(backend=backend)
+                backbone.forward_intermediates = torch.compile(backbone.forward_intermediates)
+                backbone.compile()

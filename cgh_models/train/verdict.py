@@ -4,7 +4,6 @@ docs/health.md has the rules in prose; benchmarks/health how often they were rig
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,20 +73,16 @@ def verdict(rows: list[Row], run: dict[str, Any]) -> Verdict | None:
     """
     if not rows:
         return None
-    checks: tuple[Callable[[list[Row], dict[str, Any]], Verdict | None], ...] = (
-        _of_collapse,
-        _of_settings,
-        _of_views,
-        _of_teacher,
-        _of_queue,
-        _of_weights,
-        _of_order,
+    return (
+        _of_collapse(rows)
+        or _of_settings(run)
+        or _of_views(rows)
+        or _of_teacher(rows)
+        or _of_queue(rows[-1])
+        or _of_weights(rows, run)
+        or _of_order(rows[-1])
+        or _of_learning(rows, run)
     )
-    for check in checks:
-        found = check(rows, run)
-        if found is not None:
-            return found
-    return _of_learning(rows, run)
 
 
 def verdict_at(step: int, log: list[Row], run: dict[str, Any]) -> Verdict | None:
@@ -104,7 +99,7 @@ def _wrong(reason: str) -> Verdict:
     return Verdict("not learning", reason)
 
 
-def _of_settings(_rows: list[Row], run: dict[str, Any]) -> Verdict | None:
+def _of_settings(run: dict[str, Any]) -> Verdict | None:
     swapped = swapped_temperatures(run["method_config"])
     if swapped:
         return _wrong(swapped)
@@ -128,7 +123,7 @@ def swapped_temperatures(settings: dict[str, Any]) -> str:
     return ""
 
 
-def _of_views(rows: list[Row], _run: dict[str, Any]) -> Verdict | None:
+def _of_views(rows: list[Row]) -> Verdict | None:
     """Of what the networks see, which is measured once."""
     row = next((row for row in rows if row.keys() >= OF_THE_VIEWS), None)
     if row is None:
@@ -146,7 +141,7 @@ def _of_views(rows: list[Row], _run: dict[str, Any]) -> Verdict | None:
     return None
 
 
-def _of_collapse(rows: list[Row], _run: dict[str, Any]) -> Verdict | None:
+def _of_collapse(rows: list[Row]) -> Verdict | None:
     last = rows[-1]
     if len(rows) < 2:
         return None
@@ -167,7 +162,7 @@ def _least(name: str, first: Row) -> float:
     return max(_NOTHING, min(low, 0.5 * first.get(name, math.inf)))
 
 
-def _of_teacher(rows: list[Row], _run: dict[str, Any]) -> Verdict | None:
+def _of_teacher(rows: list[Row]) -> Verdict | None:
     last = rows[-1]
     if last.get("teacher_gradient"):
         return _wrong("the teacher takes gradients; only its student may")
@@ -178,8 +173,7 @@ def _of_teacher(rows: list[Row], _run: dict[str, Any]) -> Verdict | None:
     return None
 
 
-def _of_queue(rows: list[Row], _run: dict[str, Any]) -> Verdict | None:
-    last = rows[-1]
+def _of_queue(last: Row) -> Verdict | None:
     if not _is_normal(last, "queue_std"):
         return Verdict("collapsed", "all rows of the queue are nearly the same")
     if last.get("queue_moved", 1.0) == 0:
@@ -211,8 +205,8 @@ def _of_weights(rows: list[Row], run: dict[str, Any]) -> Verdict | None:
     return None
 
 
-def _of_order(rows: list[Row], _run: dict[str, Any]) -> Verdict | None:
-    if not _is_normal(rows[-1], "order_jump"):
+def _of_order(last: Row) -> Verdict | None:
+    if not _is_normal(last, "order_jump"):
         return _wrong("the images come in the order of their names; they must be shuffled")
     return None
 
@@ -221,9 +215,10 @@ def _of_learning(rows: list[Row], run: dict[str, Any]) -> Verdict | None:
     """By kNN where there are labels, else by the views that are nearest to each other."""
     first, last = rows[0], rows[-1]
     queries = last.get("knn_queries", QUERIES)
+    of_classes = "kNN {:.1f} % of a sample, {:.1f} untrained"
     for name, count, text in (
-        ("knn", queries, "kNN {:.1f} % of a sample, {:.1f} untrained"),
-        ("knn_train", queries, "kNN {:.1f} % of a sample, {:.1f} untrained"),
+        ("knn", queries, of_classes),
+        ("knn_train", queries, of_classes),
         ("view_match", VIEWS, "{:.0f} % of views find their other half, {:.0f} untrained"),
     ):
         if name in first and name in last and len(rows) > 1:

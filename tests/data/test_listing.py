@@ -11,7 +11,7 @@ from conftest import make_images
 from cgh_models.config import TrainConfig
 from cgh_models.data.image_set import load, load_splits
 from cgh_models.errors import InputError
-from cgh_models.train.loop import check_batch, open_images
+from cgh_models.train.arguments import check_batch, open_images
 
 HIDDEN = [
     ".ipynb_checkpoints/a-checkpoint.png",

@@ -30,9 +30,9 @@ from cgh_models.cli.main import parse
 from cgh_models.errors import InputError, Interrupted, NetworkError
 from cgh_models.one_process import ALONE, OneProcess
 from cgh_models.train import distributed
+from cgh_models.train.arguments import check_shares
 from cgh_models.train.distributed import Processes, joined
-from cgh_models.train.launch import check_shares
-from cgh_models.train.meeting import meet
+from cgh_models.train.liveness import meet
 from cgh_models.train.metric_log import MetricLogger
 from cgh_models.train.norm_sync import norm_sync_of, running_statistics, synced_norms
 from cgh_models.train.run_folder import LOCK, lock_run_dir

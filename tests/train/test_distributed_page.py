@@ -24,7 +24,7 @@ from cgh_models.methods import METHODS
 from cgh_models.one_process import ALONE
 from cgh_models.train.distributed import joined
 from cgh_models.train.launch import take_from_slurm
-from cgh_models.train.watch import Watch
+from cgh_models.train.liveness import Watch
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "distributed.md").read_text("utf-8")
 BLOCKS = re.findall(r"```sh\n(.*?)```", PAGE, re.S)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from cgh_models.evaluate.collapse import feature_std
 from cgh_models.methods import METHODS
 from cgh_models.train.health import Health, dead_channels, uniformity
 from cgh_models.train.optim import create_optimizer
+from cgh_models.train.run import Run
 from cgh_models.train.step import train_step
 from cgh_models.train.verdict import OF_THE_VIEWS
 from cgh_models.view_recipes import RECIPES
@@ -26,7 +28,11 @@ def images(image_root):
 
 
 def health_of(method, images):
-    return Health(images, QUICK, CPU, 16, RECIPES[method.view_recipe])
+    return probe_of(images, method.view_recipe)
+
+
+def probe_of(images, view_recipe, config=QUICK):
+    return Health(Run(Path("unused"), images, config, CPU, RECIPES[view_recipe]), 16)
 
 
 def steps(method, count):
@@ -101,12 +107,12 @@ def test_the_extremes_of_teacher_and_queue(images):
 
 
 def test_views_of_the_probe_are_not_those_of_any_epoch_but_always_the_same(images):
-    health = Health(images, QUICK, CPU, 16, RECIPES["two_strong"])
-    twice = [health._make_views() for _ in range(2)]
+    probe = probe_of(images, "two_strong")
+    twice = [probe._make_views() for _ in range(2)]
     for first, second in zip(*twice, strict=True):
         assert torch.equal(first, second)
     config = dataclasses.replace(QUICK, seed=1)
-    other = Health(images, config, CPU, 16, RECIPES["two_strong"])._make_views()
+    other = probe_of(images, "two_strong", config)._make_views()
     assert not torch.equal(twice[0][0], other[0])
 
 
