@@ -58,8 +58,6 @@ def from_hub(repo: str, revision: str, file: str, size: int, cache: Path) -> Pat
 
 def from_url(url: str, target: Path, size: int) -> Path:
     """Downloads a URL to ``target``, without credentials. Raises as `plain_errors`."""
-    import requests
-
     options: dict[str, Any] = {
         "timeout": constants.HF_HUB_DOWNLOAD_TIMEOUT,
         "auth": lambda request: request,  # else requests takes a password from ~/.netrc
@@ -70,12 +68,11 @@ def from_url(url: str, target: Path, size: int) -> Path:
     output = Output(sys.stderr)
     bar = Bar(total=size, unit="B", unit_scale=True, disable=None, leave=False, file=output)
     with plain_errors(source, target.parent, size), bar:
+        response = _ask(url, options)
         for _ in range(_MOST_REDIRECTS):
-            _check_address(url)
-            response = requests.get(url, **options)
-            if not response.is_redirect:
-                break
-            url = urljoin(url, response.headers["Location"])
+            if response.is_redirect:
+                url = urljoin(url, response.headers["Location"])
+                response = _ask(url, options)
         response.raise_for_status()
         target.parent.mkdir(parents=True, exist_ok=True)
         with response, tempfile.TemporaryDirectory(dir=target.parent, prefix=".") as scratch:
@@ -92,12 +89,16 @@ def from_url(url: str, target: Path, size: int) -> Path:
     return target
 
 
-def _check_address(url: str) -> None:
+def _ask(url: str, options: dict[str, Any]) -> Any:
+    """The answer of requests; only https addresses, or http on loopback, are asked."""
+    import requests
+
     address = urlsplit(url)
     loopback = address.hostname in ("127.0.0.1", "localhost", "::1")
     if address.scheme != "https" and not (address.scheme == "http" and loopback):
         shown = printable(url)[:120]
         raise NetworkError(f"{shown}: refused, expected an https address; report it")
+    return requests.get(url, **options)
 
 
 def retry_if_busy(call: Callable[[], T]) -> T:

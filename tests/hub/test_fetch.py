@@ -347,7 +347,9 @@ def test_a_mirror_that_redirects_to_an_address_without_encryption_is_refused(row
 
 def test_no_more_bytes_of_a_mirror_are_taken_than_the_file_has(row, tmp_path):
     row.files[FILE].bytes -= 1
-    with pytest.raises(IntegrityError, match=f"{FILE}: more than {row.files[FILE].bytes} bytes came"):
+    with pytest.raises(
+        IntegrityError, match=f"{FILE}: more than {row.files[FILE].bytes} bytes came"
+    ):
         hub.fetch(on_a_mirror(row), FILE)
     assert cached(tmp_path / "cache") == []
 
