@@ -71,8 +71,8 @@ METHOD_FILES = {
 }
 LONGEST_CHAIN = 9
 # What has to be read to trust a number; the pages for people are counted apart.
-MOST_LINES = 19_350
-MOST_LINES_OF_PAGES = 2_115
+MOST_LINES = 19_314
+MOST_LINES_OF_PAGES = 2_082
 
 
 def room(name: str) -> str:
