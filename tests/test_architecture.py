@@ -45,7 +45,6 @@ DOORS = {
         *("data", "hub", "methods.compatibility"),
     },
     "huggingface_hub": {"hub"},
-    "pooch": {"hub"},
     "requests": {"hub"},
     "matplotlib": {"hub", "report"},
     "jinja2": {"report"},

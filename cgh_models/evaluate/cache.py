@@ -18,8 +18,6 @@ from ..tensors import read_tensors, write_tensors
 
 # The fields of timm's pretrained_cfg that the evaluation transform is made from.
 _PREPROCESSING = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
-# Another version of these may compute or resize differently.
-_PACKAGES = ("torch", "timm", "torchvision", "pillow")
 
 
 def key(model: nn.Module, images: ImageSet, indices: np.ndarray, fast: bool = False) -> str:
@@ -39,9 +37,14 @@ def key(model: nn.Module, images: ImageSet, indices: np.ndarray, fast: bool = Fa
         "images": [images.pixel_range, content, hashlib.sha256(times.tobytes()).hexdigest()]
         + [images.reader] * bool(images.reader),
         "indices": hashlib.sha256(np.asarray(indices, "<i8").tobytes()).hexdigest(),
-        "versions": {name: version(name) for name in _PACKAGES},
+        "versions": library_versions(),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of the libraries of which another may compute or resize differently."""
+    return {name: version(name) for name in ("torch", "timm", "torchvision", "pillow")}
 
 
 def _plain_attributes(model: nn.Module) -> list[str]:

@@ -97,7 +97,7 @@ def accuracy(weight: Tensor, bias: Tensor, embeddings: np.ndarray, labels: np.nd
     return 100 * float((predictions(weight, bias, embeddings) == labels).mean())
 
 
-def choose(
+def best_of_grid(
     grid: tuple[float, ...], values: list[float], held_out: int, measure: str = "accuracy"
 ) -> tuple[float, dict[str, object]]:
     """The first value of the grid with the best held-out measure, and how it was chosen."""

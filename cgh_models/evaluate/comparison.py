@@ -20,7 +20,7 @@ from ..errors import InputError
 from . import neighbours
 from .classifier import check_classes
 from .devices import pick_device
-from .extraction import embedder, eval_mode_on, extract_labelled
+from .extraction import embed_function, eval_mode_on, extract_labelled
 from .probes import classified
 from .protocols import EvalSettings
 from .splits import held_out
@@ -145,7 +145,7 @@ def _speeds(models: list[Any], settings: EvalSettings) -> list[float]:
         for model, times in zip(models, seconds, strict=True):
             images = torch.rand(count, channels(model), *eval_size(model))
             with eval_mode_on(model, device):
-                embed = embedder(model, device, settings.fast)
+                embed = embed_function(model, device, settings.fast)
                 start = time.perf_counter()
                 embed(images).cpu()  # waits for a GPU
                 if turn:  # the first one warms up

@@ -82,7 +82,7 @@ def measure_maps(
             rows = maps.permute(0, 2, 3, 1).flatten(0, 2).numpy()
             scores = torch.from_numpy(score(rows)).unflatten(0, (len(maps), *maps.shape[2:]))
             for of_image, mask in zip(scores.permute(0, 3, 1, 2), masks, strict=True):
-                table += _compared(mask, of_image)
+                table += _confusion(mask, of_image)
             count += len(masks)
     occurring = np.flatnonzero(table.sum(1))
     if not len(occurring):
@@ -191,7 +191,7 @@ def class_counts(mask: np.ndarray, height: int, width: int) -> np.ndarray:
     return counts.reshape(height * width, 256)[:, :IGNORED]
 
 
-def _compared(mask: np.ndarray, scores: Tensor) -> np.ndarray:
+def _confusion(mask: np.ndarray, scores: Tensor) -> np.ndarray:
     """Pixels (255, 255) by class and by the class with the largest score (classes, h, w)."""
     resized = F.interpolate(scores[None], mask.shape, mode="bilinear")[0]
     found = resized.argmax(0).numpy()

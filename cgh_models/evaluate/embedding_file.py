@@ -5,7 +5,6 @@ import shutil
 import zipfile
 from collections.abc import Callable, Iterator
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +21,7 @@ from ..errors import InputError, IntegrityError, Interrupted, printable
 from ..progress import bar
 from ..tensors import plain_defaults
 from ..version import __version__
-from .cache import state_sha256
+from .cache import library_versions, state_sha256
 from .extraction import Embedder, embedder_of
 from .feature_maps import Features
 from .file_formats import Content, check_format, write_file
@@ -30,8 +29,6 @@ from .protocols import EvalSettings
 
 Until = Callable[[Iterator[Any]], Iterator[Any]]
 _SETTINGS = "settings.json"
-# Another version of these may compute or resize differently.
-_PACKAGES = ("torch", "timm", "torchvision", "pillow")
 
 
 class Written(NamedTuple):
@@ -98,7 +95,7 @@ def _about(
         "images": images.digest,
         "pixel_range": images.pixel_range,
         **({"reader": images.reader} if images.reader else {}),
-        "versions": {name: version(name) for name in _PACKAGES} | {"cgh-models": __version__},
+        "versions": library_versions() | {"cgh-models": __version__},
     }
 
 

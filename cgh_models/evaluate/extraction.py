@@ -20,11 +20,13 @@ from ..progress import bar
 from ..tensors import plain_defaults
 from . import cache
 from .devices import pick_device, pick_precision
-from .feature_maps import POOLED, Features, taker
+from .feature_maps import POOLED, Features, feature_function
 from .inference import inference_copy
 from .protocols import EvalSettings
 from .splits import subset
 
+# What networks raise for images that they cannot take.
+_REFUSALS = (AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 _MOST_BYTES = 2**28  # of a batch of images, whatever size the model's description asks for
 
 
@@ -113,10 +115,15 @@ def extract_labelled(
     # In memory there are substitutes in place of images that are known to be bad.
     indices = np.setdiff1d(np.arange(len(images)), list(images.bad))
     rows, kept = embeddings(model, images, indices, settings, "skip")
+    check_finite(rows)
+    return rows, images.labels[kept]
+
+
+def check_finite(rows: np.ndarray) -> None:
+    """Raises InputError for embeddings (N, D) that are not finite."""
     if rows.size and not (np.isfinite(rows.min()) and np.isfinite(rows.max())):
         what = "the embeddings are not finite"
         raise InputError(f"{what}; give other weights, these diverged in training")
-    return rows, images.labels[kept]
 
 
 def embeddings(
@@ -178,7 +185,7 @@ def embedder_of(
     with eval_mode_on(plain, device):
         shape = _shape(plain, device, features)
         runs = plain if settings.fast or features != POOLED else model
-        yield Embedder(embedder(runs, device, settings.fast, features), shape, batch_size)
+        yield Embedder(embed_function(runs, device, settings.fast, features), shape, batch_size)
 
 
 def _check_headless(model: Any) -> None:
@@ -206,17 +213,10 @@ def _shape(model: Any, device: torch.device, features: Features) -> tuple[int, .
     size = eval_size(model)
     count = channels(model)
     image = torch.zeros(1, count, *size, device=device, dtype=next(model.parameters()).dtype)
-    take = taker(model, features)
+    take = feature_function(model, features)
     try:
         shape = tuple(take(image).shape)
-    except (
-        AssertionError,
-        AttributeError,
-        LookupError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as error:
+    except _REFUSALS as error:
         if out_of_memory(error):
             raise
         reason = printable(" ".join(str(error).split()))[:120]
@@ -229,13 +229,13 @@ def _shape(model: Any, device: torch.device, features: Features) -> tuple[int, .
     return shape[1:]
 
 
-def embedder(
+def embed_function(
     model: nn.Module, device: torch.device, fast: bool, features: Features = POOLED
 ) -> Callable[[Tensor], Tensor]:
     """A function from images (N, C, H, W) to embeddings (N, D); the model is in eval mode."""
     network = inference_copy(model, pick_precision("auto", device)) if fast else model
     dtype = next(network.parameters()).dtype
-    take = taker(network, features)
+    take = feature_function(network, features)
 
     @torch.inference_mode()
     def embed(images: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ class Features:
 POOLED = Features()
 
 
-def taker(network: Any, features: Features) -> Callable[[Tensor], Tensor]:
+def feature_function(network: Any, features: Features) -> Callable[[Tensor], Tensor]:
     """A function from images (N, 3, H, W) to (N, D), or to maps (N, C, h, w) if they are dense.
 
     Raises InputError if the network has no such map.

@@ -97,13 +97,13 @@ def _in_groups(content: Content) -> Iterator[Part]:
     for part in content.parts("index", "facts", "sha256", "embedding"):
         group.append(part)
         if sum(part["embedding"].nbytes for part in group) >= _GROUP_BYTES:
-            yield _together(group)
+            yield _concatenated(group)
             group = []
     if group:
-        yield _together(group)
+        yield _concatenated(group)
 
 
-def _together(parts: list[Part]) -> Part:
+def _concatenated(parts: list[Part]) -> Part:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 

@@ -11,9 +11,9 @@ from ..backbone import widths
 from ..data.image_set import ImageSet
 from ..errors import InputError
 from ..schedule import learning_rate
-from .classifier import accuracy, check_classes, choose, new_layer, training_steps
+from .classifier import accuracy, best_of_grid, check_classes, new_layer, training_steps
 from .devices import pick_device
-from .extraction import embedder, eval_mode_on, extract_labelled, readable_images
+from .extraction import embed_function, eval_mode_on, extract_labelled, readable_images
 from .protocols import EvalSettings, LinearConfig, Measurement
 from .splits import held_out, subset
 
@@ -66,7 +66,7 @@ def _choose_rate(
     layers = _train_layers(model, subset(train, rest), RATES, config, settings)
     rows, labels = extract_labelled(model, subset(train, held), settings)
     accuracies = [accuracy(layer.weight, layer.bias, rows, labels) for layer in layers]
-    rate, choice = choose(RATES, accuracies, len(held))
+    rate, choice = best_of_grid(RATES, accuracies, len(held))
     edge = ", at the edge of what was tried" if rate in (RATES[0], RATES[-1]) else ""
     best = f"{max(accuracies):.2f} % of the held-out images"
     settings.log(f"chosen: learning rate {rate:g}{edge}, {best}")
@@ -91,7 +91,7 @@ def _train_layers(
         optimizer = torch.optim.SGD(
             groups, lr=0.0, momentum=config.momentum, nesterov=config.nesterov
         )
-        embed = embedder(model, device, settings.fast)
+        embed = embed_function(model, device, settings.fast)
         for step in training_steps(images, model, config, settings):
             rows = embed(step.views).clone()  # (N, D); autograd takes no inference-mode tensors
             losses = torch.stack([F.cross_entropy(layer(rows), step.labels) for layer in layers])

@@ -168,15 +168,10 @@ def _nearest(
     keys: Tensor, norms: Tensor, queries: Tensor, k: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Cosines and indices (n, k) of the k keys (N, D) nearest to queries (n, D), in order."""
-
-    def parts() -> Iterator[tuple[Tensor, Tensor]]:
-        rows = _MAX_ROWS
-        if device.type != "cpu":  # they are copied
-            rows = _rows(2 * keys.shape[1])
-        for part, lengths in zip(keys.split(rows), norms.split(rows), strict=True):
-            yield part.to(device), lengths.to(device)
-
-    return _best(parts(), queries, k, torch.float32, device)
+    rows = _MAX_ROWS if device.type == "cpu" else _rows(2 * keys.shape[1])  # they are copied
+    pairs = zip(keys.split(rows), norms.split(rows), strict=True)
+    parts = ((part.to(device), lengths.to(device)) for part, lengths in pairs)
+    return _top_scores(parts, queries, k, torch.float32, device)
 
 
 def _rows(width: int) -> int:
@@ -184,7 +179,7 @@ def _rows(width: int) -> int:
     return max(1, min(_MAX_KEYS // width, _MAX_SCORES // _MIN_CHUNK))
 
 
-def _best(
+def _top_scores(
     parts: Iterable[tuple[Tensor, Tensor | None]],
     queries: Tensor,
     count: int,
@@ -241,8 +236,8 @@ def _nearest_by_candidates(
     if candidates >= len(keys):
         return _nearest(keys, norms, queries, k, device)
     errors: list[Tensor] = []
-    parts = _rounded(keys, norms, errors)
-    scores, indices = _best(parts, queries, candidates, torch.bfloat16, device)
+    parts = _unit_keys_in_bfloat16(keys, norms, errors)
+    scores, indices = _top_scores(parts, queries, candidates, torch.bfloat16, device)
     cosine = torch.empty(len(queries), k)
     nearest = torch.empty(len(queries), k, dtype=torch.int64)
     rows = max(1, _MAX_SCORES // (2 * candidates * keys.shape[1]))
@@ -262,7 +257,9 @@ def _nearest_by_candidates(
     return cosine, nearest
 
 
-def _rounded(keys: Tensor, norms: Tensor, errors: list[Tensor]) -> Iterator[tuple[Tensor, None]]:
+def _unit_keys_in_bfloat16(
+    keys: Tensor, norms: Tensor, errors: list[Tensor]
+) -> Iterator[tuple[Tensor, None]]:
     """Unit keys in bfloat16, in parts; the largest rounding errors are added to ``errors``."""
     rows = _rows(keys.shape[1])
     for part, lengths in zip(keys.split(rows), norms.split(rows), strict=True):

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data.image_set import ImageSet
-from .classifier import accuracy, check_classes, choose, predictions
+from .classifier import accuracy, best_of_grid, check_classes, predictions
 from .devices import pick_device
 from .extraction import extract_labelled
 from .protocols import EvalSettings, Measurement
@@ -73,7 +73,7 @@ def classified(
         value = accuracy(fit.weight, fit.bias, asked, labels[held])
         settings.log(f"L2 {strength:g}: {value:.2f} % of {len(held)} held-out training images")
         accuracies.append(value)
-    strength, choice = choose(grid, accuracies, len(held))
+    strength, choice = best_of_grid(grid, accuracies, len(held))
     known, asked = standardized(rows, queries)
     (fit,) = path(torch.from_numpy(known).to(device), y, classes, (strength,))
     parameters = {"protocol": protocol, "l2": strength, "embeddings": "standardized", **fit.numbers}
@@ -108,7 +108,7 @@ def best_layer(
 
     rows, expected = known[0][held], known[1][held]
     values = [measure[1](expected, score(rows)) for score in layers(~held, grid)]
-    strength, choice = choose(grid, values, int(held.sum()), measure[0])
+    strength, choice = best_of_grid(grid, values, int(held.sum()), measure[0])
     (score,) = layers(np.ones(len(held), bool), (strength,))
     return score, {"l2": strength, "seed": settings.seed, "choice": choice}
 

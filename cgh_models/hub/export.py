@@ -1,5 +1,6 @@
 """From a run to a weights folder: the bare backbone for timm, its heads, and its card."""
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from ..train import checkpoint
 from ..train.checkpoint import is_run
 from ..train.log_file import read_log
 from ..train.run_folder import how_to_resume
-from ..train.verdict import Verdict, verdict_at
+from ..train.verdict import verdict_at
 from . import manifest, weights_folder
 from .card import CURVE, write_description
 from .registry import new_method_of_run, read_method
@@ -28,7 +29,6 @@ from .row import (
     Row,
     TrainingImages,
 )
-from .training_curve import save_curve
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 _HEADS = ("all", "student", "none")
@@ -69,10 +69,9 @@ def export(
     step, file = checkpoint.newest(run_dir, say)
     checkpoint.load_method_state(file, method.eval())
     kept = _round_values(method, dtype)
-    made = _how_it_was_trained(method, run, step)
-    made["notes"] += kept + _note_if_unfinished(run_dir, run, step)
     rows = read_log(run_dir / "metrics.jsonl")
-    made["notes"] += _note_of_verdict(run_dir, verdict_at(step, rows, run))
+    made = _how_it_was_trained(method, run, step)
+    made["notes"] += kept + _notes_said(run_dir, run, step, rows)
     made["license"] = license or None
     made["data"].name = printable(data_name) or made["data"].name
     made["data"].license_note = data_license or _NO_TERMS
@@ -153,8 +152,8 @@ def _check_method(folder: Path, states: dict[str, dict[str, Tensor]]) -> None:
         return
     backbone, heads = weights_folder.split_state(read_method(folder, trusted=True)[0])
     loaded = backbone | heads
-    for key, value in (item for state in states.values() for item in state.items()):
-        if not torch.equal(loaded[key], value):
+    for state in states.values():
+        if not all(torch.equal(loaded[key], value) for key, value in state.items()):
             reason = "the heads read back differ from those trained; do not use it"
             raise IntegrityError(f"{folder}: {reason}")
 
@@ -180,22 +179,48 @@ def _how_it_was_trained(method: Any, run: dict[str, Any], step: int) -> dict[str
     }
 
 
-def _note_if_unfinished(run_dir: Path, run: dict[str, Any], step: int) -> list[str]:
+def _notes_said(
+    run_dir: Path, run: dict[str, Any], step: int, rows: list[dict[str, float]]
+) -> list[str]:
+    """Notes on a run that has not ended and on what it learned; what is bad is also said."""
+    notes = []
     total = checkpoint.total_steps(run)
-    if step >= total:
-        return []
-    at = f"step {step} of {total}"
-    resume = how_to_resume(run_dir)
-    say(f"{run_dir}: is at {at}, exported before its end; {resume} goes on with it")
-    return [f"Exported at {at}, before the end of its training."]
+    if step < total:
+        at = f"step {step} of {total}"
+        resume = how_to_resume(run_dir)
+        say(f"{run_dir}: is at {at}, exported before its end; {resume} goes on with it")
+        notes.append(f"Exported at {at}, before the end of its training.")
+    found = verdict_at(step, rows, run)
+    if found:
+        if found.alarm:
+            say(f"{run_dir}: {found}")
+        notes.append(f"Verdict of the measurements of its training: {printable(found)}.")
+    return notes
 
 
-def _note_of_verdict(run_dir: Path, found: Verdict | None) -> list[str]:
-    if found is None:
-        return []
-    if found.alarm:
-        say(f"{run_dir}: {found}")
-    return [f"Verdict of the measurements of its training: {printable(found)}."]
+def save_curve(log: list[dict[str, float]], path: Path) -> None:
+    """Writes a PNG of loss and kNN accuracy side by side; nothing if the log has neither twice."""
+    knn = "knn" if any("knn" in line for line in log) else "knn_train"  # without val/ images
+    panels = {"loss": _points(log, "loss"), "kNN on a sample, %": _points(log, knn)}
+    panels = {title: points for title, points in panels.items() if len(points) > 1}
+    if not panels:
+        return
+    try:
+        from matplotlib import style
+        from matplotlib.figure import Figure
+    except ImportError:
+        say(f"{path.name} is not drawn: matplotlib is missing; pip install '.[report]'")
+        return
+    with style.context("default"):
+        figure = Figure(figsize=(4.2 * len(panels), 2.6), dpi=100, layout="constrained")
+        for place, (title, points) in enumerate(panels.items(), start=1):
+            axes = figure.add_subplot(1, len(panels), place, title=title, xlabel="step")
+            axes.plot([step for step, _ in points], [value for _, value in points])
+        figure.savefig(path, metadata={"Software": None})
+
+
+def _points(log: list[dict[str, float]], key: str) -> list[tuple[float, float]]:
+    return [(line["step"], line[key]) for line in log if math.isfinite(line.get(key, math.nan))]
 
 
 def _without_folders(command: str) -> str:

@@ -41,7 +41,7 @@ def fetch(row: Row, file: str, cache_dir: CacheDir = None) -> Path:
     with _readable(path):
         stamp = _stamp(path, expected.sha256)
         if _verified.get(path) != stamp:
-            _check(path, expected, cache_dir)
+            _refuse_other_bytes(path, expected, cache_dir)
             _verified[path] = stamp
     return path
 
@@ -68,7 +68,7 @@ def read(
         try:
             tensors = read_tensors(path, expected.sha256)
         except IntegrityError:
-            _check(path, expected, cache_dir)  # removes other bytes from the cache
+            _refuse_other_bytes(path, expected, cache_dir)  # removes them from a cache
             raise
         _verified[path] = stamp
     return tensors
@@ -120,7 +120,7 @@ def _stamp(path: Path, digest: str) -> tuple[int, int, int, str]:
     return stat.st_size, stat.st_mtime_ns, stat.st_ino, digest
 
 
-def _check(path: Path, expected: FileEntry, cache_dir: CacheDir) -> None:
+def _refuse_other_bytes(path: Path, expected: FileEntry, cache_dir: CacheDir) -> None:
     """Raises IntegrityError if size or sha256 differ, after a cached file was removed."""
     size = path.stat().st_size
     reason = f"{size} bytes, {expected.bytes} expected"
@@ -136,14 +136,18 @@ def _check(path: Path, expected: FileEntry, cache_dir: CacheDir) -> None:
         hint = "check the file out again"
     else:
         with contextlib.suppress(OSError):
-            target = path.resolve()
-            path.unlink()
-            blobs = target.parent  # of the Hub's cache, in which the snapshots are links
-            inside = _hub_cache(cache_dir).resolve() in target.parents
-            if inside and blobs.name == "blobs" and blobs.parent.name.startswith("models--"):
-                target.unlink(missing_ok=True)
+            _remove_from_cache(path, cache_dir)
             hint = "it was removed from the cache: load again"
     raise IntegrityError(f"{printable(path)}: {reason}; {hint}")
+
+
+def _remove_from_cache(path: Path, cache_dir: CacheDir) -> None:
+    target = path.resolve()
+    path.unlink()
+    blobs = target.parent  # of the Hub's cache, in which the snapshots are links
+    inside = _hub_cache(cache_dir).resolve() in target.parents
+    if inside and blobs.name == "blobs" and blobs.parent.name.startswith("models--"):
+        target.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -56,9 +56,10 @@ def read(folder: Path) -> tuple[str, PretrainedCfg, dict[str, Any]]:
             shown = printable(f"{key}={value!r}")[:100]
             hint = f"timm.create_model('local-dir:{printable(folder)}') does, if you trust it"
             raise InputError(f"{name}: model_args: {shown} is not passed on; {hint}")
-    fields = {
-        key: _tuple(given[key]) for key in sorted(_CFG & given.keys()) if _is_plain(given[key])
-    }
+    fields = {}
+    for key in sorted(_CFG & given.keys()):
+        if _is_plain(given[key]):
+            fields[key] = tuple(given[key]) if isinstance(given[key], list) else given[key]
     for key, kind in get_type_hints(Preprocessing, include_extras=True).items():
         try:
             parse(kind | None, given.get(key), f"pretrained_cfg.{key}")
@@ -87,7 +88,3 @@ def _is_plain(value: object, most: float = _LARGEST) -> bool:
     if isinstance(value, str):
         return len(value) < 100 and re.fullmatch(r"[A-Za-z0-9_.\-]+", value) is not None
     return value is None or (isinstance(value, (bool, int, float)) and abs(value) <= most)
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value

@@ -12,7 +12,6 @@ from torch import Tensor
 from ..backbone import TimmModel
 from ..errors import IntegrityError, printable
 from ..files import read_json
-from ..methods import build_method, config_of_file
 from ..tensors import plain_defaults
 from . import fetch, manifest, memory_limit, timm_models, weights_folder
 from .row import BACKBONE, Row
@@ -44,7 +43,7 @@ def verify(weights: str | os.PathLike[str]) -> dict[str, Any]:
         _check_description(folder, row)
     for file, content in tensors.items():
         _check_values(f"{shown}/{file}", content)
-    with memory_limit.of_method(row, folder):
+    with memory_limit.limit_of_method(row, folder):
         error, parameters = _check_networks(row, tensors, shown)
     if not error <= TOLERANCE:
         raise IntegrityError(
@@ -59,7 +58,7 @@ def _check_networks(
     row: Row, tensors: dict[str, dict[str, Tensor]], shown: str
 ) -> tuple[float, int]:
     """The error of the fingerprint and the number of parameters, after backbone and heads fit."""
-    model = timm_models.filled(row, tensors[BACKBONE], f"{shown}/{BACKBONE}")
+    model = timm_models.model_with_tensors(row, tensors[BACKBONE], f"{shown}/{BACKBONE}")
     parameters = sum(p.numel() for p in model.parameters())
     if (parameters, model.num_features) != (row.parameters, row.num_features):
         raise IntegrityError(
@@ -67,9 +66,7 @@ def _check_networks(
             f"{row.parameters}, {row.num_features}; export it again"
         )
     if row.heads_file in tensors:
-        cfg = row.preprocessing.to_timm()
-        config = config_of_file(row.method, row.method_config or {})
-        method = build_method(row.method, row.architecture, cfg, config, **row.model_args)
+        method = weights_folder.new_method(row)
         file = row.heads_file
         weights_folder.load_state(method, tensors[BACKBONE], tensors[file], shown, file)
     return _fingerprint_error(model, row), parameters

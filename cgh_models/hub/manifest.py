@@ -93,35 +93,17 @@ def find(weights: str | os.PathLike[str]) -> tuple[Row, Path | None]:
     return (row(str(weights)), None) if folder is None else (read_row(folder), folder)
 
 
+def find_row(weights: str | os.PathLike[str]) -> Row | None:
+    """As `find`; None of what has no row: a run, or weights that timm knows."""
+    folder = find_folder(weights)
+    if folder is None:
+        return copy.deepcopy(rows().get(str(weights)))
+    return read_row(folder) if (folder / ROW_FILE).is_file() else None
+
+
 def read(path: Path) -> list[Row]:
     """The rows of a manifest file. Raises InputError that names row and key, or IntegrityError."""
-    return _parse(files.read_json(path, "a weights manifest"), path)
-
-
-def read_row(folder: Path) -> Row:
-    """The row of a weights folder. Raises as `read`."""
-    path = folder / ROW_FILE
-    kind = "the description that `cgh export` writes into a weights folder"
-    return _parse({"schema": 1, "weights": [files.read_json(path, kind)]}, path)[0]
-
-
-def write_row(folder: Path, row: Row) -> None:
-    """Writes the row of a weights folder. Raises InputError if it cannot be read back."""
-    path = folder / ROW_FILE
-    values = row.to_json()
-    _parse({"schema": 1, "weights": [values]}, path)
-    files.write_json(path, values)
-
-
-def add(path: Path, new: Row) -> None:
-    """Writes a row into a manifest file, in place of the row of the same name or as the last."""
-    known = {old.name: old.to_json() for old in [*read(path), new]}
-    content = {"schema": 1, "weights": list(known.values())}
-    _parse(content, path)
-    files.write_json(path, content)
-
-
-def _parse(content: dict[str, Any], path: Path) -> list[Row]:
+    content = files.read_json(path, "a weights manifest")
     file = printable(path)
     if content.keys() != {"schema", "weights"} or content["schema"] != 1:
         shown = printable(", ".join(content))[:80]
@@ -131,11 +113,37 @@ def _parse(content: dict[str, Any], path: Path) -> list[Row]:
         )
     if not isinstance(content["weights"], list):
         raise InputError(f"{file}: {refused('weights', content['weights'], 'a list of rows')}")
+    return _parse(content["weights"], path)
+
+
+def read_row(folder: Path) -> Row:
+    """The row of a weights folder. Raises as `read`."""
+    path = folder / ROW_FILE
+    kind = "the description that `cgh export` writes into a weights folder"
+    return _parse([files.read_json(path, kind)], path)[0]
+
+
+def write_row(folder: Path, row: Row) -> None:
+    """Writes the row of a weights folder. Raises InputError if it cannot be read back."""
+    path = folder / ROW_FILE
+    values = row.to_json()
+    _parse([values], path)
+    files.write_json(path, values)
+
+
+def add(path: Path, new: Row) -> None:
+    """Writes a row into a manifest file, in place of the row of the same name or as the last."""
+    known = {old.name: old.to_json() for old in [*read(path), new]}
+    _parse([*known.values()], path)
+    files.write_json(path, {"schema": 1, "weights": list(known.values())})
+
+
+def _parse(values_of_rows: list[Any], path: Path) -> list[Row]:
     found = []
     entries = set()  # names as torch.hub has them
-    for number, values in enumerate(content["weights"]):
+    for number, values in enumerate(values_of_rows):
         name = values.get("name", number) if isinstance(values, dict) else number
-        where = f"{file}: row {printable(name)[:80]!r}"
+        where = f"{printable(path)}: row {printable(name)[:80]!r}"
         try:
             row = Row.from_json(values)
         except ValueError as error:

@@ -17,7 +17,7 @@ _NEW_QUEUES = 2**29  # for queues that no file holds: in all, two of 200,000 x 5
 _MOST_CALLS = 100_000  # the most that building a network of timm takes is a quarter
 
 
-def of_method(row: Row, folder: Path | None) -> contextlib.AbstractContextManager[object]:
+def limit_of_method(row: Row, folder: Path | None) -> contextlib.AbstractContextManager[object]:
     """The limit of a method that a folder's row describes; a published row has none."""
     if folder is None:
         return contextlib.nullcontext()

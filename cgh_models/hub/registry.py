@@ -2,14 +2,12 @@
 
 import fnmatch
 import os
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .. import backbone, small_resnets
 from ..config import TrainConfig, from_dict
@@ -72,10 +70,7 @@ def _create(
         return _from_folder(folder, pretrained, kwargs)
     name = str(weights)
     if name in manifest.rows():
-        row = manifest.rows()[name]
-        file = tags.VerifiedFile(row, cache_dir)
-        read = partial(fetch.read, row, BACKBONE, None, cache_dir)
-        return _of_row(row, file, read, pretrained, kwargs)
+        return _from_row(manifest.rows()[name], None, cache_dir, pretrained, kwargs)
     return _from_timm(name, pretrained, kwargs | ({"cache_dir": cache_dir} if cache_dir else {}))
 
 
@@ -109,17 +104,20 @@ def _can_build(name: str, args: dict[str, Any]) -> bool:
         return False
 
 
-def _of_row(
-    row: Row,
-    file: os.PathLike[str],
-    read: Callable[[], dict[str, Tensor]],
-    pretrained: bool,
-    kwargs: dict[str, Any],
+def _from_row(
+    row: Row, folder: Path | None, cache_dir: CacheDir, pretrained: bool, kwargs: dict[str, Any]
 ) -> Any:
     """A row's model: filled without initializing it first if it is headless, else built by timm."""
+    file = tags.VerifiedFile(row, cache_dir) if folder is None else folder / BACKBONE
     if pretrained and kwargs in ({}, {"num_classes": 0}):
-        return timm_models.filled(row, read(), file)
-    timm_models.skeleton(row)  # raises if this timm cannot build it
+        return timm_models.model_with_tensors(
+            row, fetch.read(row, BACKBONE, folder, cache_dir), file
+        )
+    if folder is None:
+        timm_models.skeleton(row)  # raises if this timm cannot build it
+    else:  # what VerifiedFile does when timm opens it
+        fetch.read(row, BACKBONE, folder)
+        timm_models.check_fit(row, folder / BACKBONE)
     cfg = timm_models.pretrained_cfg(row, file)
     args = {"num_classes": 0, **row.model_args, **kwargs}
     try:
@@ -144,17 +142,14 @@ def _from_folder(path: Path, pretrained: bool, kwargs: dict[str, Any]) -> nn.Mod
         return load_run(path).student.backbone
     if not weights_folder.is_weights(path):
         raise InputError(f"{name}: holds no weights (config.json, model.safetensors) and no run")
-    file = path / BACKBONE
-    with MemoryLimit(path, [file], _BYTES_PER_CLASS * kwargs.get("num_classes", 0)):
+    with MemoryLimit(path, [path / BACKBONE], _BYTES_PER_CLASS * kwargs.get("num_classes", 0)):
         if (path / manifest.ROW_FILE).is_file():
             row = manifest.read_row(path)
-            tensors = fetch.read(row, BACKBONE, path)  # checks the sha256, also for timm
-            timm_models.check_fit(row, file)
-            return timm_models.tried(_of_row(row, file, lambda: tensors, pretrained, kwargs))
+            return timm_models.pass_a_large_image(_from_row(row, path, None, True, kwargs))
         arch, cfg, args = foreign_config.read(path)
         args = {**args, "num_classes": 0, **kwargs}
         try:
-            return timm_models.tried(timm.create_model(arch, True, cfg, **args))
+            return timm_models.pass_a_large_image(timm.create_model(arch, True, cfg, **args))
         except _TIMMS as error:
             raise _cannot_build(name, kwargs, error) from error
 
@@ -213,16 +208,14 @@ def read_method(
     if folder is not None and is_run(folder):
         method = load_run(folder)
         return method, f"backbone, {in_words(method.state_dict())}"
-    row = manifest.row(str(weights)) if folder is None else manifest.read_row(folder)
+    row, _ = manifest.find(weights)
     if row.heads_file is None:
         reason = f"holds a backbone without heads, expected {HEADS}"
         raise InputError(f"{printable(weights)}: {reason}; create_model loads the backbone")
     heads = fetch.read(row, row.heads_file, folder, cache_dir)
     backbone_state = fetch.read(row, BACKBONE, folder, cache_dir)
-    images = row.preprocessing.to_timm()
-    with memory_limit.of_method(row, None if trusted else folder):
-        config = config_of_file(row.method, row.method_config or {})
-        method = build_method(row.method, row.architecture, images, config, **row.model_args)
+    with memory_limit.limit_of_method(row, None if trusted else folder):
+        method = weights_folder.new_method(row)
     return method, weights_folder.load_state(method, backbone_state, heads, weights, row.heads_file)
 
 
@@ -288,10 +281,11 @@ def start_from(method: Any, weights: str | os.PathLike[str]) -> str:
 
 
 def _has_heads(weights: str | os.PathLike[str], folder: Path | None) -> bool:
+    row = manifest.find_row(weights)
+    if row is None:
+        return folder is not None and is_run(folder)
+    if row.heads_file is None:
+        return False
     if folder is None:
-        row = manifest.rows().get(str(weights))
-        return bool(row and row.heads_file and fetch.location(row, row.heads_file) != "nowhere")
-    if (folder / manifest.ROW_FILE).is_file():
-        heads = manifest.read_row(folder).heads_file
-        return heads is not None and (folder / heads).is_file()
-    return is_run(folder)
+        return fetch.location(row, row.heads_file) != "nowhere"
+    return (folder / row.heads_file).is_file()

@@ -1,6 +1,7 @@
 """A row of the weights manifest as dataclasses, and its JSON, every value of which is checked."""
 
 import dataclasses
+import operator
 import re
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -188,14 +189,8 @@ class Row:
         if self.converted_from and len(self.files) > 1:
             raise refused("files", list(self.files), f"{BACKBONE} alone of a converted file")
         for key in () if self.converted_from else _KNOWN_OF_RUNS:
-            if self._of_key(key) is None:
+            if operator.attrgetter(key)(self) is None:
                 raise refused(key, None, "what it was: it is not converted from a file")
-
-    def _of_key(self, key: str) -> Any:
-        value: Any = self
-        for name in key.split("."):
-            value = getattr(value, name)
-        return value
 
     @property
     def in_chans(self) -> int:

@@ -13,8 +13,6 @@ from . import fetch, manifest
 from .row import BACKBONE, Row
 from .timm_models import check_fit, pretrained_cfg
 
-_TABLES = ("_model_pretrained_cfgs", "_model_has_pretrained", "_model_with_tags")
-
 
 class VerifiedFile(os.PathLike):
     """A path for timm's ``file`` field; the file is fetched and verified when timm opens it."""
@@ -36,7 +34,6 @@ class VerifiedFile(os.PathLike):
 
 def register() -> None:
     """Makes every row of the manifest a timm tag; a second call changes nothing."""
-    pretrained_cfgs, has_pretrained, with_tags = (getattr(_registry, name) for name in _TABLES)
     for name, row in manifest.rows().items():
         # A DefaultCfg, whatever its annotation says; None: this timm does not have the architecture
         default: Any = _registry._model_default_cfgs.get(row.architecture)
@@ -45,6 +42,6 @@ def register() -> None:
         cfg = pretrained_cfg(row, VerifiedFile(row))
         default.cfgs[row.tag] = cfg
         default.tags.append(row.tag)  # the first one is the default
-        pretrained_cfgs[name] = cfg
-        has_pretrained.add(name)
-        with_tags[row.architecture].append(name)
+        _registry._model_pretrained_cfgs[name] = cfg
+        _registry._model_has_pretrained.add(name)
+        _registry._model_with_tags[row.architecture].append(name)

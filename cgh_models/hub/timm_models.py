@@ -33,7 +33,7 @@ def skeleton(row: Row, **kwargs: Any) -> TimmModel:
         ) from error
 
 
-def from_folder(folder: Path, **kwargs: Any) -> TimmModel:
+def from_folder(folder: Path) -> TimmModel:
     """What timm itself makes of a weights folder."""
     name = str(folder)
     with contextlib.ExitStack() as exits:
@@ -41,10 +41,10 @@ def from_folder(folder: Path, **kwargs: Any) -> TimmModel:
             handle = os.open(folder, os.O_RDONLY)  # safetensors takes no path that is not UTF-8
             exits.callback(os.close, handle)
             name = f"/proc/self/fd/{handle}"
-        return create_model(f"local-dir:{name}", pretrained=True, **kwargs)
+        return create_model(f"local-dir:{name}", pretrained=True)
 
 
-def tried(model: Any) -> Any:
+def pass_a_large_image(model: Any) -> Any:
     """The model; if its images are large one has passed, which a MemoryLimit around may refuse."""
     _, height, width = model.pretrained_cfg["input_size"]
     if max(height, width) > _LARGE:
@@ -73,7 +73,9 @@ def check_fit(row: Row, path: Path) -> None:
     _refuse_mismatch(row, path, skeleton(row), read_shapes(path))
 
 
-def filled(row: Row, tensors: dict[str, Tensor], file: str | os.PathLike[str]) -> TimmModel:
+def model_with_tensors(
+    row: Row, tensors: dict[str, Tensor], file: str | os.PathLike[str]
+) -> TimmModel:
     """The headless model of a row with ``tensors``, those of ``file``, as its parameters."""
     cfg = pretrained_cfg(row, file)
     model = skeleton(row, pretrained_cfg=cfg)

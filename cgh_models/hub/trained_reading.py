@@ -15,15 +15,13 @@ def trained_reading(weights: str | os.PathLike[str]) -> dict[str, Any]:
     pixel_range is "auto" if that is not known.
     """
     folder = manifest.find_folder(weights)
-    of_row = {"in_chans": 3}
-    settings: dict[str, Any] | None = None
     if folder and is_run(folder):
         settings = checkpoint.read_run(folder)["train"]
-    elif str(weights) in manifest.rows() or (folder and (folder / manifest.ROW_FILE).is_file()):
-        row, _ = manifest.find(weights)
-        of_row = {"in_chans": row.in_chans}
-        settings = row.train_config and row.train_config | of_row
-    if not settings:
-        return {"pixel_range": "auto", "reader": ""} | of_row
+    else:
+        row = manifest.find_row(weights)
+        in_chans = row.in_chans if row else 3
+        if row is None or not row.train_config:
+            return {"pixel_range": "auto", "reader": "", "in_chans": in_chans}
+        settings = row.train_config | {"in_chans": in_chans}
     before = {"pixel_range": BEFORE["pixel_range"], "in_chans": 3, "reader": ""}
     return {name: settings.get(name, value) for name, value in before.items()}

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .. import backbone, files
 from ..backbone import TimmModel
 from ..errors import InputError, IntegrityError, printable
+from ..methods import build_method, config_of_file
 from ..tensors import describe_mismatch
 from .card import in_words, write_description
 from .row import BACKBONE, STUDENT_HEADS, TEACHER_HEADS, FileEntry, Preprocessing, Row
@@ -99,6 +100,13 @@ def check_backbone(folder: Path, model: TimmModel) -> None:
     loaded = from_folder(folder).eval()
     if not torch.equal(model(images), loaded(images)):
         raise IntegrityError(f"{folder}: timm reads other features than written; do not use it")
+
+
+def new_method(row: Row) -> Any:
+    """The method that a row describes, newly initialized."""
+    images = row.preprocessing.to_timm()
+    config = config_of_file(row.method, row.method_config or {})
+    return build_method(row.method, row.architecture, images, config, **row.model_args)
 
 
 def split_state(method: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -14,12 +14,18 @@ from ..data.eval_loader import eval_size
 from ..data.image_set import ImageSet
 from ..data.loader import order
 from ..errors import printable
-from ..evaluate.extraction import embedder, embeddings, eval_mode_on
+from ..evaluate.extraction import embed_function, embeddings, eval_mode_on
 from ..evaluate.protocols import EvalSettings
 from ..view_recipes import View
 from .contact_sheet import picture_of
-from .galleries import map_points, neighbour_rows, pictures, shown
-from .map_2d import project
+from .galleries import (
+    map_points,
+    neighbour_rows,
+    picture_made_here,
+    picture_of_set,
+    pictures,
+    project,
+)
 from .page import thumbnail
 
 NEIGHBOURS = 7  # of an image, in a gallery
@@ -65,7 +71,7 @@ def _seconds(network: Any) -> float:
     batch = torch.zeros(_TIMED, channels(network), *eval_size(network))
     times = []
     with eval_mode_on(network, cpu):
-        embed = embedder(network, cpu, False)
+        embed = embed_function(network, cpu, False)
         for _ in range(4):
             start = time.process_time()  # of all threads
             embed(batch)
@@ -82,7 +88,7 @@ def _queries(images: ImageSet, indices: np.ndarray) -> np.ndarray:
     return np.concatenate([np.sort(firsts), others])[:QUERIES]
 
 
-def learned(title: str, backbone: Any, sample: Sample, settings: EvalSettings) -> Learned:
+def embed_sample(title: str, backbone: Any, sample: Sample, settings: EvalSettings) -> Learned:
     """The embeddings of a sample by one network."""
     rows, _ = embeddings(backbone, sample.images, sample.indices, settings, "substitute")
     return Learned(title, rows)
@@ -97,9 +103,11 @@ def gallery(networks: list[Learned], sample: Sample) -> list[list[Row]]:
     for number, query in enumerate(sample.indices[sample.queries].tolist()):
         group = []
         for network, (near, cosines) in zip(networks, found, strict=True):
-            row = [shown(sample.images, query, addresses)]
+            row = [picture_of_set(sample.images, query, addresses)]
             for index, cosine in zip(sample.indices[near[number]], cosines[number], strict=True):
-                row.append(shown(sample.images, int(index), addresses, f"{cosine:.3f}", query))
+                row.append(
+                    picture_of_set(sample.images, int(index), addresses, f"{cosine:.3f}", query)
+                )
             group.append({"title": network.title, "pictures": row})
         groups.append(group)
     return groups
@@ -139,11 +147,10 @@ def contact_sheet(
     addresses = pictures(images, indices.tolist(), 96)
     rows = []
     for place, index in enumerate(indices.tolist()):
-        row = [shown(images, index, addresses, "image")]
+        row = [picture_of_set(images, index, addresses, "image")]
         for number, (view, batch) in enumerate(zip(recipe, views, strict=True), 1):
-            picture = {"src": thumbnail(picture_of(batch[place], config), 96), "label": None}
-            picture |= {"name": what_is_drawn(view), "note": f"view {number}", "differs": False}
-            row.append(picture)
+            address = thumbnail(picture_of(batch[place], config), 96)
+            row.append(picture_made_here(address, what_is_drawn(view), f"view {number}"))
         rows.append({"title": "", "pictures": row})
     return rows
 

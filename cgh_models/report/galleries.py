@@ -1,11 +1,11 @@
 """Rows of nearest images and maps of points, as `templates/parts.html` shows them."""
 
-import base64
 import io
 import math
 import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from ..data.reading import picture
 from ..errors import BadImage, InputError, printable
 from ..evaluate.neighbours import nearest
 from ..progress import watched
-from .page import thumbnail
+from .page import address, thumbnail
 
 MOST_POINTS = 4000  # of a map
 _SHEET_BYTES = 1_900_000  # of the thumbnails of a map, before base64
@@ -47,7 +47,7 @@ def pictures(images: ImageSet, indices: Iterable[int], side: int = 64) -> dict[i
     return {index: thumbnail(image, side) for index, image in zip(chosen, small, strict=True)}
 
 
-def shown(
+def picture_of_set(
     images: ImageSet,
     index: int,
     addresses: Mapping[int, str],
@@ -63,8 +63,13 @@ def shown(
         label = printable(images.classes[images.labels[index]])
         differs = of is not None and bool(images.labels[index] != images.labels[of])
     name = printable(images.names[index])
-    address = addresses[int(index)]
-    return {"src": address, "name": name, "label": label, "note": note, "differs": differs}
+    marks = {"index": int(index), "label": label, "differs": differs}
+    return picture_made_here(addresses[int(index)], name, note) | marks
+
+
+def picture_made_here(address: str, name: str, note: str = "") -> dict[str, Any]:
+    """One picture of a row that was made here and is none of the set."""
+    return {"src": address, "name": name, "label": None, "note": note, "differs": False}
 
 
 def map_points(
@@ -73,7 +78,7 @@ def map_points(
     """What the macro `map` draws: one or more maps of the same images, side by side.
 
     ``indices`` (n,) are those of the images, of which at most MOST_POINTS are shown; ``points``
-    are (n, 2) in [0, 1], as `map_2d.project` makes them, by the title of their map.
+    are (n, 2) in [0, 1], as `project` makes them, by the title of their map.
     """
     chosen = np.arange(len(indices))
     if len(chosen) > MOST_POINTS:
@@ -90,6 +95,38 @@ def map_points(
         "classes": [printable(name) for name in images.classes],
         "sheet": _sheet(images, indices),
     }
+
+
+def check_projection(method: str) -> Any:
+    """umap's module where it is needed. Raises InputError if that is not installed."""
+    if method != "umap":
+        return None
+    try:
+        return import_module("umap")
+    except ImportError as error:
+        advice = "type pip install umap-learn, or give --map pca"
+        raise InputError(f"--map umap: umap-learn is not installed; {advice}") from error
+
+
+def project(embeddings: np.ndarray, method: str = "pca") -> np.ndarray:
+    """Points (N, 2) in [0, 1] for embeddings (N, D), of the unit rows, which kNN compares.
+
+    ``pca``: the two directions of most variance, signs fixed. ``umap``: with `umap-learn`, seeded.
+    Raises InputError if that is not installed.
+    """
+    rows = embeddings.astype(np.float64)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True).clip(1e-12)
+    if method == "umap":
+        umap = check_projection(method).UMAP(metric="cosine", random_state=0, n_jobs=1)
+        points = umap.fit_transform(rows)
+    else:
+        rows -= rows.mean(0)
+        _, axes = np.linalg.eigh(rows.T @ rows)
+        axes = axes[:, ::-1][:, :2]  # (D, 2), most variance first
+        axes = axes * np.sign(axes[np.abs(axes).argmax(0), np.arange(axes.shape[1])])
+        points = rows @ axes
+    low, high = np.quantile(points, (0.005, 0.995), axis=0)  # a few far images must not shrink all
+    return ((points - low) / np.maximum(high - low, 1e-12)).clip(0, 1).astype(np.float32)
 
 
 def _sheet(images: ImageSet, indices: np.ndarray) -> dict[str, Any]:
@@ -109,8 +146,12 @@ def _sheet(images: ImageSet, indices: np.ndarray) -> dict[str, Any]:
         if buffer.tell() <= _SHEET_BYTES:
             break
         small = small[: len(small) // 2]
-    address = f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-    return {"src": address, "columns": columns, "side": side, "count": len(small)}
+    return {
+        "src": address(buffer.getvalue(), "webp"),
+        "columns": columns,
+        "side": side,
+        "count": len(small),
+    }
 
 
 def _small(images: ImageSet, indices: list[int], side: int) -> Iterable[Image.Image]:

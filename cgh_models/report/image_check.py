@@ -78,7 +78,9 @@ def check(images: ImageSet, config: TrainConfig, workers: int, weights: str = ""
     candidates = good.copy()
     for group in same:
         candidates[group[1:]] = False
-    near, rule = _near(images, indices, rows, np.flatnonzero(candidates), weights, workers)
+    near, rule = _near_duplicates(
+        images, indices, rows, np.flatnonzero(candidates), weights, workers
+    )
     where = [(splits[index], classes[index]) for index in indices]
     found["duplicates"] = {"rule": "equal bytes"} | _described(same, names, where)
     found["near_duplicates"] = {"rule": rule} | _described(near, names, where)
@@ -151,9 +153,9 @@ def _pixels(rows: np.ndarray, names: list[str], config: TrainConfig) -> dict[str
     found["sizes"] = _sizes(rows["size"])
     found["views"] = config.image_size
     found["smaller_than_views"] = int((shorter < config.image_size).sum())
-    found["tiny"] = _named(names, shorter < TINY)
-    found["long"] = _named(names, longer > LONG * shorter)
-    found["constant"] = _named(names, _spread(rows) < _constant(config))
+    found["tiny"] = _count_and_names(names, shorter < TINY)
+    found["long"] = _count_and_names(names, longer > LONG * shorter)
+    found["constant"] = _count_and_names(names, _spread(rows) < _constant(config))
     mean, square = rows["mean"].mean(0), rows["square"].mean(0)  # every image counts alike
     if config.in_chans != 3:  # bands may use a small part of their range
         return found | dict(zip(("mean", "std"), statistics(mean, square), strict=True))
@@ -184,12 +186,12 @@ def _sizes(sizes: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _named(names: list[str], chosen: np.ndarray) -> dict[str, Any]:
+def _count_and_names(names: list[str], chosen: np.ndarray) -> dict[str, Any]:
     files = [names[place] for place in np.flatnonzero(chosen)]
     return {"count": len(files), "files": files}
 
 
-def _near(
+def _near_duplicates(
     images: ImageSet,
     indices: np.ndarray,
     rows: np.ndarray,

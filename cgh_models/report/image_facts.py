@@ -14,9 +14,24 @@ from ..data.listing import size_and_change
 from ..errors import DiskError, printable, say
 from ..files import atomic
 from .page import library
-from .row_type import row_type
 
 _VERSION = 1  # of what rows mean
+
+
+def row_type(channels: int) -> np.dtype:
+    """What a row says of an image: which it is, its bytes, and what its pixels are."""
+    return np.dtype(
+        [
+            ("key", "V16"),  # hash of name, bytes and time of change
+            ("sha256", "V32"),  # of its bytes
+            ("phash", "<u8"),  # perceptual hash of 64 bits
+            ("kind", "S32"),  # format, mode and bits, with spaces between them
+            ("bytes", "<i8"),
+            ("size", "<i4", 2),  # width and height, upright
+            ("mean", "<f8", channels),  # of each channel, in [0, 1]
+            ("square", "<f8", channels),  # mean of each channel's squares
+        ]
+    )
 
 
 def read_rows(
@@ -45,7 +60,7 @@ def read_rows(
 
     bad: dict[int, str] = {}
     try:
-        with contextlib.closing(batches_of_rows(images, unread, workers)) as batches:
+        with contextlib.closing(batches_of_rows(images, unread, workers, rows.dtype)) as batches:
             for batch, read in batches:
                 rows[batch.indices] = read
                 rows["key"][batch.indices] = keys[batch.indices]

@@ -20,21 +20,19 @@ from ..data.workers import Batch, Key, Sample, read_batches
 from ..errors import BadImage, printable
 from ..progress import bar
 from .page import library
-from .row_type import row_type
 
 _MIN_SIDE = 256  # large JPEGs are decoded smaller, but not than this
 _BATCH = 64  # images that a process reads before it sends them
 
 
 def batches_of_rows(
-    images: ImageSet, indices: np.ndarray, workers: int
+    images: ImageSet, indices: np.ndarray, workers: int, kind: np.dtype
 ) -> Generator[tuple[Batch, np.ndarray], None, None]:
-    """Batches of the images, and the rows (n,) of those that can be read."""
+    """Batches of the images, and the rows (n,), of this kind, of those that can be read."""
     keys = [(0, int(index)) for index in indices]
     parts = [keys[start : start + _BATCH] for start in range(0, len(keys), _BATCH)]
-    kind = row_type(images.in_chans)
     processes = workers if sys.platform == "linux" and len(parts) > 1 else 0
-    reading = contextlib.closing(read_batches(_Rows(images), parts, images.where, processes))
+    reading = contextlib.closing(read_batches(_Rows(images, kind), parts, images.where, processes))
     with reading as read, bar(len(indices), "reading") as shown:
         for batch in read:
             rows = np.zeros(0, kind)
@@ -47,25 +45,26 @@ def batches_of_rows(
 class _Rows(Dataset[Sample]):
     """(0, index) -> the bytes of the image's row, without its key; none of a bad image."""
 
-    def __init__(self, images: ImageSet):
+    def __init__(self, images: ImageSet, kind: np.dtype):
         self.images = images
+        self.kind = kind
 
     def __getitem__(self, key: Key) -> Sample:
         index = key[1]
         try:
-            return Sample(index, [torch.from_numpy(_row(self.images, index))], [])
+            return Sample(index, [torch.from_numpy(_row(self.images, index, self.kind))], [])
         except BadImage as reason:
             return Sample(index, [], [BadFile(index, str(reason))])
 
 
-def _row(images: ImageSet, index: int) -> np.ndarray:
+def _row(images: ImageSet, index: int, kind: np.dtype) -> np.ndarray:
     """The row (1,) of an image as bytes. Raises BadImage."""
     if images.in_chans != 3 or images.reader:
-        return _row_of_bands(images, index)
-    row = np.zeros(1, row_type(3))
+        return _row_of_bands(images, index, kind)
+    row = np.zeros(1, kind)
     with images.open(index) as file:
         if is_npy(file):  # an array that was given in Python
-            return _row_of_bands(images, index)
+            return _row_of_bands(images, index, kind)
         form, mode, bits, (width, height) = describe(file)
         image = decode_rgb(file, _MIN_SIDE, images.pixel_range)
         row["bytes"], row["sha256"] = _sha256(file)
@@ -83,8 +82,8 @@ def _row(images: ImageSet, index: int) -> np.ndarray:
     return row.view(np.uint8)
 
 
-def _row_of_bands(images: ImageSet, index: int) -> np.ndarray:
-    row = np.zeros(1, row_type(images.in_chans))
+def _row_of_bands(images: ImageSet, index: int, kind: np.dtype) -> np.ndarray:
+    row = np.zeros(1, kind)
     with images.open(index) as file:
         image = images.decode(index, file)
         form = "reader" if images.reader else format_of(file)

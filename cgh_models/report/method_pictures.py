@@ -16,9 +16,9 @@ from ..evaluate.neighbours import common_share
 from ..methods.cgh import CGH
 from ..methods.lewel import LEWEL, LEWELM, alignment_maps
 from ..methods.mnclglf import MNCLGLF, PAIRS, tile_cosines
-from .before_after import NEIGHBOURS, Row, Sample
+from .before_after import NEIGHBOURS, Learned, Row, Sample, gallery
 from .contact_sheet import picture_of
-from .galleries import neighbour_rows, pictures, shown
+from .galleries import neighbour_rows, picture_made_here, picture_of_set, pictures
 from .page import library, thumbnail
 
 Contexts = tuple[np.ndarray, np.ndarray]  # global and hypercolumn projections (n, P)
@@ -106,23 +106,18 @@ def _agreement(contexts: Contexts) -> dict[str, float]:
 
 
 def _context_rows(contexts: Contexts, sample: Sample) -> list[list[Row]]:
-    queries = sample.queries[sample.queries < len(contexts[0])]
-    found = [neighbour_rows(rows, queries, NEIGHBOURS)[0] for rows in contexts]
-    named = np.concatenate([queries, *(near.ravel() for near in found)])
-    addresses = pictures(sample.images, sample.indices[named].tolist())
-    groups = []
-    for number, query in enumerate(sample.indices[queries].tolist()):
-        common = np.intersect1d(*(near[number] for near in found))
-        group = []
-        for title, near in zip(("global", "hypercolumn"), found, strict=True):
-            row = [shown(sample.images, query, addresses)]
-            for position in near[number]:
-                both = position in common
-                index = int(sample.indices[position])
-                picture = shown(sample.images, index, addresses, "both" if both else "")
-                row.append(picture | {"differs": not both})
-            group.append({"title": title, "pictures": row})
-        groups.append(group)
+    count = len(contexts[0])
+    first = Sample(sample.images, sample.indices[:count], sample.queries[sample.queries < count])
+    titles = ("global", "hypercolumn")
+    networks = [Learned(title, rows) for title, rows in zip(titles, contexts, strict=True)]
+    groups = gallery(networks, first)
+    for group in groups:
+        found = [{picture["index"] for picture in row["pictures"][1:]} for row in group]
+        common = found[0] & found[1]
+        for row in group:
+            for picture in row["pictures"][1:]:
+                both = picture["index"] in common
+                picture.update(note="both" if both else "", differs=not both)
     return groups
 
 
@@ -139,22 +134,18 @@ def _alignment_rows(maps: Tensor, seen: Tensor, sample: Sample, config: TrainCon
     rows = []
     for place, query in enumerate(sample.queries):
         index = int(sample.indices[query])
-        row = [shown(sample.images, index, addresses)]
+        row = [picture_of_set(sample.images, index, addresses)]
         image = picture_of(seen[place], config).resize((_SIDE, _SIDE))
         for number in varied:
             head, of_head = divmod(number, per_head)
             name = f"head {head + 1}, map {of_head + 1}"
-            address = thumbnail(_lit(image, maps[place, number]), _SIDE)
-            row.append(_picture(address, name, ""))
+            address = thumbnail(_overlaid(image, maps[place, number]), _SIDE)
+            row.append(picture_made_here(address, name))
         rows.append({"title": "", "pictures": row})
     return rows
 
 
-def _picture(address: str, name: str, note: str) -> dict[str, Any]:
-    return {"src": address, "name": name, "label": None, "note": note, "differs": False}
-
-
-def _lit(image: Image.Image, weights: Tensor) -> Image.Image:
+def _overlaid(image: Image.Image, weights: Tensor) -> Image.Image:
     """The image in grey under the colours of a map (h, w), from its least to its most weight."""
     spread = (weights - weights.min()) / (weights.max() - weights.min()).clamp(min=1e-12)
     heat = F.interpolate(spread[None, None], (_SIDE, _SIDE), mode="bicubic")[0, 0].clamp(0, 1)
@@ -181,21 +172,22 @@ def _tile_rows(
     rows = []
     for place in range(len(views[0])):
         first = picture_of(views[0][place], config).resize((_SIDE, _SIDE))
-        row = [_picture(thumbnail(first, _SIDE), "a view", "view 1")]
+        row = [picture_made_here(thumbnail(first, _SIDE), "a view", "view 1")]
         for number, pair in enumerate(PAIRS):
             note = f"{cosines[number, place, place]:.2f} ({others[number, place]:.2f})"
-            tiles = _only(picture_of(views[1][place], config), pair)
-            row.append(
-                _picture(thumbnail(tiles, _SIDE), f"tiles {pair[0] + 1}, {pair[1] + 1}", note)
-            )
+            tiles = _two_tiles(picture_of(views[1][place], config), pair)
+            name = f"tiles {pair[0] + 1}, {pair[1] + 1}"
+            row.append(picture_made_here(thumbnail(tiles, _SIDE), name, note))
         row.append(
-            shown(sample.images, int(chosen[place]), addresses, f"nearest {best[place]:.2f}")
+            picture_of_set(
+                sample.images, int(chosen[place]), addresses, f"nearest {best[place]:.2f}"
+            )
         )
         rows.append({"title": "", "pictures": row})
     return rows
 
 
-def _only(view: Image.Image, pair: tuple[int, int]) -> Image.Image:
+def _two_tiles(view: Image.Image, pair: tuple[int, int]) -> Image.Image:
     """The view with two of its 2 x 2 tiles; the others are clear."""
     half = _SIDE // 2
     shown_tiles = Image.new("RGBA", (_SIDE, _SIDE))

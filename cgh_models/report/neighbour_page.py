@@ -10,12 +10,12 @@ from torch import nn
 
 from ..data.image_set import ImageSet
 from ..errors import InputError, printable
-from ..evaluate.extraction import embeddings, open_images
+from ..evaluate.extraction import check_finite, embeddings, open_images
 from ..evaluate.neighbours import groups, nearest
 from ..evaluate.protocols import EvalSettings
 from ..evaluate.splits import subset
 from ..version import __version__
-from . import galleries, map_2d, page
+from . import galleries, page
 
 _MOST_COMPARED = 50_000  # images that are compared with each other
 _MOST_GROUPS = 20
@@ -41,7 +41,7 @@ class Asked:
                 raise InputError(f"{flag} {value}: expected at least 1")
         if not 0 < self.same <= 1:
             raise InputError(f"--same {self.same}: expected a cosine above 0 and at most 1")
-        map_2d.check(self.projection)
+        galleries.check_projection(self.projection)
 
 
 class Entry(NamedTuple):
@@ -83,10 +83,10 @@ def write_neighbours(
     duplicates = [_row(int(group[0]), *_beside(rows, group)) for group in same[:_MOST_GROUPS]]
     lines = _pictures(images, files, asked.queries, [*queries, *duplicates, outliers])
     on_map = _sample(rng, len(rows), galleries.MOST_POINTS)
-    points = {"": map_2d.project(rows[on_map], asked.projection)}
+    points = {"": galleries.project(rows[on_map], asked.projection)}
     numbers = {"images": len(rows), "left_out": left_out, "compared": len(compared)}
     numbers |= {"groups": len(same), "in_groups": sum(map(len, same))}
-    numbers |= _medians(nearest=cosines[:, 0], random=_of_random_pairs(rng, rows))
+    numbers |= {"nearest": _median(cosines[:, 0]), "random": _median(_of_random_pairs(rng, rows))}
     numbers |= {"same_class": _same_class(images, compared, indices)}
     page.write_page(
         out,
@@ -112,9 +112,7 @@ def _embedded(
     rows, kept = embeddings(model, images, np.arange(len(images)), settings, "skip")
     if len(rows) < 2:
         raise InputError(f"{printable(images.place)}: one image; expected two or more")
-    if not np.isfinite(rows).all():
-        what = "the embeddings are not finite"
-        raise InputError(f"{what}; give other weights, these diverged in training")
+    check_finite(rows)
     left_out = len(images) - len(kept)
     return rows, (subset(images, kept) if left_out else images), left_out
 
@@ -165,8 +163,8 @@ def _of_random_pairs(rng: np.random.Generator, rows: np.ndarray) -> np.ndarray:
     return (rows[first] * rows[second]).sum(1) / np.maximum(lengths[0] * lengths[1], 1e-12)
 
 
-def _medians(**cosines: np.ndarray) -> dict[str, Any]:
-    return {name: round(float(np.median(found)), 4) for name, found in cosines.items()}
+def _median(cosines: np.ndarray) -> float:
+    return round(float(np.median(cosines)), 4)
 
 
 def _same_class(images: ImageSet, compared: np.ndarray, near: np.ndarray) -> float | None:
@@ -194,7 +192,7 @@ def _pictures(
     def picture(entry: Entry) -> dict[str, Any]:
         of_set = files if entry.is_file and files else images
         address = addresses[entry.is_file]
-        found = galleries.shown(of_set, entry.image, address, entry.note, entry.of)
+        found = galleries.picture_of_set(of_set, entry.image, address, entry.note, entry.of)
         return found | ({"name": printable(queries[entry.image])} if entry.is_file else {})
 
     return [[picture(entry) for entry in line] for line in lines]

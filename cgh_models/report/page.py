@@ -54,7 +54,12 @@ def thumbnail(image: Image.Image, side: int = 64) -> str:
     small.thumbnail((side, side), Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
     small.save(buffer, "WEBP", quality=_QUALITY)
-    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return address(buffer.getvalue(), "webp")
+
+
+def address(content: bytes, kind: str) -> str:
+    """A picture file as the address of an <img>."""
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def drawing(figure: "Figure") -> Any:

@@ -11,7 +11,10 @@ from ..config import READING, TrainConfig, from_dict
 from ..data.image_set import ImageSet, load
 from ..errors import InputError, printable, say
 from ..evaluate.protocols import EvalSettings
-from ..hub.registry import new_method_of_run
+from ..hub import manifest
+from ..hub.card import CURVE
+from ..hub.registry import create_model, new_method_of_run
+from ..hub.trained_reading import trained_reading
 from ..train import checkpoint
 from ..train.checkpoint import is_run
 from ..version import __version__
@@ -21,9 +24,14 @@ from .before_after import Learned, Sample
 from .contact_sheet import first_views
 from .curves import colour, panels
 from .method_pictures import own_numbers, own_pictures
-from .page import write_page
+from .page import address, write_page
 from .runs import Run, differences, read, signs, verdict
-from .weights_page import weights_page
+
+# Of a row of weights: what is shown first, and what is not shown.
+_FIRST = ("name", "architecture", "parameters", "method", "data.name", "data.images", "epochs")
+_FIRST += ("metrics.knn.value", "metrics.knn.data", "metrics.linear.value", "metrics.linear.data")
+_FIRST += ("license", "notes")
+_LEFT_OUT = ("fingerprint", "files.")
 
 
 def report(
@@ -54,7 +62,7 @@ def report(
         if len(given) > 1:
             other = printable(given[are_runs.index(False)])
             raise InputError(f"{other}: no run folder; give run folders, or one set of weights")
-        return weights_page(given[0], out, data, count, settings, reader)
+        return _weights_page(given[0], out, data, count, settings, reader)
     runs = [read(name) for name in given]
     images, missing = _images_of(runs[0], data, reader)
     starts = None if images is None else _starts(runs, images, count, settings)
@@ -104,23 +112,8 @@ def _images_of(run: Run, data: str, reader: str) -> tuple[ImageSet | None, str]:
 
 
 def _card(run: Run, number: int) -> dict[str, Any]:
-    text, good = verdict(run)
-    _, values = run.points(run.knn) if run.knn else ([], [])
-    knn = f"kNN {values[0]:.1f} % at the start, {values[-1]:.1f} % now" if values else ""
-    described = run.described
-    return {
-        "name": run.name,
-        "colour": colour(number),
-        "method": described["method"],
-        "arch": described["arch"],
-        "images": f"{described['data']['count']:,} images of {described['data']['path']}",
-        "state": run.state,
-        "verdict": text,
-        "good": good,
-        "knn": knn,
-        "init": described.get("init") or "",
-        "command": described["command"],
-    }
+    _, knn = run.points(run.knn) if run.knn else ([], [])
+    return {"run": run, "colour": colour(number), "verdict": verdict(run), "knn": knn}
 
 
 def _signs(runs: list[Run]) -> list[dict[str, Any]]:
@@ -148,7 +141,7 @@ def _starts(runs: list[Run], images: ImageSet, count: int, settings: EvalSetting
     methods = [untrained(run) for run in runs]
     backbones = [method.student.backbone for method in methods]
     sample = before_after.sample_of(images, [backbones[0], *backbones], count)
-    start = before_after.learned("before", backbones[0], sample, settings)
+    start = before_after.embed_sample("before", backbones[0], sample, settings)
     return _Starts(sample, start, [own_numbers(method, sample) for method in methods])
 
 
@@ -175,7 +168,7 @@ def _pictures(runs: list[Run], starts: _Starts, settings: EvalSettings) -> dict[
     for run, begun in zip(runs, starts.numbers, strict=True):
         method, step = trained(run)
         title = f"after {step:,} steps" + (f", {run.name}" if len(runs) > 1 else "")
-        networks.append(before_after.learned(title, method.student.backbone, sample, settings))
+        networks.append(before_after.embed_sample(title, method.student.backbone, sample, settings))
         own.append(_own(run, method, sample, begun))
     return {
         "gallery": before_after.gallery(networks, sample),
@@ -215,3 +208,53 @@ def _note(runs: list[Run], sample: Sample) -> str:
     if begun:
         note += f" {', '.join(begun)} began with other weights, which are not shown."
     return note
+
+
+def _weights_page(
+    weights: str, out: Path, data: str, count: int, settings: EvalSettings, reader: str
+) -> None:
+    """Writes the page: the row, the curve of the training and, with ``data``, what it shows."""
+    model = create_model(weights)
+    row = manifest.find_row(weights)
+    folder = manifest.find_folder(weights)
+    if row and folder is None:
+        folder = manifest.PACKAGE / "weights" / row.name
+    shown: dict[str, Any] = {"gallery": [], "map": None, "note": "", "same_class": []}
+    if data:
+        how: dict[str, Any] = trained_reading(weights) | {"reader": reader}
+        images = load(data, **how)
+        sample = before_after.sample_of(images, [model], count)
+        networks = [before_after.embed_sample("", model, sample, settings)]
+        rows = [row for group in before_after.gallery(networks, sample) for row in group]
+        shown["gallery"] = [rows]
+        shown["same_class"] = before_after.same_class(networks, sample)
+        shown["map"] = before_after.maps(networks, sample)
+        shown["note"] = before_after.images_of(sample)
+    facts = dict(_facts(row.to_json())) if row else {}
+    curve = folder / CURVE if folder else None
+    write_page(
+        out,
+        "weights.html",
+        title=f"What {printable(weights)} learned",
+        version=__version__,
+        facts=[(name, facts.pop(name)) for name in _FIRST if name in facts],
+        further=list(facts.items()),
+        curve=address(curve.read_bytes(), "png") if curve and curve.is_file() else "",
+        **shown,
+    )
+
+
+def _facts(row: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """The values of a row by their names, those inside of others too."""
+    facts = []
+    for name, value in row.items():
+        full = f"{prefix}{name}"
+        if full.startswith(_LEFT_OUT) or value in (None, [], "", {}):
+            continue
+        if isinstance(value, dict):
+            facts += _facts(value, f"{full}.")
+        elif isinstance(value, list):
+            facts.append((full, printable(" ".join(map(str, value)))))
+        else:
+            facts.append((full, f"{value:,}" if type(value) is int else printable(value)))
+    return facts

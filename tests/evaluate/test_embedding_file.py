@@ -21,7 +21,7 @@ from cgh_models.data.image_set import load
 from cgh_models.errors import InputError, IntegrityError, Interrupted
 from cgh_models.evaluate import extract
 from cgh_models.evaluate.embedding_file import write_embeddings
-from cgh_models.evaluate.feature_maps import POOLED, Features, taker
+from cgh_models.evaluate.feature_maps import POOLED, Features, feature_function
 from cgh_models.evaluate.protocols import EvalSettings
 
 SETTINGS = EvalSettings(batch_size=8, workers=0, device="cpu")
@@ -207,13 +207,17 @@ def test_layers_are_timms_maps_and_their_means(arch):
         for number, name in enumerate(names):
             expected = maps[number].mean((2, 3))
             for layer in (str(number), str(number - len(names)), name):
-                torch.testing.assert_close(taker(model, Features(layer))(images), expected)
-        dense = taker(model, Features(dense=True))(images)
+                torch.testing.assert_close(
+                    feature_function(model, Features(layer))(images), expected
+                )
+        dense = feature_function(model, Features(dense=True))(images)
         torch.testing.assert_close(dense, maps[-1])
-        stacked = taker(model, Features(taps=2, dense=True))(images)
+        stacked = feature_function(model, Features(taps=2, dense=True))(images)
         torch.testing.assert_close(stacked, stack_maps(maps[-2:]))
         assert stacked.shape[1] == maps[-1].shape[1] + maps[-2].shape[1]
-        torch.testing.assert_close(taker(model, Features(taps=2))(images), stacked.mean((2, 3)))
+        torch.testing.assert_close(
+            feature_function(model, Features(taps=2))(images), stacked.mean((2, 3))
+        )
 
 
 def test_dense_maps_keep_their_shape_and_their_mean_is_the_embedding(write, model, image_root):

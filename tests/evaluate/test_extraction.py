@@ -197,7 +197,9 @@ def test_embeddings_are_written_once_into_one_array(image_root, model):
     tracemalloc.reset_peak()
     embedding = torch.zeros(512, 128)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(extraction, "embedder", lambda *_: lambda batch: embedding[: len(batch)])
+        patch.setattr(
+            extraction, "embed_function", lambda *_: lambda batch: embedding[: len(batch)]
+        )
         patch.setattr(extraction, "eval_batches", _batches)
         rows = extract(model, images, indices=indices, batch_size=512, workers=0)
     peak = tracemalloc.get_traced_memory()[1] - before

@@ -28,6 +28,7 @@ from cgh_models.hub import fetch as hub
 from cgh_models.hub.row import BACKBONE, HEADS
 
 NAMES = manifest.names()
+TABLES = ("_model_pretrained_cfgs", "_model_has_pretrained", "_model_with_tags")  # of timm
 NAME = NAMES[0]
 ROW = manifest.row(NAME)
 X = torch.linspace(-2, 2, 2 * 3 * 32 * 32).view(2, 3, 32, 32)
@@ -104,7 +105,7 @@ def test_a_tag_on_an_architecture_of_timms_own_is_never_its_default(monkeypatch)
     row = dataclasses.replace(ROW, name="resnet34.cgh", architecture="resnet34")
     monkeypatch.setattr(manifest, "rows", lambda: {"resnet34.cgh": row})
     before, default = timm.list_pretrained(), timm.get_pretrained_cfg("resnet34").to_dict()
-    tables = [copy.deepcopy(getattr(_registry, name)) for name in tags._TABLES]
+    tables = [copy.deepcopy(getattr(_registry, name)) for name in TABLES]
     known = _registry._model_default_cfgs["resnet34"]
     try:
         for _ in range(2):
@@ -118,7 +119,7 @@ def test_a_tag_on_an_architecture_of_timms_own_is_never_its_default(monkeypatch)
     finally:
         known.tags.remove("cgh")
         del known.cfgs["cgh"]
-        for name, table in zip(tags._TABLES, tables, strict=True):
+        for name, table in zip(TABLES, tables, strict=True):
             getattr(_registry, name).clear()
             getattr(_registry, name).update(table)
     assert timm.list_pretrained() == before

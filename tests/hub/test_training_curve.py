@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cgh_models.hub.export import export
+from cgh_models.hub.export import export, save_curve
 from cgh_models.hub.integrity import verify
-from cgh_models.hub.training_curve import save_curve
 from cgh_models.train.log_file import read_log
 
 LOG = [{"step": step, "loss": 9 - step / 100} for step in range(1, 500)]

@@ -71,7 +71,9 @@ def test_pictures_of_another_class_are_marked(image_root):
     images = load(image_root / "val")
     addresses = galleries.pictures(images, [0, 1, 19], 16)
     assert sorted(addresses) == [0, 1, 19]
-    query, same, other = [galleries.shown(images, i, addresses, "n", of=0) for i in (0, 1, 19)]
+    query, same, other = [
+        galleries.picture_of_set(images, i, addresses, "n", of=0) for i in (0, 1, 19)
+    ]
     assert (same["differs"], other["differs"]) == (False, True)
     assert query["label"] == images.classes[0] and other["name"] == images.names[19]
 

@@ -18,7 +18,7 @@ from cgh_models.errors import InputError
 from cgh_models.evaluate import extract
 from cgh_models.evaluate.neighbours import groups
 from cgh_models.evaluate.protocols import EvalSettings
-from cgh_models.report import map_2d
+from cgh_models.report import galleries
 from cgh_models.report.neighbour_page import Asked, write_neighbours
 
 SETTINGS = EvalSettings(workers=0, device="cpu")
@@ -156,7 +156,7 @@ def test_umap_keeps_clusters_apart():
     pytest.importorskip("umap", reason="umap-learn is not installed")
     rng = np.random.default_rng(0)
     rows = np.repeat(np.eye(3, 16), 40, axis=0) + rng.normal(0, 0.05, (120, 16))
-    points = map_2d.project(rows.astype(np.float32), "umap").reshape(3, 40, 2)
+    points = galleries.project(rows.astype(np.float32), "umap").reshape(3, 40, 2)
     spread = points.std(1).max()
     centres = points.mean(1)
     assert (
