@@ -45,6 +45,7 @@ DOORS = {
         *("data", "hub", "methods.compatibility"),
     },
     "huggingface_hub": {"hub"},
+    "pooch": {"hub"},
     "requests": {"hub"},
     "matplotlib": {"hub", "report"},
     "jinja2": {"report"},
@@ -72,8 +73,8 @@ METHOD_FILES = {
 }
 LONGEST_CHAIN = 9
 # What has to be read to trust a number; the pages for people are counted apart.
-MOST_LINES = 19_530
-MOST_LINES_OF_PAGES = 2_115
+MOST_LINES = 19_260
+MOST_LINES_OF_PAGES = 2_085
 
 
 def room(name: str) -> str:

@@ -58,47 +58,65 @@ def from_hub(repo: str, revision: str, file: str, size: int, cache: Path) -> Pat
 
 def from_url(url: str, target: Path, size: int) -> Path:
     """Downloads a URL to ``target``, without credentials. Raises as `plain_errors`."""
+    import requests
+    from pooch import HTTPDownloader
+
     options: dict[str, Any] = {
         "timeout": constants.HF_HUB_DOWNLOAD_TIMEOUT,
         "auth": lambda request: request,  # else requests takes a password from ~/.netrc
         "allow_redirects": False,  # and another one for the address of a redirect
-        "stream": True,
     }
     source = printable(url)[:120]
     output = Output(sys.stderr)
     bar = Bar(total=size, unit="B", unit_scale=True, disable=None, leave=False, file=output)
     with plain_errors(source, target.parent, size), bar:
-        response = _ask(url, options)
         for _ in range(_MOST_REDIRECTS):
-            if response.is_redirect:
-                url = urljoin(url, response.headers["Location"])
-                response = _ask(url, options)
-        response.raise_for_status()
+            _check_address(url)
+            response = requests.head(url, **options)
+            if not response.is_redirect:
+                break
+            url = urljoin(url, response.headers["Location"])
+        progress: Any = _LimitedBar(bar, source, size)
+        download = HTTPDownloader(progressbar=progress, chunk_size=_CHUNK, **options)
         target.parent.mkdir(parents=True, exist_ok=True)
-        with response, tempfile.TemporaryDirectory(dir=target.parent, prefix=".") as scratch:
+        # Not pooch.retrieve, which leaves a file that only its owner can read.
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".") as scratch:
             temporary = Path(scratch) / target.name
-            rest = size
-            with open(temporary, "wb") as file:
-                for chunk in response.iter_content(_CHUNK):
-                    rest -= len(chunk)
-                    if rest < 0:
-                        raise IntegrityError(f"{source}: more than {size} bytes came; report it")
-                    file.write(chunk)
-                    bar.update(len(chunk))
+            download(url, str(temporary), None)
             os.replace(temporary, target)
     return target
 
 
-def _ask(url: str, options: dict[str, Any]) -> Any:
-    """The answer of requests; only https addresses, or http on loopback, are asked."""
-    import requests
+class _LimitedBar:
+    """A progress bar as pooch uses it, which ends a download of more bytes than are expected."""
 
+    def __init__(self, bar: Bar, source: str, size: int):
+        self.bar = bar
+        self.source = source
+        self.size = size
+        self.total = size  # pooch puts in what the server promises
+        self.reset()
+
+    def update(self, count: int) -> None:
+        self.rest -= count
+        if self.rest < -_CHUNK:  # pooch counts whole chunks
+            raise IntegrityError(f"{self.source}: more than {self.size} bytes came; report it")
+        self.bar.update(count)
+
+    def reset(self) -> None:
+        self.rest = self.size
+        self.bar.reset()
+
+    def close(self) -> None:
+        self.bar.close()
+
+
+def _check_address(url: str) -> None:
     address = urlsplit(url)
     loopback = address.hostname in ("127.0.0.1", "localhost", "::1")
     if address.scheme != "https" and not (address.scheme == "http" and loopback):
         shown = printable(url)[:120]
         raise NetworkError(f"{shown}: refused, expected an https address; report it")
-    return requests.get(url, **options)
 
 
 def retry_if_busy(call: Callable[[], T]) -> T:
