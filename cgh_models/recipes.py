@@ -52,9 +52,10 @@ _IMAGENET = Recipe(
 )
 # Small images: ReSSL's small-data recipe (arXiv 2107.09282, authors' small-dataset code); for the
 # other methods the same trainer's values are this project's choice. MoCo v2 on CIFAR: the
-# authors' demo, 0.06 at 512 images; on tiny images its temperature. SCE on CIFAR: its authors'
-# CIFAR-10 run, which has the same trainer; on tiny images its head. Heads of BYOL, LEWEL, NNCLR,
-# MNCLGLF: ours, nothing is published.
+# authors' demo, 0.06 at 512 images, but with a warm-up of the learning rate, without which short
+# runs learn next to nothing (benchmarks/short_runs/NOTES.md); on tiny images its temperature. SCE
+# on CIFAR: its authors' CIFAR-10 run, which has the same trainer; on tiny images its head. Heads of
+# BYOL, LEWEL, NNCLR, MNCLGLF: ours, nothing is published.
 _TINY = Recipe(
     arch="resnet18_small",
     train=_SMALL_IMAGES | _TINY_PIXELS | {"image_size": 64},
@@ -75,7 +76,7 @@ _CIFAR = Recipe(
     train=_SMALL_IMAGES | _CIFAR_PIXELS | {"image_size": 32},
     method=_SMALL_HEADS | {"queue_length": 4096, "teacher_momentum": 0.99},
     train_of=_TINY.train_of
-    | {"moco_v2": {"base_lr": 0.03, "batch_size": 512, "warmup_epochs": 0.0}},
+    | {"moco_v2": {"base_lr": 0.03, "batch_size": 512}},
     method_of=_TINY.method_of
     | {"byol": _WITHOUT_BLUR, "lewel": _WITHOUT_BLUR, "moco_v2": _MOCO_DEMO}
     | {"sce": _SCE_HEAD | {"batch_norm_splits": 8}},

@@ -52,9 +52,9 @@ def test_the_small_recipes_are_ressls():
         assert method_config(METHODS[name], "tiny", cifar).queue_length == 16384
 
 
-def test_moco_on_cifar_is_its_authors_demo():
+def test_moco_on_cifar_is_its_authors_demo_with_a_warmup():
     train = train_config("cifar", "moco_v2")
-    assert (train.lr, train.batch_size, train.warmup, train.epochs) == (0.06, 512, 0, 200)
+    assert (train.lr, train.batch_size, train.warmup, train.epochs) == (0.06, 512, 5 / 200, 200)
     config = method_config(METHODS["moco_v2"], "cifar", train)
     values = (config.temperature, config.queue_length, config.teacher_momentum)
     assert values == (0.1, 4096, 0.99) and config.batch_norm_splits == 8
