@@ -75,8 +75,7 @@ _CIFAR = Recipe(
     arch="resnet18_cifar",
     train=_SMALL_IMAGES | _CIFAR_PIXELS | {"image_size": 32},
     method=_SMALL_HEADS | {"queue_length": 4096, "teacher_momentum": 0.99},
-    train_of=_TINY.train_of
-    | {"moco_v2": {"base_lr": 0.03, "batch_size": 512}},
+    train_of=_TINY.train_of | {"moco_v2": {"base_lr": 0.03, "batch_size": 512}},
     method_of=_TINY.method_of
     | {"byol": _WITHOUT_BLUR, "lewel": _WITHOUT_BLUR, "moco_v2": _MOCO_DEMO}
     | {"sce": _SCE_HEAD | {"batch_norm_splits": 8}},

@@ -128,7 +128,7 @@ class Pretrain:
 
         from ..hub.registry import start_from
         from ..methods import METHODS, build_method, preprocessing
-        from ..train.loop import open_images
+        from ..train.arguments import open_images
 
         train, config = self.configs()
         images = open_images(self.data, train)

@@ -21,7 +21,7 @@ from ..own_network import OWN
 from ..schedule import learning_rate
 from ..tensors import plain_defaults
 from . import checkpoint
-from .arguments import checked_run, open_images
+from .arguments import checked_run
 from .cuda_graphs import replayed_passes
 from .distributed import connected, joined
 from .launch import is_launched
@@ -36,8 +36,6 @@ from .run_folder import how_to_resume, locked_by_first, write_or_check_config
 from .signals import StopSignals
 from .step import MemoryGuard, batch_too_large, does_not_fit, half_fits, prepare, train_step
 from .verdict import verdict_at
-
-__all__ = ["open_images", "pretrain"]
 
 
 @plain_defaults()
