@@ -94,7 +94,8 @@ class TrainConfig:
     clip_norm: float = setting(0.0, "the schedule")
     """Largest norm of all gradients together (MNCLGLF: 1); 0: no limit."""
     warmup_epochs: float = setting(5.0, "the schedule")
-    """Warm-up of learning rate and method; at most a tenth of a run of less than 50 epochs."""
+    """Warm-up of the learning rate, and of CGH in long runs; at most a tenth of one of less than 50
+    epochs."""
     seed: int = setting(0, "the random numbers")
     """Seed of the initial weights, the order of the images and the views."""
     precision: Literal["auto", "float32", "bfloat16"] = setting("auto", "the arithmetic")

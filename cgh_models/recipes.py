@@ -52,10 +52,9 @@ _IMAGENET = Recipe(
 )
 # Small images: ReSSL's small-data recipe (arXiv 2107.09282, authors' small-dataset code); for the
 # other methods the same trainer's values are this project's choice. MoCo v2 on CIFAR: the
-# authors' demo, 0.06 at 512 images, but with a warm-up of the learning rate, without which short
-# runs learn next to nothing (benchmarks/short_runs/NOTES.md); on tiny images its temperature. SCE
-# on CIFAR: its authors' CIFAR-10 run, which has the same trainer; on tiny images its head. Heads of
-# BYOL, LEWEL, NNCLR, MNCLGLF: ours, nothing is published.
+# authors' demo, 0.06 at 512 images; on tiny images its temperature. SCE on CIFAR: its authors'
+# CIFAR-10 run, which has the same trainer; on tiny images its head. Heads of BYOL, LEWEL, NNCLR,
+# MNCLGLF: ours, nothing is published.
 _TINY = Recipe(
     arch="resnet18_small",
     train=_SMALL_IMAGES | _TINY_PIXELS | {"image_size": 64},
@@ -75,7 +74,8 @@ _CIFAR = Recipe(
     arch="resnet18_cifar",
     train=_SMALL_IMAGES | _CIFAR_PIXELS | {"image_size": 32},
     method=_SMALL_HEADS | {"queue_length": 4096, "teacher_momentum": 0.99},
-    train_of=_TINY.train_of | {"moco_v2": {"base_lr": 0.03, "batch_size": 512}},
+    train_of=_TINY.train_of
+    | {"moco_v2": {"base_lr": 0.03, "batch_size": 512, "warmup_epochs": 0.0}},
     method_of=_TINY.method_of
     | {"byol": _WITHOUT_BLUR, "lewel": _WITHOUT_BLUR, "moco_v2": _MOCO_DEMO}
     | {"sce": _SCE_HEAD | {"batch_norm_splits": 8}},
@@ -107,7 +107,8 @@ def method_config(
 ) -> Any:
     """The Config of a method's class: the recipe's, the run's warm-up, and ``KEY=VALUE`` settings.
 
-    Runs of fewer than 200 epochs have values of their own, unless ``train.paper_faithful``.
+    Runs of fewer than 200 epochs have values of their own, unless ``train.paper_faithful`` or a
+    setting says how long the warm-up of the method is.
 
     Raises InputError for an unknown key, or a value that is not of the field's type.
     """
@@ -115,7 +116,7 @@ def method_config(
     kinds = get_type_hints(method.Config)
     values = {"warmup": train.warmup} | chosen.method | chosen.method_of.get(method.name, {})
     values = {key: value for key, value in values.items() if key in kinds}
-    if not train.paper_faithful:
+    if not (train.paper_faithful or any(text.startswith("warmup=") for text in settings)):
         values |= _of_short_run(method, values, train.epochs)
     for setting in settings:
         key, equals, text = setting.partition("=")
@@ -141,10 +142,10 @@ def short_run(method: Any, recipe: str, train: TrainConfig, settings: tuple[str,
     changed = [key for key, value in ours.items() if value != papers[key]]
     if not changed:
         return ""
-    values = ", ".join(f"{key}={ours[key]:g}" for key in changed)
-    kept = ", ".join(f"{papers[key]:g}" for key in changed)
-    what = f"short run: {values} for {train.epochs} epochs"
-    return f"{what}; --paper-faithful keeps the values of {_LONG}, {kept}"
+    values, kept = (
+        ", ".join(f"{key}={config[key]:g}" for key in changed) for config in (ours, papers)
+    )
+    return f"short run of {train.epochs} epochs: {values}; --paper-faithful keeps {kept}"
 
 
 def _of_short_run(method: Any, values: Values, epochs: int) -> dict[str, float]:

@@ -4,11 +4,12 @@ import dataclasses
 
 import pytest
 
+from cgh_models.cli import demo
 from cgh_models.config import TrainConfig, from_dict, from_older, to_dict
 from cgh_models.errors import InputError
 from cgh_models.methods import METHODS
 from cgh_models.methods.cgh import CGH
-from cgh_models.recipes import RECIPES, method_config, train_config
+from cgh_models.recipes import RECIPES, method_config, short_run, train_config
 from cgh_models.schedule import learning_rate
 from cgh_models.train.run_folder import explain_changes
 
@@ -52,9 +53,9 @@ def test_the_small_recipes_are_ressls():
         assert method_config(METHODS[name], "tiny", cifar).queue_length == 16384
 
 
-def test_moco_on_cifar_is_its_authors_demo_with_a_warmup():
+def test_moco_on_cifar_is_its_authors_demo():
     train = train_config("cifar", "moco_v2")
-    assert (train.lr, train.batch_size, train.warmup, train.epochs) == (0.06, 512, 5 / 200, 200)
+    assert (train.lr, train.batch_size, train.warmup, train.epochs) == (0.06, 512, 0, 200)
     config = method_config(METHODS["moco_v2"], "cifar", train)
     values = (config.temperature, config.queue_length, config.teacher_momentum)
     assert values == (0.1, 4096, 0.99) and config.batch_norm_splits == 8
@@ -124,9 +125,35 @@ def test_the_infonce_of_cgh_lasts_longer_in_a_short_run(recipe, epochs, warmup, 
     assert (papers.warmup, papers.warmup_temperature) == expected
 
 
-def test_a_setting_that_is_given_stays_in_a_short_run():
-    config = method_config(CGH, "cifar", TrainConfig(epochs=12), ("warmup=0.5",))
-    assert (config.warmup, config.warmup_temperature) == (0.5, 0.1)
+@pytest.mark.parametrize(
+    "settings, expected",
+    [
+        (("warmup=0.5",), (0.5, 0.2)),  # the commands of runs that are older than these values
+        (("warmup_temperature=0.3",), (1.0, 0.3)),
+        (("warmup=0.5", "warmup_temperature=0.3"), (0.5, 0.3)),
+    ],
+)
+def test_a_setting_that_is_given_stays_in_a_short_run(settings, expected):
+    config = method_config(CGH, "cifar", TrainConfig(epochs=12), settings)
+    assert (config.warmup, config.warmup_temperature) == expected
+
+
+def test_the_demo_has_the_values_of_a_short_run_that_were_chosen_for_it():
+    train = dataclasses.replace(train_config(demo.RECIPE, demo.METHOD), **demo.TRAINING)
+    config = method_config(METHODS[demo.METHOD], demo.RECIPE, train, demo.SETTINGS)
+    assert (config.warmup, config.warmup_temperature) == (1.0, 0.1)  # benchmarks/demo_settings.md
+
+
+def test_what_a_short_run_changes_is_one_sentence_or_none():
+    train = TrainConfig(epochs=150)
+    found = short_run(CGH, "cifar", train, ("warmup_temperature=0.3",))
+    assert (
+        found == "short run of 150 epochs: warmup=0.516667; --paper-faithful keeps warmup=0.0333333"
+    )
+    assert not short_run(CGH, "cifar", train, ("warmup=0.5",))
+    assert not short_run(CGH, "cifar", dataclasses.replace(train, paper_faithful=True))
+    assert not short_run(CGH, "cifar", TrainConfig(epochs=200))
+    assert not any(short_run(METHODS[name], "cifar", train) for name in METHODS if name != "cgh")
 
 
 def test_the_learning_rate_starts_at_zero_peaks_after_the_warmup_and_ends_at_zero():

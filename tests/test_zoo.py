@@ -78,6 +78,9 @@ def test_names_are_unique_and_what_is_published_is_what_is_wanted():
     for name, row in known().items():
         assert row.command == wanted(name).command(round(row.epochs))
         assert row.seed == wanted(name).seed
+        _, config = wanted(name).configs(round(row.epochs))
+        found = vars(config)
+        assert {key: found[key] for key in row.method_config} == row.method_config
 
 
 def test_what_is_shipped_is_small_and_what_would_make_it_large_is_refused(monkeypatch):

@@ -92,6 +92,7 @@ def run(given: argparse.Namespace, seed: int, train: ImageSet, val: ImageSet) ->
         "batch_size": config.batch_size,
         "base_lr": config.base_lr,
         "warmup_epochs": config.warmup_epochs,
+        "image_size": config.image_size,
         "paper_faithful": config.paper_faithful,
         "set": given.set,
         "method_config": to_dict(method_config),

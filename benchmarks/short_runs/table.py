@@ -21,8 +21,8 @@ def title_of(result: Result) -> str:
     where = NAMES.get(result["data"], result["data"])
     what = "test images" if result["on"] == "test" else "held-out training images"
     return (
-        f"{where}, `{result['arch']}`, {result['epochs']} epochs of {result['images']:,} images, "
-        f"kNN of {result['n']:,} {what}"
+        f"{where}, `{result['arch']}`, recipe `{result['recipe']}`, {result['image_size']} pixels, "
+        f"{result['epochs']} epochs of {result['images']:,} images, kNN of {result['n']:,} {what}"
     )
 
 

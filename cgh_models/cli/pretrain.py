@@ -143,7 +143,8 @@ class Pretrain:
             config = _with_fitting_queue(config, len(images), train.batch_size)
         epochs = train.warmup * train.epochs
         if epochs < train.warmup_epochs:
-            say(f"warm-up: {epochs:g} of {train.epochs} epochs, a tenth of this short run")
+            warmup = f"warm-up of the learning rate: {epochs:g} of {train.epochs} epochs"
+            say(f"{warmup}, a tenth of this short run")
         torch.manual_seed(train.seed)
         arch = self.arch or RECIPES[self.recipe].arch
         method = build_method(self.method, arch, preprocessing(train), config)

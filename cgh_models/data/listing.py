@@ -49,13 +49,21 @@ def class_folders(names: Sequence[str]) -> tuple[np.ndarray | None, list[str]]:
             return None, []
         folders.append(folder)
         starts.append(place)
-        place = bisect.bisect_left(names, f"{folder}0", place)  # in order, 0 follows the slash
+        place = _first_from(f"{folder}0", names, place)  # in order, 0 follows the slash
     if not folders:
         return None, []
     classes = sorted(folders)
     numbers = {name: number for number, name in enumerate(classes)}
     counts = np.diff([*starts, len(names)])
     return np.repeat([numbers[name] for name in folders], counts), classes
+
+
+def _first_from(text: str, names: Sequence[str], start: int) -> int:
+    """The first index after ``start`` of what is not before ``text``: near it in a small folder."""
+    step = 1
+    while start + step < len(names) and names[start + step] < text:
+        step *= 2
+    return bisect.bisect_left(names, text, start + step // 2, min(start + step, len(names)))
 
 
 def numbered(labels: Sequence[str] | None) -> tuple[np.ndarray | None, list[str]]:

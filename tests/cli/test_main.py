@@ -52,9 +52,10 @@ def road(tmp_path_factory, image_root):
 
 def test_the_road_from_images_to_a_timm_model(road, image_root):
     folder, done = road
-    assert done.stdout == "" and "warm-up: 0.2 of 2 epochs" in done.stderr
-    short = "short run: warmup=1, warmup_temperature=0.1 for 2 epochs; "
-    assert f"{short}--paper-faithful keeps the values of 200, 0.1, 0.2\n" in done.stderr
+    assert done.stdout == "" and "warm-up of the learning rate: 0.2 of 2 epochs" in done.stderr
+    ours, papers = (f"warmup={w}, warmup_temperature={t}" for w, t in (("1", 0.1), ("0.1", 0.2)))
+    said = f"short run of 2 epochs: {ours}; --paper-faithful keeps {papers}\n"
+    assert said in done.stderr
     resumed = cgh("resume", "run", cwd=folder)
     assert resumed.returncode == 0 and "finished at step 8 of 8" in resumed.stderr
     exported = cgh("export", "run", "--out", "weights", cwd=folder)
