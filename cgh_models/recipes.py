@@ -142,9 +142,8 @@ def short_run(method: Any, recipe: str, train: TrainConfig, settings: tuple[str,
     changed = [key for key, value in ours.items() if value != papers[key]]
     if not changed:
         return ""
-    values, kept = (
-        ", ".join(f"{key}={config[key]:g}" for key in changed) for config in (ours, papers)
-    )
+    values = ", ".join(f"{key}={ours[key]:g}" for key in changed)
+    kept = ", ".join(f"{key}={papers[key]:g}" for key in changed)
     return f"short run of {train.epochs} epochs: {values}; --paper-faithful keeps {kept}"
 
 

@@ -9,7 +9,6 @@ and reads the test images. A line of JSON a run is printed and appended to --out
 
 import argparse
 import json
-import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -23,6 +22,7 @@ from cgh_models.data.image_set import ImageSet, load_splits
 from cgh_models.evaluate import knn_accuracy
 from cgh_models.evaluate.splits import draw, held_out, subset
 from cgh_models.methods import build_method, preprocessing
+from cgh_models.train import checkpoint
 from cgh_models.train.loop import pretrain
 
 HERE = Path(__file__).parent
@@ -76,11 +76,9 @@ def run(given: argparse.Namespace, seed: int, train: ImageSet, val: ImageSet) ->
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         pretrain(method, train, config, folder)
+        commit = checkpoint.read_run(Path(folder))["versions"]["commit"]
     seconds = time.perf_counter() - start
     knn = knn_accuracy(method.student.backbone.eval(), train, val)
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=HERE
-    )
     return {
         "data": given.data.name,
         "on": given.on,
@@ -101,7 +99,7 @@ def run(given: argparse.Namespace, seed: int, train: ImageSet, val: ImageSet) ->
         "n": len(val),
         "seconds": round(seconds),
         "threads": torch.get_num_threads(),
-        "commit": commit.stdout.strip(),
+        "commit": commit,  # None: of changed code
     }
 
 

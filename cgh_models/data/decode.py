@@ -81,6 +81,12 @@ def describe(file: IO[bytes]) -> tuple[str, str, int, tuple[int, int]]:
 
 
 @or_bad_image
+def dimensions(file: IO[bytes]) -> tuple[int, int]:
+    """(width, height) of an image, by its header, before it is turned upright; or BadImage."""
+    return open_image(file).size
+
+
+@or_bad_image
 def orientation(file: IO[bytes]) -> int:
     """How an image is turned, by EXIF's numbers; 1: it is upright. Raises BadImage."""
     return open_image(file).getexif().get(_ORIENTATION, 1)

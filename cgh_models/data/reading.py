@@ -16,7 +16,7 @@ from PIL import Image
 from ..config import MOST_CHANNELS, check_pixel_range, check_reader
 from ..errors import BadImage, InputError, printable, say
 from . import bands, deep_pixels
-from .decode import decode_bands, decode_rgb, describe, open_image, or_bad_image
+from .decode import decode_bands, decode_rgb, dimensions, open_image, or_bad_image
 from .file_names import ARCHIVES
 from .formats import EXPECTED, EXTENSIONS
 from .pixels import as_picture, to_8_bits
@@ -104,7 +104,7 @@ def decoded_bytes(images: Any, index: int) -> int:
     """About the bytes of an image's pixels, by its header; 0 if that cannot be read."""
     with contextlib.suppress(BadImage), images.open(index) as file:
         if _is_plain(images, file):
-            width, height = describe(file)[3]
+            width, height = dimensions(file)
             return width * height * 3
         with contextlib.suppress(Exception):  # whatever is wrong is said when it is read
             if bands.is_tiff(file):
