@@ -45,6 +45,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--percent", type=int, default=100, help="of the training images, by class")
+    parser.add_argument("--cuda-graphs", action="store_true", default=None)
+    parser.add_argument("--commit", help="of this code, where git is not there to ask")
     parser.add_argument("--on", choices=["held-out", "test"], default="held-out")
     parser.add_argument("--out", type=Path, default=HERE / "results.jsonl")
     return parser.parse_args()
@@ -65,6 +67,7 @@ def images_of(given: argparse.Namespace) -> tuple[ImageSet, ImageSet]:
 def run(given: argparse.Namespace, seed: int, train: ImageSet, val: ImageSet) -> dict[str, Any]:
     """Trains and measures; what the line of the results holds."""
     names = ["epochs", "batch_size", "base_lr", "warmup_epochs", "image_size", "paper_faithful"]
+    names += ["cuda_graphs"]
     flags = {name: getattr(given, name) for name in names if getattr(given, name) is not None}
     flags |= {"seed": seed, "eval_every": -1.0, "checkpoint_every": 10**6, "quiet": True}
     command = Pretrain(
@@ -76,7 +79,7 @@ def run(given: argparse.Namespace, seed: int, train: ImageSet, val: ImageSet) ->
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         pretrain(method, train, config, folder)
-        commit = checkpoint.read_run(Path(folder))["versions"]["commit"]
+        versions = checkpoint.read_run(Path(folder))["versions"]
     seconds = time.perf_counter() - start
     knn = knn_accuracy(method.student.backbone.eval(), train, val)
     return {
@@ -98,8 +101,9 @@ def run(given: argparse.Namespace, seed: int, train: ImageSet, val: ImageSet) ->
         "knn": round(knn, 2),
         "n": len(val),
         "seconds": round(seconds),
+        "device": versions["device"],
         "threads": torch.get_num_threads(),
-        "commit": commit,  # None: of changed code
+        "commit": versions["commit"] or given.commit,  # None: of changed code
     }
 
 

@@ -20,9 +20,11 @@ NAMES = {"cifar10": "CIFAR-10", "tiny-imagenet-200": "Tiny ImageNet"}
 def title_of(result: Result) -> str:
     where = NAMES.get(result["data"], result["data"])
     what = "test images" if result["on"] == "test" else "held-out training images"
+    kind = "CPU" if result["device"] == "cpu" else "GPU"
     return (
         f"{where}, `{result['arch']}`, recipe `{result['recipe']}`, {result['image_size']} pixels, "
-        f"{result['epochs']} epochs of {result['images']:,} images, kNN of {result['n']:,} {what}"
+        f"{result['epochs']} epochs of {result['images']:,} images on a {kind}, kNN of "
+        f"{result['n']:,} {what}"
     )
 
 
