@@ -86,7 +86,7 @@ def host_syncs(step: Callable[[int], object]) -> int:
             step(WARM)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    return sum("synchroniz" in str(warning.message) for warning in said)
+    return sum("called a synchronizing" in str(warning.message) for warning in said)
 
 
 def main() -> None:

@@ -29,8 +29,9 @@ from cgh_models.view_recipes import RECIPES
 if DEVICE == "cuda" and not torch.cuda.is_available():
     pytest.skip("needs a CUDA device", allow_module_level=True)
 pytestmark = pytest.mark.gpu
-FLAGS = "--recipe cifar --arch resnet18_cifar_w16 --precision float32 --batch-size 16 --epochs 10"
-FLAGS += " --base-lr 0.5 --eval-every -1 --log-every 1 --checkpoint-every 10 --memory-gib 0"
+FLAGS = "--method ressl --recipe cifar --arch resnet18_cifar_w16 --precision float32"
+FLAGS += " --batch-size 16 --epochs 10 --base-lr 0.5"
+FLAGS += " --eval-every -1 --log-every 1 --checkpoint-every 10 --memory-gib 0"
 FLAGS += " --set queue_length=96 --set hidden_width=64 --set projection_width=16"
 
 
@@ -42,8 +43,8 @@ def command(cwd, *words):
 
 
 def test_a_run_that_was_stopped_ends_as_one_that_was_not_and_timm_loads_it(image_root, tmp_path):
-    """On a CPU to the bit. A GPU adds gradients up in any order: with noise of 1e-7 to 1e-4 in them
-    runs ended 5 to 11 % of their way apart, where momentum, teacher or queue was lost 23 to 127 %.
+    """On a CPU to the bit. A GPU adds up in any order: with noise of 1e-7 to 1e-4 in their views
+    runs ended 1 to 7 % of their way apart, where momentum, teacher or queue was lost 25 to 37 %.
     """
     whole, run = tmp_path / "whole", tmp_path / "run"
     start = ["pretrain", "--data", image_root / "train", "--device", DEVICE, *FLAGS.split()]
@@ -65,9 +66,9 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not_and_timm_loads_it(image
     first = dict(new_method_of_run(run)[0].student.named_parameters("method.student"))
     apart = sum((mine[key] - wanted[key]).square().sum() for key in first)
     way = sum((first[key] - wanted[key]).square().sum() for key in first)
-    assert apart <= 0.2**2 * way
+    assert apart <= 0.15**2 * way
     losses = [[row["loss"] for row in lines(folder)[1:]] for folder in (run, whole)]
-    np.testing.assert_allclose(*losses, rtol=0.01)
+    np.testing.assert_allclose(*losses, rtol=0.05)
     export(run, tmp_path / "weights")
     model = timm.create_model(f"local-dir:{tmp_path / 'weights'}", pretrained=True).eval()
     here, there = (extract(model, image_root / "val", device=name) for name in ("cpu", DEVICE))
@@ -91,7 +92,8 @@ def test_a_run_out_of_memory_says_what_fits_and_goes_on(image_root, tmp_path, mo
 
     def pretrain(run, resume=False, **changes):
         changed = dataclasses.replace(config, **changes)
-        loop.pretrain(build("ressl", changed), image_root / "train", changed, run, resume=resume)
+        method = build("ressl", changed, "resnet18_cifar_w16")
+        loop.pretrain(method, image_root / "train", changed, run, resume=resume)
 
     said = "32 did when tried: give --accumulate 2, --batch-size 32 .*; saved at step 1, `cgh res"
     torch.cuda.reset_peak_memory_stats()
