@@ -49,7 +49,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--commit", help="of this code, where git is not there to ask")
     parser.add_argument("--on", choices=["held-out", "test"], default="held-out")
     parser.add_argument("--out", type=Path, default=HERE / "results.jsonl")
-    return parser.parse_args()
+    given = parser.parse_args()
+    if given.commit and (HERE.parents[1] / ".git").exists():
+        parser.error("--commit: git knows it, or that the code was changed; leave it out")
+    return given
 
 
 def images_of(given: argparse.Namespace) -> tuple[ImageSet, ImageSet]:
@@ -66,8 +69,8 @@ def images_of(given: argparse.Namespace) -> tuple[ImageSet, ImageSet]:
 
 def run(given: argparse.Namespace, seed: int, train: ImageSet, val: ImageSet) -> dict[str, Any]:
     """Trains and measures; what the line of the results holds."""
-    names = ["epochs", "batch_size", "base_lr", "warmup_epochs", "image_size", "paper_faithful"]
-    names += ["cuda_graphs"]
+    names = ["epochs", "batch_size", "base_lr", "warmup_epochs", "image_size"]
+    names += ["paper_faithful", "cuda_graphs"]
     flags = {name: getattr(given, name) for name in names if getattr(given, name) is not None}
     flags |= {"seed": seed, "eval_every": -1.0, "checkpoint_every": 10**6, "quiet": True}
     command = Pretrain(
@@ -103,6 +106,8 @@ def run(given: argparse.Namespace, seed: int, train: ImageSet, val: ImageSet) ->
         "seconds": round(seconds),
         "device": versions["device"],
         "threads": torch.get_num_threads(),
+        "cuda_graphs": config.cuda_graphs,
+        "torch": torch.__version__,
         "commit": versions["commit"] or given.commit,  # None: of changed code
     }
 

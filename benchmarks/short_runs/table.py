@@ -1,4 +1,4 @@
-"""Markdown tables of results.jsonl, one for each set of images and length of the run.
+"""Markdown tables of results.jsonl, one for each set of images, length of run and kind of device.
 
 python benchmarks/short_runs/table.py
 """

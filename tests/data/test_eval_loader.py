@@ -11,9 +11,10 @@ from torchvision.transforms.functional import to_tensor
 from cgh_models.backbone import create
 from cgh_models.config import TrainConfig
 from cgh_models.data.eval_loader import eval_batches, eval_transform
-from cgh_models.data.image_set import load
+from cgh_models.data.image_set import ImageSet, load
 from cgh_models.data.loader import ViewDataset
 from cgh_models.errors import InputError
+from cgh_models.evaluate.splits import subset
 from cgh_models.view_recipes import RECIPES
 
 
@@ -75,6 +76,27 @@ def test_a_bad_image_is_substituted_as_in_training(images):
     batch, kept = read(images, [1, 3], on_bad="substitute")
     assert kept.tolist() == [1, 3] and sorted(images.bad) == [3]
     assert torch.equal(batch[1], to_tensor(images.load_or_substitute(3)[0]))
+
+
+@pytest.mark.parametrize(
+    "side, crop_pct, at_once", [(32, 1.0, True), (32, 0.875, False), (48, 1.0, False)]
+)
+def test_images_in_memory_are_transformed_to_the_same_bits(
+    tmp_path, monkeypatch, side, crop_pct, at_once
+):
+    make_images(tmp_path / "set", 40)
+    images = load(tmp_path / "set")
+    images.cache_pixels(1)
+    images = subset(images, np.arange(39, 3, -2))  # in an order of its own
+    described = {"input_size": (3, side, side), "crop_pct": crop_pct}
+    transform = eval_transform(create("test_resnet", described))
+    asked = np.array([9, 2, 17, 9, 0])
+    expected = torch.stack([transform(images.image(index)) for index in asked])
+    if at_once:
+        monkeypatch.setattr(ImageSet, "image", None)
+    made = list(eval_batches(images, asked, transform, 2, 0))
+    assert torch.equal(torch.cat([batch for batch, _ in made]), expected)
+    assert np.concatenate([kept for _, kept in made]).tolist() == asked.tolist()
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 30_000), (30_000, 1), (3, 2), (50, 1)])
