@@ -120,8 +120,7 @@ def eval_batches(
     if transformed := _at_once(images, transform):
         for start in range(0, len(indices), batch_size):
             chosen = np.asarray(indices[start : start + batch_size])
-            places = chosen if images.places is None else images.places[chosen]
-            yield transformed(images.pixels[places]), chosen  # pyright: ignore
+            yield transformed(images.pixels[images.places_of(chosen)]), chosen  # pyright: ignore
         return
     dataset = EvalDataset(images, transform, on_bad == "substitute")
     for batch in eval_samples(dataset, indices, batch_size, workers, on_bad):

@@ -68,9 +68,7 @@ class ImageSet:
 
     def path(self, index: int) -> Path:
         """The image's file, or in an archive what stands for it."""
-        if self.archive:
-            return Path(self.where(index))
-        return self.root / self.names[index]
+        return Path(self.where(index)) if self.archive else self.root / self.names[index]
 
     @property
     def place(self) -> str:
@@ -87,11 +85,14 @@ class ImageSet:
         ``min_side`` as in `decode_rgb`.
         """
         if self.pixels is not None:
-            place = index if self.places is None else int(self.places[index])
-            pixels = self.pixels[place].numpy()
+            pixels = self.pixels[int(self.places_of(index))].numpy()
             return Image.fromarray(pixels) if self.in_chans == 3 else pixels
         with self.open(index) as file:
             return self.decode(index, file, min_side)
+
+    def places_of(self, indices: Any) -> Any:
+        """Where an image, or an array of them, is in ``pixels``."""
+        return indices if self.places is None else self.places[indices]
 
     def decode(self, index: int, file: IO[bytes], min_side: float = 0) -> Any:
         """`image`, of these bytes."""

@@ -189,7 +189,7 @@ def batches(
             pin_memory = device.type == "cuda"
             read = read_batches(dataset, sampler, images.where, config.workers, pin_memory)
         else:
-            read = _batches_in_memory(whole, images.places, len(recipe), sampler)
+            read = _batches_in_memory(whole, images, len(recipe), sampler)
         with contextlib.closing(read):
             for step, batch in enumerate(read, start):
                 images.record_bad_files(batch.bad_files)
@@ -237,11 +237,11 @@ def _whole_images(images: ImageSet, config: TrainConfig, device: torch.device) -
 
 
 def _batches_in_memory(
-    pixels: Tensor, places: np.ndarray | None, views: int, sampler: ResumableBatchSampler
+    pixels: Tensor, images: ImageSet, views: int, sampler: ResumableBatchSampler
 ) -> Generator[Batch, None, None]:
     for keys in sampler:
         indices = np.array([index for _, index in keys])
-        (chosen,) = to_device([indices if places is None else places[indices]], pixels.device)
+        (chosen,) = to_device([images.places_of(indices)], pixels.device)
         if pixels.dtype == torch.uint16:  # for which torch has few operations
             taken = pixels.view(torch.int16)[chosen].view(torch.uint16)
         else:

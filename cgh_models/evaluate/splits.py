@@ -122,9 +122,7 @@ def _read(file: Path, images: ImageSet, percent: int, drawn: int) -> np.ndarray:
 def subset(images: ImageSet, indices: np.ndarray) -> ImageSet:
     """These images as a set of their own, with the same classes and a digest of its own."""
     digest = hashlib.sha256(images.digest.encode() + np.asarray(indices, "<i8").tobytes())
-    places = None
-    if images.pixels is not None:  # they are not copied
-        places = indices if images.places is None else images.places[indices]
+    places = None if images.pixels is None else images.places_of(indices)  # they are not copied
     return dataclasses.replace(
         images,
         names=Names(images.names[index] for index in indices),

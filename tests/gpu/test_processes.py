@@ -84,12 +84,12 @@ def test_a_process_in_a_group_of_one_trains_as_one_without(name, how, tmp_path):
     """All that is told goes through nccl, of which one GPU is enough."""
     assert in_processes(1, _three_steps, name, how, tmp_path / "losses") == [0]
     alone, grouped = torch.load(tmp_path / "losses")
-    assert grouped[0] == pytest.approx(alone[0], rel=1e-4)
-    assert grouped == pytest.approx(alone, rel=5e-3)  # rounding grows: 0.002 seen in the third
+    assert grouped == pytest.approx(alone, rel=1e-3)
 
 
 def _three_steps(name, how, file):
     dist.init_process_group("cpu:gloo,cuda:nccl" if DEVICE == "cuda" else "gloo")
+    torch.backends.cudnn.allow_tf32 = False  # shuffled rows round otherwise, TF32 by a thousandth
     kind, found = torch.device(DEVICE).type, []
     for processes in (ALONE, Processes()):
         method = build(name, SHARED, "test_efficientnet").to(DEVICE).train()
