@@ -81,6 +81,7 @@ def test_names_are_unique_and_what_is_published_is_what_is_wanted():
         _, config = wanted(name).configs(round(row.epochs))
         found = vars(config)
         assert {key: found[key] for key in row.method_config} == row.method_config
+        assert bool(row.heads_file) == (wanted(name).heads != "none")
 
 
 def test_what_is_shipped_is_small_and_what_would_make_it_large_is_refused(monkeypatch):
@@ -90,7 +91,10 @@ def test_what_is_shipped_is_small_and_what_would_make_it_large_is_refused(monkey
         for path in (root / "weights").rglob("*.safetensors")
     ]
     assert files and max(path.stat().st_size for path in files) <= 95e6
-    assert sum(path.stat().st_size for path in files) <= 170e6
+    sizes = sorted(path.stat().st_size for path in files)
+    assert sum(sizes) <= 170e6
+    named = [entry.bytes for row in known().values() for entry in row.files.values()]
+    assert sizes == sorted(named)  # so that what is counted is all that is there
     name, row = next(iter(known().items()))
     measuring._fits(row)  # it does not count twice
     large = dataclasses.replace(row.files[BACKBONE], bytes=96_000_000)
@@ -107,6 +111,23 @@ def test_what_is_shipped_is_small_and_what_would_make_it_large_is_refused(monkey
         match="heads/model.safetensors 4 MB, with all other weights .* 5 in all: leave its heads",
     ):
         measuring._fits(row)
+
+
+def test_a_row_that_is_to_have_heads_is_not_added_without(tmp_path):
+    name = "resnet18.cgh"
+    folder = tmp_path / name
+    shutil.copytree(manifest.PACKAGE / "weights" / name, folder)  # the backbone alone
+    with pytest.raises(InputError, match="its description has no heads; leave --heads out, or"):
+        measuring.add(folder, packaged=True, heads=True)
+
+
+def test_a_processor_has_epochs_of_its_own(tmp_path, monkeypatch, image_root):
+    monkeypatch.setattr(training, "speed", lambda *of: 1e9)
+    images = load(image_root / "train")
+    for name, epochs in (("resnet50.cgh", 20), ("resnet18.cgh", 19)):
+        place = training.Place(tmp_path, tmp_path, device="cpu")
+        assert training._epochs(wanted(name), images, place, 1, 0) == epochs
+    assert wanted("resnet50.cgh").epochs == 50
 
 
 def test_rows_of_several_seeds_are_one_line_with_mean_and_deviation(tmp_path, monkeypatch):

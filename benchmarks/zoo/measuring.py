@@ -221,10 +221,13 @@ def add(folder: Path, *, packaged: bool, heads: bool) -> None:
         heads: copy the heads, too, beside the wheel.
 
     Raises:
-        InputError: it would make the repository too large.
+        InputError: it would make the repository too large, or the heads are not there.
     """
     verify(folder.resolve())
     row = manifest.read_row(folder)
+    if heads and not row.heads_file:
+        what = f"{folder}: its description has no heads"
+        raise InputError(f"{what}; leave --heads out, or give the folder that was exported")
     if not heads:
         row.files.pop(row.heads_file or "", None)
     _fits(row)

@@ -19,6 +19,7 @@ import torch
 from cgh_models.config import TrainConfig, to_dict
 from cgh_models.data.image_set import ImageSet, load_splits
 from cgh_models.errors import InputError, Interrupted, say, shell_command
+from cgh_models.evaluate.devices import pick_device
 from cgh_models.evaluate.splits import subset
 from cgh_models.hub import manifest
 from cgh_models.hub.card import write_description
@@ -162,7 +163,9 @@ def _complete(row: Wanted, folder: Path, command: str, parts: int) -> None:
 
 def _epochs(row: Wanted, images: ImageSet, place: Place, minutes: float, goal: int) -> int:
     found = speed(row, images, place)
-    most, least = goal or row.epochs, goal or row.least
+    on_cpu = pick_device(place.device).type == "cpu"
+    most = goal or (row.cpu_epochs if on_cpu and row.cpu_epochs else row.epochs)
+    least = goal or row.least
     epochs = min(most, int(SHARE * 60 * minutes * found / len(images)))
     say(
         f"{row.name}: {found:.0f} images a second, {epochs} of {most} epochs in {minutes:g} minutes"
