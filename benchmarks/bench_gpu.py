@@ -1,11 +1,13 @@
 """What a GPU does in a step with its views: images/s, kernels, how long it works, host syncs.
 
     python benchmarks/bench_gpu.py        # `make test-gpu` runs it after the tests
+    python benchmarks/bench_gpu.py cudnn  # a step with cudnn.benchmark off and on, by turns
     python benchmarks/bench_gpu.py cpu    # a small step, to see that the script works
 
 Images are noise that lies on the device as pixels, as small images of a run do.
 """
 
+import statistics
 import sys
 import time
 import warnings
@@ -27,7 +29,7 @@ from cgh_models.train.optim import create_optimizer
 from cgh_models.train.step import prepare, train_step
 from cgh_models.view_recipes import RECIPES
 
-WARM, STEPS, PROFILED = 5, 30, 3
+WARM, STEPS, PROFILED, TURNS = 5, 30, 3, 3
 
 
 class Way(NamedTuple):
@@ -46,6 +48,11 @@ ON_GPU = (
     Way("resnet50", 224, 256, 131072, 512),
 )
 ON_CPU = (Way("resnet18_cifar_w16", 32, 16, 64, 16),)
+BY_TURNS = (
+    *ON_GPU[:2],
+    Way("resnet50", 64, 256, 16384, 128),
+    Way("resnet50", 224, 128, 16384, 128),
+)
 
 
 def stepper(way: Way, device: torch.device) -> Callable[[int], object]:
@@ -89,6 +96,29 @@ def host_syncs(step: Callable[[int], object]) -> int:
     return sum("called a synchronizing" in str(warning.message) for warning in said)
 
 
+def cudnn_by_turns() -> None:
+    """Prints a row for each way: a step with algorithms by cuDNN's rules, and by its timings."""
+    print("| a step of CGH with its views | ms, cudnn.benchmark off | on |\n|---|---|---|")
+    device = torch.device("cuda")
+    for way in BY_TURNS:
+        steps, taken = {}, {False: [], True: []}
+        for timed in taken:
+            torch.backends.cudnn.benchmark = timed
+            steps[timed] = stepper(way, device)
+            for number in range(WARM):
+                steps[timed](number)
+        for timed in [*taken] * TURNS:
+            torch.backends.cudnn.benchmark = timed
+            wait(device)
+            start = time.perf_counter()
+            for number in range(STEPS // TURNS):
+                steps[timed](number)
+            wait(device)
+            taken[timed].append(1000 * (time.perf_counter() - start) / (STEPS // TURNS))
+        off, on = (f"{statistics.median(values):.4g}" for values in taken.values())
+        print(f"| {way.arch}, {way.side} pixels, batch {way.batch} | {off} | {on} |")
+
+
 def main() -> None:
     """Prints a row for each way."""
     on_cpu = sys.argv[1:] == ["cpu"]
@@ -96,6 +126,8 @@ def main() -> None:
         raise SystemExit("bench_gpu.py: needs a CUDA device; `bench_gpu.py cpu` tries the script")
     device = torch.device("cpu" if on_cpu else "cuda")
     print(f"{torch.__version__}, {'cpu' if on_cpu else torch.cuda.get_device_name()}\n")
+    if sys.argv[1:] == ["cudnn"]:
+        return cudnn_by_turns()
     print("| a step of CGH with its views | images/s | ms | kernels | busy ms | host syncs |")
     print("|---|---|---|---|---|---|")
     activity = ProfilerActivity.CPU if on_cpu else ProfilerActivity.CUDA

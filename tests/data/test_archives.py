@@ -15,11 +15,12 @@ from PIL import Image
 from small_runs import QUICK, build, final
 
 from cgh_models.config import TrainConfig
-from cgh_models.data.image_set import load, load_splits
-from cgh_models.data.loader import batches
+from cgh_models.data.image_set import ImageSet, load, load_splits
+from cgh_models.data.loader import batches, order
 from cgh_models.errors import BadImage, InputError
 from cgh_models.evaluate import extract
 from cgh_models.evaluate.splits import subset
+from cgh_models.one_process import OneProcess
 from cgh_models.train.checkpoint import read_run
 from cgh_models.train.loop import pretrain
 from cgh_models.view_recipes import RECIPES
@@ -45,6 +46,32 @@ def archives(image_root, tmp_path):
     for folder in (image_root / "train").iterdir():
         pack(folder, home / f"{folder.name}.tar")
     return home
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_each_image_of_an_epoch_is_read_by_one_of_the_processes(archives, count, monkeypatch):
+    read = []
+    whole = ImageSet.image
+
+    def image(images, index, min_side=0):
+        read.append(index)
+        return whole(images, index, min_side)
+
+    monkeypatch.setattr(ImageSet, "image", image)
+    images, recipe = load(archives), RECIPES["two_strong"]
+    config = TrainConfig(image_size=32, batch_size=8, workers=0)
+    steps = len(images) // config.batch_size
+    parts = []
+    for rank in range(count):
+        processes = OneProcess()
+        processes.rank, processes.count = rank, count
+        read.clear()
+        for _ in batches(images, recipe, config, 0, steps, torch.device("cpu"), processes):
+            pass
+        parts.append(read.copy())
+    assert [len(part) for part in parts] == [steps * config.batch_size // count] * count
+    expected = order(config.seed, 0, len(images))[: 8 * steps]
+    assert sorted(np.concatenate(parts).tolist()) == sorted(expected.tolist())
 
 
 @pytest.mark.parametrize("kind", ["archive", "archives"])
