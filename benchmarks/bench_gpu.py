@@ -11,7 +11,7 @@ import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -96,26 +96,36 @@ def host_syncs(step: Callable[[int], object]) -> int:
     return sum("called a synchronizing" in str(warning.message) for warning in said)
 
 
-def cudnn_by_turns() -> None:
-    """Prints a row for each way: a step with algorithms by cuDNN's rules, and by its timings."""
-    print("| a step of CGH with its views | ms, cudnn.benchmark off | on |\n|---|---|---|")
-    device = torch.device("cuda")
-    for way in BY_TURNS:
-        steps, taken = {}, {False: [], True: []}
-        for timed in taken:
+def kernels_and_work(step: Callable[[int], object], device: torch.device) -> tuple[float, float]:
+    """Kernels of a step, and milliseconds in which the device works."""
+    of_device = DeviceType.CPU if device.type == "cpu" else DeviceType.CUDA
+    activity = ProfilerActivity.CPU if device.type == "cpu" else ProfilerActivity.CUDA
+    with profile(activities=[activity]) as taken:
+        for number in range(PROFILED):
+            step(number)
+        wait(device)
+    events = [event for event in taken.events() or [] if event.device_type == of_device]
+    microseconds = sum(
+        event.self_cpu_time_total if device.type == "cpu" else event.self_device_time_total
+        for event in events
+    )
+    return len(events) / PROFILED, microseconds / PROFILED / 1000
+
+
+def cudnn_by_turns(ways: Sequence[Way], device: torch.device) -> None:
+    """Prints what the device works in a step, with cuDNN's own choices and with those by timing."""
+    print("| a step of CGH with its views | busy ms, cudnn.benchmark off | on |\n|---|---|---|")
+    for way in ways:
+        steps, works = {}, {False: [], True: []}
+        for timed in works:
             torch.backends.cudnn.benchmark = timed
             steps[timed] = stepper(way, device)
             for number in range(WARM):
                 steps[timed](number)
-        for timed in [*taken] * TURNS:
+        for timed in [*works] * TURNS:
             torch.backends.cudnn.benchmark = timed
-            wait(device)
-            start = time.perf_counter()
-            for number in range(STEPS // TURNS):
-                steps[timed](number)
-            wait(device)
-            taken[timed].append(1000 * (time.perf_counter() - start) / (STEPS // TURNS))
-        off, on = (f"{statistics.median(values):.4g}" for values in taken.values())
+            works[timed].append(kernels_and_work(steps[timed], device)[1])
+        off, on = (f"{statistics.median(values):.4g}" for values in works.values())
         print(f"| {way.arch}, {way.side} pixels, batch {way.batch} | {off} | {on} |")
 
 
@@ -127,11 +137,9 @@ def main() -> None:
     device = torch.device("cpu" if on_cpu else "cuda")
     print(f"{torch.__version__}, {'cpu' if on_cpu else torch.cuda.get_device_name()}\n")
     if sys.argv[1:] == ["cudnn"]:
-        return cudnn_by_turns()
+        return cudnn_by_turns(BY_TURNS, device)
     print("| a step of CGH with its views | images/s | ms | kernels | busy ms | host syncs |")
     print("|---|---|---|---|---|---|")
-    activity = ProfilerActivity.CPU if on_cpu else ProfilerActivity.CUDA
-    of_device = DeviceType.CPU if on_cpu else DeviceType.CUDA
     for way in ON_CPU if on_cpu else ON_GPU:
         step = stepper(way, device)
         for number in range(WARM):
@@ -142,20 +150,11 @@ def main() -> None:
             step(number)
         wait(device)
         seconds = (time.perf_counter() - start) / STEPS
-        with profile(activities=[activity]) as taken:
-            for number in range(PROFILED):
-                step(number)
-            wait(device)
-        events = [event for event in taken.events() or [] if event.device_type == of_device]
-        kernels = len(events) / PROFILED
-        microseconds = sum(
-            event.self_cpu_time_total if on_cpu else event.self_device_time_total
-            for event in events
-        )
+        kernels, work = kernels_and_work(step, device)
         syncs = "-" if on_cpu else host_syncs(step)
         name = f"{way.arch}, {way.side} pixels, batch {way.batch}"
         numbers = f"{way.batch / seconds:,.0f} | {1000 * seconds:.4g} | {kernels:,.0f}"
-        print(f"| {name} | {numbers} | {microseconds / PROFILED / 1000:.4g} | {syncs} |")
+        print(f"| {name} | {numbers} | {work:.4g} | {syncs} |")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import timm
+import torch
 from conftest import python, unpack_photographs
 from small_runs import stop_at
 
@@ -22,7 +23,7 @@ from cgh_models.errors import InputError, Interrupted
 from cgh_models.hub import manifest
 from cgh_models.hub.card import card_of
 from cgh_models.hub.integrity import verify
-from cgh_models.hub.row import BACKBONE, HEADS, FileEntry
+from cgh_models.hub.row import BACKBONE, HEADS, STUDENT_HEADS, FileEntry
 
 REPO = Path(__file__).resolve().parents[1]
 sys.path.append(str(REPO))
@@ -81,7 +82,7 @@ def test_names_are_unique_and_what_is_published_is_what_is_wanted():
         _, config = wanted(name).configs(round(row.epochs))
         found = vars(config)
         assert {key: found[key] for key in row.method_config} == row.method_config
-        assert bool(row.heads_file) == (wanted(name).heads != "none")
+        assert row.heads_file == {"none": None, "student": STUDENT_HEADS}[wanted(name).heads]
 
 
 def test_what_is_shipped_is_small_and_what_would_make_it_large_is_refused(monkeypatch):
@@ -93,7 +94,8 @@ def test_what_is_shipped_is_small_and_what_would_make_it_large_is_refused(monkey
     assert files and max(path.stat().st_size for path in files) <= 95e6
     sizes = sorted(path.stat().st_size for path in files)
     assert sum(sizes) <= 170e6
-    named = [entry.bytes for row in known().values() for entry in row.files.values()]
+    rows = manifest.read(manifest.MANIFEST)
+    named = [entry.bytes for row in rows for entry in row.files.values()]
     assert sizes == sorted(named)  # so that what is counted is all that is there
     name, row = next(iter(known().items()))
     measuring._fits(row)  # it does not count twice
@@ -113,21 +115,28 @@ def test_what_is_shipped_is_small_and_what_would_make_it_large_is_refused(monkey
         measuring._fits(row)
 
 
-def test_a_row_that_is_to_have_heads_is_not_added_without(tmp_path):
+def test_a_row_that_is_to_have_heads_is_not_added_without(tmp_path, monkeypatch):
     name = "resnet18.cgh"
     folder = tmp_path / name
     shutil.copytree(manifest.PACKAGE / "weights" / name, folder)  # the backbone alone
-    with pytest.raises(InputError, match="its description has no heads; leave --heads out, or"):
+    monkeypatch.setattr(tables, "REPO", tmp_path)
+    monkeypatch.setattr(manifest, "PACKAGE", tmp_path)
+    with pytest.raises(InputError, match="its description has no heads; give the folder that was"):
         measuring.add(folder, packaged=True, heads=True)
+    with pytest.raises(InputError, match=f"{name}: its row has heads, which would be lost; give"):
+        measuring.add(folder, packaged=True, heads=False)
 
 
 def test_a_processor_has_epochs_of_its_own(tmp_path, monkeypatch, image_root):
     monkeypatch.setattr(training, "speed", lambda *of: 1e9)
-    images = load(image_root / "train")
-    for name, epochs in (("resnet50.cgh", 20), ("resnet18.cgh", 19)):
-        place = training.Place(tmp_path, tmp_path, device="cpu")
+    images, place = load(image_root / "train"), training.Place(tmp_path, tmp_path)
+    for device, name, epochs in (
+        ("cpu", "resnet50.cgh", 20),
+        ("cuda", "resnet50.cgh", 50),
+        ("cpu", "resnet18.cgh", 19),
+    ):
+        monkeypatch.setattr(training, "pick_device", lambda _, kind=device: torch.device(kind))
         assert training._epochs(wanted(name), images, place, 1, 0) == epochs
-    assert wanted("resnet50.cgh").epochs == 50
 
 
 def test_rows_of_several_seeds_are_one_line_with_mean_and_deviation(tmp_path, monkeypatch):

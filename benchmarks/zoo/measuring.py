@@ -221,13 +221,16 @@ def add(folder: Path, *, packaged: bool, heads: bool) -> None:
         heads: copy the heads, too, beside the wheel.
 
     Raises:
-        InputError: it would make the repository too large, or the heads are not there.
+        InputError: it would make the repository too large, or heads are missing or would be lost.
     """
     verify(folder.resolve())
     row = manifest.read_row(folder)
+    published = {other.name: other for other in manifest.read(manifest.MANIFEST)}
     if heads and not row.heads_file:
         what = f"{folder}: its description has no heads"
-        raise InputError(f"{what}; leave --heads out, or give the folder that was exported")
+        raise InputError(f"{what}; give the folder that was exported with them")
+    if not heads and row.name in published and published[row.name].heads_file:
+        raise InputError(f"{row.name}: its row has heads, which would be lost; give --heads")
     if not heads:
         row.files.pop(row.heads_file or "", None)
     _fits(row)

@@ -68,14 +68,14 @@ def export(
     weights_folder.check_tag(tag or method.name)
     step, file = checkpoint.newest(run_dir, say)
     checkpoint.load_method_state(file, method.eval())
-    kept = _round_values(method, dtype)
+    states = _states_of_files(method, heads, with_queue)
+    kept = _round_values(states, dtype)
     rows = read_log(run_dir / "metrics.jsonl")
     made = _how_it_was_trained(method, run, step)
     made["notes"] += kept + _notes_said(run_dir, run, step, rows)
     made["license"] = license or None
     made["data"].name = printable(data_name) or made["data"].name
     made["data"].license_note = data_license or _NO_TERMS
-    states = _states_of_files(method, heads, with_queue)
     with weights_folder.new_folder(Path(out)) as draft:
         _write_tensors(draft, states, DTYPES[dtype])
         save_curve(rows, draft / CURVE)
@@ -108,17 +108,18 @@ def record(folder: Path, name: str, metric: Metric) -> None:
     write_description(folder, row)
 
 
-def _round_values(method: Any, dtype: str) -> list[str]:
-    """Gives a method the values that files will hold; says and returns what stays float32."""
+def _round_values(states: dict[str, dict[str, Tensor]], dtype: str) -> list[str]:
+    """Gives a method's tensors the values of files; says and returns what stays float32."""
     exact = []
-    for key, tensor in method.state_dict().items():
-        cast = rounded(tensor, DTYPES[dtype])
-        if tensor.is_floating_point() and cast.dtype != DTYPES[dtype]:
-            exact.append(key)
-        tensor.copy_(cast)
+    for state in states.values():
+        for key, tensor in state.items():
+            cast = rounded(tensor, DTYPES[dtype])
+            if tensor.is_floating_point() and cast.dtype != DTYPES[dtype]:
+                exact.append(key)
+            tensor.copy_(cast)
     if not exact:
         return []
-    names = ", ".join(exact[:3])
+    names = ", ".join(exact[:3]) + (" and others" if len(exact) > 3 else "")
     note = f"{len(exact)} tensors are float32, as {dtype} cannot hold their values: {names}."
     say(note)
     return [note]

@@ -134,9 +134,21 @@ def test_what_float16_cannot_hold_stays_float32_and_is_said(run, tmp_path, monke
     )
     card = (tmp_path / "w" / "README.md").read_text()
     for text in (capsys.readouterr().err, card):
-        assert (
-            "3 tensors are float32, as float16 cannot hold their values: student.backbone" in text
-        )
+        assert "3 tensors are float32, as float16 cannot hold their values: bn1.running_var" in text
+
+
+def test_what_is_not_in_the_files_is_not_said_of_them(run, tmp_path, monkeypatch, capsys):
+    real = checkpoint.load_method_state
+
+    def load(file, method):
+        real(file, method)
+        method.teacher.backbone.bn1.running_var[0] = 5e6
+
+    monkeypatch.setattr(checkpoint, "load_method_state", load)
+    export(run, tmp_path / "w", dtype="float16", heads="student")
+    assert "float32" not in capsys.readouterr().err
+    export(run, tmp_path / "all", dtype="float16")
+    assert "1 tensors are float32, as float16 cannot hold" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name != "cgh"])
