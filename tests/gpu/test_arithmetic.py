@@ -134,10 +134,15 @@ def take_state(here, there):
     there[1].load_state_dict(deepcopy(here[1].state_dict()))
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_steps_are_those_of_the_cpu_and_in_bfloat16_the_first_is_nearly(name, monkeypatch):
+@pytest.mark.parametrize(
+    "name, by_timing", [*((name, False) for name in METHODS), ("cgh", True), ("lewel", True)]
+)
+def test_steps_are_those_of_the_cpu_and_in_bfloat16_the_first_is_nearly(
+    name, by_timing, monkeypatch
+):
     """Without TF32, torch's default for convolutions, with which other neighbours are nearest."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", by_timing)
     (*here, _), (*there, _), (*rough, _) = start(name, "cpu"), start(name), start(name)
     for number, progress in enumerate((0, 0.01, 0.1)):
         views = views_of(here[0], number)
