@@ -78,6 +78,15 @@ def stepper(way: Way, device: torch.device) -> Callable[[int], object]:
     return step
 
 
+def warm_stepper(way: Way, device: torch.device) -> Callable[[int], object]:
+    """`stepper` after its first steps, which choose algorithms and take memory."""
+    step = stepper(way, device)
+    for number in range(WARM):
+        step(number)
+    wait(device)
+    return step
+
+
 def wait(device: torch.device) -> None:
     """Until the device has done what it was asked for."""
     if device.type == "cuda":
@@ -119,9 +128,7 @@ def cudnn_by_turns(ways: Sequence[Way], device: torch.device) -> None:
         steps, works = {}, {False: [], True: []}
         for timed in works:
             torch.backends.cudnn.benchmark = timed
-            steps[timed] = stepper(way, device)
-            for number in range(WARM):
-                steps[timed](number)
+            steps[timed] = warm_stepper(way, device)
         for timed in [*works] * TURNS:
             torch.backends.cudnn.benchmark = timed
             works[timed].append(kernels_and_work(steps[timed], device)[1])
@@ -141,10 +148,7 @@ def main() -> None:
     print("| a step of CGH with its views | images/s | ms | kernels | busy ms | host syncs |")
     print("|---|---|---|---|---|---|")
     for way in ON_CPU if on_cpu else ON_GPU:
-        step = stepper(way, device)
-        for number in range(WARM):
-            step(number)
-        wait(device)
+        step = warm_stepper(way, device)
         start = time.perf_counter()
         for number in range(STEPS):
             step(number)

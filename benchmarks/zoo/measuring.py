@@ -225,11 +225,11 @@ def add(folder: Path, *, packaged: bool, heads: bool) -> None:
     """
     verify(folder.resolve())
     row = manifest.read_row(folder)
-    published = {other.name: other for other in manifest.read(manifest.MANIFEST)}
+    published = tables.known().get(row.name)
     if heads and not row.heads_file:
         what = f"{folder}: its description has no heads"
         raise InputError(f"{what}; give the folder that was exported with them")
-    if not heads and row.name in published and published[row.name].heads_file:
+    if not heads and published and published.heads_file:
         raise InputError(f"{row.name}: its row has heads, which would be lost; give --heads")
     if not heads:
         row.files.pop(row.heads_file or "", None)

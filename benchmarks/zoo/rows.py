@@ -139,18 +139,17 @@ _SMALL = Wanted(
         "images (benchmarks/zoo/NOTES.md).",
     ),
 )
-_START = (
-    "Trained on one GPU for some five minutes, beside another training: a start for your own "
-    "pretraining, not a rival of ImageNet weights.",
-)
-_NINE = (
-    "Trained on one GPU for nine minutes, beside other trainings: a start for your own "
-    "pretraining, not a rival of ImageNet weights.",
-)
-_MINUTES = (
-    "Trained on one GPU for three to four minutes, beside other trainings: a start for your own "
-    "pretraining, not a rival of ImageNet weights.",
-)
+
+
+def _on_gpu(how: str) -> tuple[str, ...]:
+    """The note of a row that a GPU trained in minutes: for how long, beside what."""
+    start = "a start for your own pretraining, not a rival of ImageNet weights"
+    return (f"Trained on one GPU for {how}: {start}.",)
+
+
+_START = _on_gpu("some five minutes, beside another training")
+_NINE = _on_gpu("nine minutes, beside other trainings")
+_MINUTES = _on_gpu("three to four minutes, beside other trainings")
 _FEWER = ("Has fewer epochs than the rows of its size: not to be compared at equal epochs.",)
 # Chosen on held-out training images (NOTES.md): InfoNCE fades over the whole run, sharper.
 _CGH = ("warmup=1.0", "warmup_temperature=0.1")

@@ -61,6 +61,7 @@ def test_each_image_of_an_epoch_is_read_by_one_of_the_processes(archives, count,
     images, recipe = load(archives), RECIPES["two_strong"]
     config = TrainConfig(image_size=32, batch_size=8, workers=0)
     steps = len(images) // config.batch_size
+    taken = steps * config.batch_size
     parts = []
     for rank in range(count):
         processes = OneProcess()
@@ -69,8 +70,8 @@ def test_each_image_of_an_epoch_is_read_by_one_of_the_processes(archives, count,
         for _ in batches(images, recipe, config, 0, steps, torch.device("cpu"), processes):
             pass
         parts.append(read.copy())
-    assert [len(part) for part in parts] == [steps * config.batch_size // count] * count
-    expected = order(config.seed, 0, len(images))[: 8 * steps]
+    assert [len(part) for part in parts] == [taken // count] * count
+    expected = order(config.seed, 0, len(images))[:taken]
     assert sorted(np.concatenate(parts).tolist()) == sorted(expected.tolist())
 
 
