@@ -16,7 +16,7 @@ import timm
 import torch
 from side_by_side import milliseconds, table
 
-from cgh_models.files import sha256
+from cgh_models.hashing import sha256
 from cgh_models.hub import fetch as hub
 from cgh_models.hub import manifest, registry
 from cgh_models.hub.row import BACKBONE, FileEntry, Row

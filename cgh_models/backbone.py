@@ -4,7 +4,7 @@ import contextlib
 import difflib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import timm
 import torch
@@ -15,11 +15,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
 from .errors import InputError
-from .own_network import OWN
-from .view_recipes import View
+
+if TYPE_CHECKING:
+    from .view_recipes import View
 
 # timm's modules have no common class with pretrained_cfg, forward_intermediates and forward_head.
 TimmModel = Any
+OWN = "module:"  # what the name of a network of the user's own begins with, in a run's config.json
 Output = TypeVar("Output")
 
 
@@ -261,7 +263,7 @@ def check_size(backbone: TimmModel, height: int, width: int, what: str) -> None:
         )
 
 
-def check_views(backbone: TimmModel, views: Iterable[View], what: str) -> None:
+def check_views(backbone: TimmModel, views: "Iterable[View]", what: str) -> None:
     """Raises InputError unless the backbone takes views of their sizes, which ``what`` needs."""
     height, _ = input_size(backbone)
     for view in views:

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import hashlib
 import json
 import os
 import secrets
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from .errors import DiskError, InputError, IntegrityError, printable
-from .progress import bar
 
 _MAX_JSON = 2**20  # bytes
 _OF_SYSTEMS = ("lost+found", ".DS_Store")  # in a folder that somebody calls empty
@@ -118,13 +116,3 @@ def read_json(path: Path, kind: str) -> dict[str, Any]:
 
 def _refuse_constant(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
-
-
-def sha256(path: Path) -> str:
-    """Returns the hex digest of a file."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file, bar(path.stat().st_size, f"hash of {path.name}", "B") as shown:
-        while block := file.read(2**20):
-            digest.update(block)
-            shown.update(len(block))
-    return digest.hexdigest()

@@ -5,9 +5,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .backbone import OWN
 from .errors import InputError, printable
-
-OWN = "module:"  # what the name of the architecture begins with, in a run's config.json
 
 
 class OwnNetwork(nn.Module):

@@ -10,14 +10,15 @@ from pathlib import Path
 import pytest
 
 import cgh_models
+from cgh_models.methods import METHODS
 
 PACKAGE = Path(cgh_models.__file__).parent
 GROUND = {
     "config",
     "errors",
     "files",
+    "hashing",
     "one_process",
-    "own_network",
     "progress",
     "public_names",
     "recipes",
@@ -30,6 +31,7 @@ GROUND = {
 # Which rooms each room may import from; a room may always import from itself and from the ground.
 ROOMS = {
     "backbone": set(),
+    "own_network": {"backbone"},
     "data": {"backbone"},
     "methods": {"backbone"},
     "evaluate": {"backbone", "data", "methods"},
@@ -67,13 +69,10 @@ FILES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
     for path in PACKAGE.rglob("*.py")
 }
-METHOD_FILES = {
-    f"methods.{name}"
-    for name in ("byol", "cgh", "lewel", "mnclglf", "moco_v2", "nnclr", "ressl", "sce")
-}
-LONGEST_CHAIN = 9
+METHOD_FILES = {method.__module__.removeprefix("cgh_models.") for method in METHODS.values()}
+LONGEST_CHAIN = 7
 # What has to be read to trust a number; the pages for people are counted apart.
-MOST_LINES = 19_260
+MOST_LINES = 19_280
 MOST_LINES_OF_PAGES = 2_085
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from cgh_models import progress
-from cgh_models.files import sha256
+from cgh_models.hashing import sha256
 from cgh_models.progress import watched
 from cgh_models.tensors import read_tensors, write_tensors
 from cgh_models.train.progress_line import ProgressLine

@@ -12,7 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from cgh_models.errors import DiskError, InputError, IntegrityError
-from cgh_models.files import sha256, write_json
+from cgh_models.files import write_json
+from cgh_models.hashing import sha256
 from cgh_models.tensors import (
     MAX_TENSORS,
     describe_mismatch,

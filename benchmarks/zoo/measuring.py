@@ -23,13 +23,14 @@ from cgh_models.evaluate.linear import sgd
 from cgh_models.evaluate.probes import probe
 from cgh_models.evaluate.protocols import FINETUNE, LINEAR, EvalSettings, Measurement
 from cgh_models.evaluate.splits import labelled
-from cgh_models.files import sha256
+from cgh_models.hashing import sha256
 from cgh_models.hub import manifest
-from cgh_models.hub.card import CURVE, write_description
+from cgh_models.hub.card import CURVE
 from cgh_models.hub.export import record
 from cgh_models.hub.integrity import verify
 from cgh_models.hub.registry import create_model
 from cgh_models.hub.row import Metric, Row, TrainingCost
+from cgh_models.hub.weights_folder import write_description
 
 from . import tables
 from .rows import DATA, Wanted

@@ -6,9 +6,10 @@ import tempfile
 from pathlib import Path
 
 from cgh_models.hub import fetch, manifest
-from cgh_models.hub.card import CURVE, write_description
+from cgh_models.hub.card import CURVE
 from cgh_models.hub.publish import publish
 from cgh_models.hub.row import BACKBONE, HubPin, Row
+from cgh_models.hub.weights_folder import write_description
 
 from .tables import REPO
 

@@ -22,9 +22,9 @@ from cgh_models.errors import InputError, Interrupted, say, shell_command
 from cgh_models.evaluate.devices import pick_device
 from cgh_models.evaluate.splits import subset
 from cgh_models.hub import manifest
-from cgh_models.hub.card import write_description
 from cgh_models.hub.export import export
 from cgh_models.hub.registry import is_run
+from cgh_models.hub.weights_folder import write_description
 from cgh_models.methods import build_method, preprocessing
 from cgh_models.train import checkpoint
 from cgh_models.train.log_file import read_log

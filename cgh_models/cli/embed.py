@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -11,7 +11,7 @@ from tyro.conf import arg
 from ..errors import InputError, printable, say
 from ..evaluate.protocols import EvalSettings
 from .evaluate import reading
-from .flags import File, Folder, Name, Weights
+from .flags import File, Folder, Machine, Name, Weights
 from .pretrain import IMAGES
 
 if TYPE_CHECKING:
@@ -33,12 +33,7 @@ class Embedded:
     """Seed of untrained weights, and of what is drawn of the images."""
     fast: bool = False
     """In bfloat16, with folded batch norms: twice as fast, cosine to the exact ones >= 0.9999."""
-    batch_size: int = 256
-    """Images that are embedded at once; changes speed and memory only."""
-    workers: int = 2
-    """Processes that read images."""
-    device: Name = "auto"
-    """cpu, cuda, cuda:1, ...; auto: a GPU if there is one."""
+    machine: Machine = field(default_factory=Machine)
     follow_links: bool = False
     """Also read linked folders, and links that lead out of the data folder."""
     pixel_range: Name = "auto"
@@ -48,9 +43,7 @@ class Embedded:
 
     @property
     def settings(self) -> EvalSettings:
-        return EvalSettings(
-            self.batch_size, self.workers, self.device, self.fast, seed=self.seed, log=say
-        )
+        return EvalSettings(**vars(self.machine), fast=self.fast, seed=self.seed, log=say)
 
     @property
     def shown(self) -> str:

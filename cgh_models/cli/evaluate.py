@@ -19,7 +19,7 @@ from ..evaluate.protocols import FINETUNE, LINEAR, EvalSettings, FinetuneConfig,
 from ..evaluate.protocols import Measurement as Measured
 from ..hub import manifest
 from ..hub.row import Metric
-from .flags import File, Folder, Name, Recipe, Weights, flags_of
+from .flags import File, Folder, Machine, Name, Recipe, Weights, flags_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -83,12 +83,7 @@ class Measurement:
     """Write the number into the description and the card of the weights folder."""
     data_name: Name = ""
     """Name of the images in the record; without it, the name of their folder."""
-    batch_size: int = 256
-    """Images that are embedded at once; changes speed and memory only."""
-    workers: int = 2
-    """Processes that read images."""
-    device: Name = "auto"
-    """cpu, cuda, cuda:1, ...; auto: a GPU if there is one."""
+    machine: Machine = field(default_factory=Machine)
     follow_links: bool = False
     """Also read linked folders, and links that lead out of the data folder."""
     pixel_range: Name = "auto"
@@ -97,9 +92,8 @@ class Measurement:
     """As of `cgh pretrain`: MODULE:FUNCTION that makes an array of a path."""
 
     def settings(self, fast: bool = False, cache: str = "") -> EvalSettings:
-        return EvalSettings(
-            self.batch_size, self.workers, self.device, fast, cache, self.seed, log=say
-        )
+        flags = vars(self.machine)
+        return EvalSettings(**flags, fast=fast, cache_dir=cache, seed=self.seed, log=say)
 
     def load(self, labels: str = "") -> "tuple[nn.Module, ImageSet, ImageSet]":
         """The model, train/ and val/. Raises InputError if the number could not be recorded."""

@@ -34,6 +34,18 @@ _POSITIONAL: Any = Positional[None].__metadata__[0]  # pyright: ignore
 METAVARS = {"device": "NAME", "eval_data": "FOLDER", "pixel_range": "RANGE", "reader": "NAME"}
 
 
+@dataclasses.dataclass
+class Machine:
+    """Where images are embedded, and how many at once."""
+
+    batch_size: int = 256
+    """Images that are embedded at once; changes speed and memory only."""
+    workers: int = 2
+    """Processes that read images."""
+    device: Name = "auto"
+    """cpu, cuda, cuda:1, ...; auto: a GPU if there is one."""
+
+
 def flags_of(config: type, defaults: Mapping[str, object], left_out: Collection[str] = ()) -> Any:
     """A TypedDict with the fields of a config; a flag that is not given is a key that is missing.
 

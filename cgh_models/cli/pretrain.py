@@ -184,8 +184,8 @@ class Resume:
     """Also send each line of the log from now on to this project, as another run there."""
 
     def run(self) -> None:
+        from ..backbone import OWN
         from ..hub.registry import new_method_of_run
-        from ..own_network import OWN
         from ..train.checkpoint import read_run
         from ..train.distributed import joined
         from ..train.loop import pretrain

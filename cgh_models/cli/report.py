@@ -11,7 +11,7 @@ from tyro.conf import Positional, arg
 from ..errors import InputError, printable
 from ..evaluate.protocols import EvalSettings
 from .evaluate import Embeddings
-from .flags import File, Folder, Name
+from .flags import File, Folder, Machine, Name
 
 if TYPE_CHECKING:
     from ..evaluate.comparison import Comparison, Interval
@@ -33,12 +33,7 @@ class Compare:
     """Print JSON in place of the table."""
     seed: int = 0
     """Seed of the resampled val images, and of the held-out images of the linear layer."""
-    batch_size: int = 256
-    """Images that are embedded at once; changes speed and memory only."""
-    workers: int = 2
-    """Processes that read images."""
-    device: Name = "auto"
-    """cpu, cuda, cuda:1, ...; auto: a GPU if there is one."""
+    machine: Machine = field(default_factory=Machine)
     follow_links: bool = False
     """Also read linked folders, and links that lead out of the data folder."""
     embeddings: Embeddings = field(default_factory=Embeddings)
@@ -55,14 +50,8 @@ class Compare:
         if how["pixel_range"] != other["pixel_range"]:
             how["pixel_range"] = "auto"
         train, val = load_splits(self.data, self.follow_links, **how)
-        settings = EvalSettings(
-            self.batch_size,
-            self.workers,
-            self.device,
-            self.embeddings.fast,
-            self.embeddings.cache,
-            self.seed,
-        )
+        flags, made = vars(self.machine), self.embeddings
+        settings = EvalSettings(**flags, fast=made.fast, cache_dir=made.cache, seed=self.seed)
         found = compare(create_model(self.a), create_model(self.b), train, val, settings, self.k)
         if self.json:
             named = {"weights": {"a": self.a, "b": self.b}, "data": self.data}
@@ -126,12 +115,7 @@ class Report:
     """Images that the networks are shown; 0: 2,000, or fewer where that takes minutes."""
     every: float = 0
     """Seconds after which the page is written again, until the runs end; 0: once."""
-    batch_size: int = 256
-    """Images that are embedded at once; changes speed and memory only."""
-    workers: int = 2
-    """Processes that read images."""
-    device: Name = "auto"
-    """cpu, cuda, cuda:1, ...; auto: a GPU if there is one."""
+    machine: Machine = field(default_factory=Machine)
 
     def run(self) -> None:
         from ..report.run_report import report
@@ -142,7 +126,7 @@ class Report:
             raise InputError(f"--images {self.images}: expected at least 20")
         if not 0 <= self.every <= 86_400:
             raise InputError(f"--every {self.every:g}: expected 0 to 86400, the seconds of a day")
-        settings = EvalSettings(self.batch_size, self.workers, self.device)
+        settings = EvalSettings(**vars(self.machine))
         out = Path(self.out)
         given = list(self.given)
         report(given, out, self.data, self.images, settings, self.every, self.reader)

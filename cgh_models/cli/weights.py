@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,7 +13,7 @@ from ..errors import ERRORS, InputError, NotReproduced, printable, say, shell_co
 from ..evaluate.protocols import EvalSettings
 from ..hub import manifest
 from ..hub.row import BACKBONE, Row
-from .flags import File, Folder, Name, OfRecipe, Pattern, Recipe, Text, Weights
+from .flags import File, Folder, Machine, Name, OfRecipe, Pattern, Recipe, Text, Weights
 
 
 @dataclass
@@ -116,12 +116,7 @@ class Reproduce:
     """Folder with train/ and val/ of the images that the number was measured on."""
     metric: Literal["knn", "linear"] = "knn"
     """knn agrees within 0.1 percent points, linear (sgd, with the chosen rate) within 0.5."""
-    batch_size: int = 256
-    """Images that are embedded at once; changes speed and memory only."""
-    workers: int = 2
-    """Processes that read images."""
-    device: Name = "auto"
-    """cpu, cuda, cuda:1, ...; auto: a GPU if there is one."""
+    machine: Machine = field(default_factory=Machine)
     follow_links: bool = False
     """Also read linked folders, and links that lead out of the data folder."""
     reader: Name = ""
@@ -142,7 +137,7 @@ class Reproduce:
         how = {"pixel_range": pixel_range, "in_chans": row.in_chans, "reader": self.reader}
         train, val = load_splits(self.data, self.follow_links, **how)
         model = create_model(self.weights)
-        settings = EvalSettings(self.batch_size, self.workers, self.device, log=say)
+        settings = EvalSettings(**vars(self.machine), log=say)
         numbers = dataclasses.asdict(published)
         got = measurement.remeasure(self.metric, numbers, model, train, val, settings)
         value = published.value

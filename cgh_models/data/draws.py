@@ -5,10 +5,12 @@ worker or resumed run makes it; `views` and `batched_views` make it. This module
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..view_recipes import View
+if TYPE_CHECKING:
+    from ..view_recipes import View
 
 # Columns of the random numbers of one view of one image; the first ones are of crop boxes.
 _TRIES = 10  # torchvision gives up after ten boxes that do not fit
@@ -45,7 +47,7 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 
 def boxes(
-    view: View, u: np.ndarray, height: int | np.ndarray, width: int | np.ndarray
+    view: "View", u: np.ndarray, height: int | np.ndarray, width: int | np.ndarray
 ) -> np.ndarray:
     """Crop boxes (N, 4) as int (top, left, height, width) for random numbers ``u`` (N, COLUMNS).
 
@@ -87,7 +89,7 @@ class Draws:
     solarize: np.ndarray  # (N,) bool
 
 
-def draw(view: View, u: np.ndarray) -> Draws:
+def draw(view: "View", u: np.ndarray) -> Draws:
     """The decisions, crop boxes aside, for random numbers ``u`` (N, COLUMNS).
 
     Source: torchvision's ColorJitter for the ranges of the factors.

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -19,9 +19,11 @@ from torchvision.transforms import Normalize
 
 from ..errors import BadImage, InputError, printable, say
 from .decode import MAX_BYTES, BadFile
-from .image_set import ImageSet
 from .pixels import as_tensor, unit
 from .workers import Batch, Key, Sample, read_batches
+
+if TYPE_CHECKING:
+    from .image_set import ImageSet
 
 Transform = Callable[[Any], Tensor]  # of a picture, or of an array (H, W, bands)
 OnBad = Literal["raise", "skip", "substitute"]
@@ -37,7 +39,7 @@ class EvalDataset(Dataset[Sample]):
     With ``describe`` also int64 (3,), its width, height and bytes, and its sha256, uint8 (32,).
     """
 
-    images: ImageSet
+    images: "ImageSet"
     transform: Transform
     substitute: bool
     describe: bool = False
@@ -104,7 +106,7 @@ def eval_size(backbone: nn.Module) -> tuple[int, int]:
 
 
 def eval_batches(
-    images: ImageSet,
+    images: "ImageSet",
     indices: np.ndarray,
     transform: Transform,
     batch_size: int,
@@ -127,7 +129,7 @@ def eval_batches(
         yield batch.tensors[0], batch.indices
 
 
-def _at_once(images: ImageSet, transform: Any) -> Transform | None:
+def _at_once(images: "ImageSet", transform: Any) -> Transform | None:
     """The transform of many images (N, H, W, 3) in memory, if it does no more than normalize."""
     pixels, last = images.pixels, getattr(transform, "transforms", [None])[-1]
     if not isinstance(pixels, Tensor) or images.in_chans != 3 or not isinstance(last, Normalize):

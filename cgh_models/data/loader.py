@@ -9,6 +9,7 @@ import dataclasses
 import math
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,11 +22,13 @@ from ..one_process import ALONE, OneProcess
 from ..view_recipes import OwnView, Recipe, View
 from .batched_views import ViewRequest, crop, fast_views, to_device
 from .draws import COLUMNS, boxes, uniform
-from .image_set import ImageSet
 from .own_views import own_view, say_unless_normalized
 from .pixels import as_tensor, unit
 from .views import exact_view, exact_view_of_bands
 from .workers import Batch, Key, Sample, read_batches
+
+if TYPE_CHECKING:
+    from .image_set import ImageSet
 
 # Streams keep the random numbers of different uses apart; view i takes _VIEW_STREAM + i.
 _VIEW_STREAM = 0
@@ -128,7 +131,7 @@ class ViewDataset(Dataset[Sample]):
     caller's own also float32 (C, S, S).
     """
 
-    def __init__(self, images: ImageSet, recipe: Recipe, config: TrainConfig):
+    def __init__(self, images: "ImageSet", recipe: Recipe, config: TrainConfig):
         self.images = images
         self.recipe = recipe
         self.size = config.image_size
@@ -162,7 +165,7 @@ class ViewDataset(Dataset[Sample]):
 
 
 def batches(
-    images: ImageSet,
+    images: "ImageSet",
     recipe: Recipe,
     config: TrainConfig,
     start: int,
@@ -225,7 +228,7 @@ def _explain_full_memory(config: TrainConfig, device: torch.device) -> Iterator[
         ) from None
 
 
-def _whole_images(images: ImageSet, config: TrainConfig, device: torch.device) -> Tensor | None:
+def _whole_images(images: "ImageSet", config: TrainConfig, device: torch.device) -> Tensor | None:
     """All images on the device, if views are best made there; of larger ones workers cut crops."""
     pixels = images.pixels
     if config.views == "exact" or not isinstance(pixels, Tensor):
@@ -237,7 +240,7 @@ def _whole_images(images: ImageSet, config: TrainConfig, device: torch.device) -
 
 
 def _batches_in_memory(
-    pixels: Tensor, images: ImageSet, views: int, sampler: ResumableBatchSampler
+    pixels: Tensor, images: "ImageSet", views: int, sampler: ResumableBatchSampler
 ) -> Generator[Batch, None, None]:
     for keys in sampler:
         indices = np.array([index for _, index in keys])
@@ -250,7 +253,7 @@ def _batches_in_memory(
 
 
 def exact_views(
-    images: ImageSet, recipe: Recipe, config: TrainConfig, epoch: int, indices: np.ndarray
+    images: "ImageSet", recipe: Recipe, config: TrainConfig, epoch: int, indices: np.ndarray
 ) -> list[Tensor]:
     """The exact views [(N, S, S, C)] of a few images in an epoch, made by this process.
 

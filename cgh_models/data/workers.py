@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing import connection
 from multiprocessing.util import Finalize
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +23,9 @@ from torch.utils.data._utils import signal_handling
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from ..errors import InputError, NetworkError, printable
-from .decode import BadFile
+
+if TYPE_CHECKING:
+    from .decode import BadFile
 
 Key = tuple[int, int]  # epoch, image index
 
@@ -40,7 +42,7 @@ class Sample:
 
     index: int
     tensors: list[Tensor]  # one for each view; none if the image is left out
-    bad_files: list[BadFile]
+    bad_files: "list[BadFile]"
 
 
 class Batch(NamedTuple):
@@ -48,7 +50,7 @@ class Batch(NamedTuple):
 
     indices: np.ndarray  # (N,)
     tensors: list[Tensor]  # [(N, ...)], one for each view
-    bad_files: list[BadFile]
+    bad_files: "list[BadFile]"
 
 
 class _Part(NamedTuple):
@@ -56,7 +58,7 @@ class _Part(NamedTuple):
 
     left_out: list[int]  # places in the batch of samples without tensors
     tensors: list[Tensor]
-    bad_files: list[BadFile]
+    bad_files: "list[BadFile]"
 
 
 def _collate(samples: list[Sample]) -> _Part:

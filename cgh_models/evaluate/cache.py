@@ -6,21 +6,25 @@ import re
 import warnings
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import nn
 
 from .. import files
-from ..data.image_set import ImageSet
 from ..errors import DiskError, InputError, IntegrityError, printable, say
+from ..hashing import sha256
 from ..tensors import read_tensors, write_tensors
+
+if TYPE_CHECKING:
+    from ..data.image_set import ImageSet
 
 # The fields of timm's pretrained_cfg that the evaluation transform is made from.
 _PREPROCESSING = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
 
 
-def key(model: nn.Module, images: ImageSet, indices: np.ndarray, fast: bool = False) -> str:
+def key(model: nn.Module, images: "ImageSet", indices: np.ndarray, fast: bool = False) -> str:
     """Hex sha256 of all that decides embeddings: network, preprocessing, images, library versions.
 
     Files are identified by name, size and time of change, not by their bytes.
@@ -69,7 +73,7 @@ def state_sha256(model: nn.Module) -> str:
 
 
 def read(
-    folder: str | Path, key: str, images: ImageSet, indices: np.ndarray
+    folder: str | Path, key: str, images: "ImageSet", indices: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Cached embeddings (n, D) and indices (n,) of the images that can be read; None if not kept.
 
@@ -107,7 +111,7 @@ def write(folder: str | Path, key: str, embeddings: np.ndarray, kept: np.ndarray
     tensors = {"embeddings": torch.from_numpy(embeddings), "kept": torch.from_numpy(kept)}
     try:
         write_tensors(path, tensors)
-        described = {"sha256": files.sha256(path), "shape": list(embeddings.shape)}
+        described = {"sha256": sha256(path), "shape": list(embeddings.shape)}
         files.write_json(path.with_suffix(".json"), described)
     except DiskError as error:
         warnings.warn(f"the embeddings are not cached: {error}", stacklevel=3)

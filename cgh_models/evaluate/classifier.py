@@ -2,18 +2,21 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..config import TrainConfig
-from ..data.image_set import ImageSet
 from ..data.loader import batches
 from ..errors import InputError, printable
 from ..progress import watched
 from ..view_recipes import View
 from .protocols import EvalSettings, FinetuneConfig, LinearConfig
+
+if TYPE_CHECKING:
+    from ..data.image_set import ImageSet
 
 # A random crop and a flip: linear evaluation in CGH, ReSSL and nearly every other paper.
 CROP = View(scale=(0.08, 1.0))
@@ -29,7 +32,7 @@ class Step:
     epoch_to_report: int  # the epoch that ends here, if it is the last or one of about ten; else 0
 
 
-def check_classes(images: ImageSet) -> None:
+def check_classes(images: "ImageSet") -> None:
     """Raises InputError for fewer than two classes."""
     classes = 0 if images.labels is None else len(set(images.labels.tolist()))
     if classes < 2:
@@ -46,7 +49,7 @@ def new_layer(width: int, classes: int, seed: int) -> nn.Linear:
 
 
 def training_steps(
-    images: ImageSet,
+    images: "ImageSet",
     model: nn.Module,
     config: LinearConfig | FinetuneConfig,
     settings: EvalSettings,

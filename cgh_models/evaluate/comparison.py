@@ -20,7 +20,7 @@ from ..errors import InputError
 from . import neighbours
 from .classifier import check_classes
 from .devices import pick_device
-from .extraction import embed_function, eval_mode_on, extract_labelled
+from .embedder import embed_function, eval_mode_on, extract_labelled
 from .probes import classified
 from .protocols import EvalSettings
 from .splits import held_out

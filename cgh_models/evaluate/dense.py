@@ -23,7 +23,7 @@ from ..data.reading import check_channels
 from ..errors import InputError, printable
 from ..progress import watched
 from . import neighbours
-from .extraction import Embedder, embedder_of
+from .embedder import Embedder, embedder_of
 from .feature_maps import Features
 from .probes import LBFGS_STRENGTHS, best_layer, lbfgs_path
 from .protocols import DenseConfig, EvalSettings, Measurement

@@ -22,7 +22,7 @@ from ..progress import bar
 from ..tensors import plain_defaults
 from ..version import __version__
 from .cache import library_versions, state_sha256
-from .extraction import Embedder, embedder_of
+from .embedder import Embedder, embedder_of
 from .feature_maps import Features
 from .file_formats import Content, check_format, write_file
 from .protocols import EvalSettings

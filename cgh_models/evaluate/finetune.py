@@ -12,7 +12,7 @@ from ..data.image_set import ImageSet
 from ..errors import InputError
 from .classifier import accuracy, new_layer, training_steps
 from .devices import pick_device
-from .extraction import eval_mode_on, extract_labelled, readable_images
+from .embedder import eval_mode_on, extract_labelled, readable_images
 from .protocols import EvalSettings, FinetuneConfig, Measurement
 from .splits import subset
 

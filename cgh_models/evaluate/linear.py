@@ -13,7 +13,7 @@ from ..errors import InputError
 from ..schedule import learning_rate
 from .classifier import accuracy, best_of_grid, check_classes, new_layer, training_steps
 from .devices import pick_device
-from .extraction import embed_function, eval_mode_on, extract_labelled, readable_images
+from .embedder import embed_function, eval_mode_on, extract_labelled, readable_images
 from .protocols import EvalSettings, LinearConfig, Measurement
 from .splits import held_out, subset
 

@@ -11,7 +11,7 @@ from ..data.image_set import MAX_BAD, ImageSet
 from ..errors import InputError, printable
 from . import neighbours
 from .classifier import check_classes
-from .extraction import extract_labelled
+from .embedder import extract_labelled
 from .linear import sgd
 from .protocols import EvalSettings, LinearConfig, Measurement
 

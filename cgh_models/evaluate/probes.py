@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..data.image_set import ImageSet
 from .classifier import accuracy, best_of_grid, check_classes, predictions
 from .devices import pick_device
-from .extraction import extract_labelled
+from .embedder import extract_labelled
 from .protocols import EvalSettings, Measurement
 from .splits import held_out
 

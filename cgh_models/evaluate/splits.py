@@ -4,15 +4,18 @@ import dataclasses
 import hashlib
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..data.draws import uniform
-from ..data.image_set import ImageSet
 from ..data.names import Names
 from ..data.path_list import read_text
 from ..errors import InputError, printable
 from ..files import atomic
+
+if TYPE_CHECKING:
+    from ..data.image_set import ImageSet
 
 HELD_OUT = 5_000  # images, or a tenth of a set of fewer than ten times as many
 # Keep these random numbers apart from those of order and views.
@@ -72,7 +75,7 @@ def _class_ranks(labels: np.ndarray, seed: int, stream: int) -> np.ndarray:
 
 
 def labelled(
-    images: ImageSet, percent: int, seed: int, file: str | Path | None = None
+    images: "ImageSet", percent: int, seed: int, file: str | Path | None = None
 ) -> tuple[np.ndarray, str]:
     """Indices of the labelled images, and the sha256 of their names, one a line.
 
@@ -90,7 +93,7 @@ def labelled(
     return indices, hashlib.sha256(names).hexdigest()
 
 
-def _read(file: Path, images: ImageSet, percent: int, drawn: int) -> np.ndarray:
+def _read(file: Path, images: "ImageSet", percent: int, drawn: int) -> np.ndarray:
     if not file.is_file():
         what = f"{printable(file)}: not a file"
         raise InputError(f"{what}; give --splits-file a text file of image names, or a new name")
@@ -119,7 +122,7 @@ def _read(file: Path, images: ImageSet, percent: int, drawn: int) -> np.ndarray:
     return np.sort(indices)
 
 
-def subset(images: ImageSet, indices: np.ndarray) -> ImageSet:
+def subset(images: "ImageSet", indices: np.ndarray) -> "ImageSet":
     """These images as a set of their own, with the same classes and a digest of its own."""
     digest = hashlib.sha256(images.digest.encode() + np.asarray(indices, "<i8").tobytes())
     places = None if images.pixels is None else images.places_of(indices)  # they are not copied

@@ -8,7 +8,7 @@ from torch import nn
 from ..data.image_set import ImageSet
 from ..errors import InputError, printable
 from . import neighbours
-from .extraction import extract_labelled
+from .embedder import extract_labelled
 from .label_table import metric_of
 from .probes import RIDGE_STRENGTHS, best_layer, ridge_to
 from .protocols import EvalSettings, Measurement

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import files
 from ..errors import DiskError, InputError, IntegrityError, printable
+from ..hashing import sha256
 from ..tensors import read_tensors
 from .row import ConvertedFrom
 
@@ -162,7 +162,7 @@ def _open(path: Path) -> tuple[object, int, str]:
         if size > MAX_FILE:
             reason = f"{size} bytes, more than {MAX_FILE}; expected a checkpoint of a ResNet"
             raise IntegrityError(f"{name}: {reason}")
-        digest = files.sha256(path)
+        digest = sha256(path)
         is_safetensors = path.suffix == ".safetensors"
         return read_tensors(path, digest) if is_safetensors else _load(path), size, digest
     except OSError as error:

@@ -6,11 +6,8 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from .. import files
-from ..errors import InputError, printable
 from ..small_resnets import default_cfgs
 from ..tensors import read_shapes
-from . import manifest
 from .row import STUDENT_HEADS, TEACHER_HEADS, ConvertedFrom, Row
 
 CURVE = "curve.png"  # the picture of its training
@@ -25,21 +22,6 @@ PAPERS = {
     "arXiv:2104.14548": "NNCLR, nearest-neighbour contrastive learning of visual representations",
     "arXiv:2111.14585": "SCE, similarity contrastive estimation",
 }
-
-
-def write_description(folder: Path, row: Row) -> None:
-    """Writes the row of a weights folder, checked, and the card that follows from it, or neither.
-
-    Raises InputError if the schema refuses the row, or it holds what is no text.
-    """
-    try:
-        card = card_of(folder, row).encode()
-    except UnicodeEncodeError as error:
-        reason = f"not written, {error.object[max(0, error.start - 20) : error.end]!r} is no text"
-        raise InputError(f"{printable(folder)}: {reason}; give it in UTF-8") from error
-    with files.atomic(folder / "README.md") as temporary:
-        temporary.write_bytes(card)
-        manifest.write_row(folder, row)
 
 
 def card_of(folder: Path, row: Row) -> str:

@@ -17,7 +17,7 @@ from ..train.log_file import read_log
 from ..train.run_folder import how_to_resume
 from ..train.verdict import verdict_at
 from . import manifest, weights_folder
-from .card import CURVE, write_description
+from .card import CURVE
 from .registry import new_method_of_run, read_method
 from .row import (
     BACKBONE,
@@ -105,7 +105,7 @@ def record(folder: Path, name: str, metric: Metric) -> None:
     metric.command = _without_folders(metric.command)
     metric.data = printable(metric.data)
     row.metrics[name] = metric
-    write_description(folder, row)
+    weights_folder.write_description(folder, row)
 
 
 def _round_values(states: dict[str, dict[str, Tensor]], dtype: str) -> list[str]:

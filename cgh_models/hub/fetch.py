@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 from huggingface_hub import constants
 
 from ..errors import DiskError, InputError, IntegrityError, NetworkError, printable
-from ..files import sha256
-from .manifest import PACKAGE
+from ..hashing import sha256
 from .row import FileEntry, Row
 
 if TYPE_CHECKING:
@@ -23,8 +22,8 @@ if TYPE_CHECKING:
 
 CacheDir = str | os.PathLike[str] | None
 HERE = {"packaged", "checkout", "cached"}
-_PACKAGED = PACKAGE / "weights"
-_CHECKOUT = PACKAGE.parent / "weights"
+_PACKAGED = Path(__file__).parents[1] / "weights"
+_CHECKOUT = Path(__file__).parents[2] / "weights"
 _verified: dict[Path, tuple[int, int, int, str]] = {}  # size, mtime, inode and sha256 when verified
 
 

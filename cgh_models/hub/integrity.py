@@ -12,6 +12,7 @@ from torch import Tensor
 from ..backbone import TimmModel
 from ..errors import IntegrityError, printable
 from ..files import read_json
+from ..methods import method_of_file
 from ..tensors import plain_defaults
 from . import fetch, manifest, memory_limit, timm_models, weights_folder
 from .row import BACKBONE, Row
@@ -66,7 +67,7 @@ def _check_networks(
             f"{row.parameters}, {row.num_features}; export it again"
         )
     if row.heads_file in tensors:
-        method = weights_folder.new_method(row)
+        method = method_of_file(**row.of_method)
         file = row.heads_file
         weights_folder.load_state(method, tensors[BACKBONE], tensors[file], shown, file)
     return _fingerprint_error(model, row), parameters

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import torch
 
+from ..backbone import OWN
 from ..config import TrainConfig, from_dict
 from ..errors import InputError, IntegrityError, printable, say
 from ..files import write_json
 from ..methods import preprocessing
-from ..own_network import OWN
 from ..tensors import read_tensors, rounded, write_tensors
 from ..train import checkpoint
 from . import weights_folder

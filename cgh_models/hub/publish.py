@@ -15,10 +15,11 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, co
 
 from ..errors import DiskError, InputError, IntegrityError, printable
 from . import manifest
-from .card import card_of, write_description
+from .card import card_of
 from .integrity import verify
 from .row import HEADS_FILES, HubPin, Row
 from .sources import plain_errors, retry_if_busy
+from .weights_folder import write_description
 
 _PICTURES = {".png": b"\x89PNG", ".jpg": b"\xff\xd8\xff", ".svg": b"<"}  # their first bytes
 _REPO = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.A)

@@ -12,7 +12,7 @@ from torch import nn
 from .. import backbone, small_resnets
 from ..config import TrainConfig, from_dict
 from ..errors import InputError, IntegrityError, NetworkError, printable, say
-from ..methods import build_method, config_of_file, preprocessing
+from ..methods import method_of_file, preprocessing
 from ..tensors import describe_mismatch, plain_defaults
 from ..train import checkpoint
 from ..train.checkpoint import is_run
@@ -215,7 +215,7 @@ def read_method(
     heads = fetch.read(row, row.heads_file, folder, cache_dir)
     backbone_state = fetch.read(row, BACKBONE, folder, cache_dir)
     with memory_limit.limit_of_method(row, None if trusted else folder):
-        method = weights_folder.new_method(row)
+        method = method_of_file(**row.of_method)
     return method, weights_folder.load_state(method, backbone_state, heads, weights, row.heads_file)
 
 
@@ -233,8 +233,7 @@ def new_method_of_run(run_dir: Path) -> tuple[Any, dict[str, Any]]:
     images = preprocessing(from_dict(TrainConfig, run["train"]))
     try:
         with MemoryLimit(run_dir, run_dir.glob("checkpoint-*")):
-            config = config_of_file(run["method"], run["method_config"])
-            return build_method(run["method"], run["arch"], images, config), run
+            return method_of_file(run["method"], run["arch"], images, run["method_config"]), run
     except InputError as error:
         raise InputError(f"{printable(run_dir / 'config.json')}: {error}") from error
 

@@ -197,6 +197,14 @@ class Row:
         """Channels of the images that the model expects."""
         return self.preprocessing.input_size[0]
 
+    @property
+    def of_method(self) -> dict[str, Any]:
+        """What `methods.method_of_file` takes."""
+        values = self.method_config or {}
+        images = self.preprocessing.to_timm()
+        found = {"name": self.method, "arch": self.architecture, "preprocessing": images}
+        return found | {"values": values} | self.model_args
+
     def to_json(self) -> dict[str, Any]:
         """A new JSON object of the row."""
         values = dataclasses.asdict(self)

@@ -76,6 +76,8 @@ def from_url(url: str, target: Path, size: int) -> Path:
             if not response.is_redirect:
                 break
             url = urljoin(url, response.headers["Location"])
+        else:
+            raise requests.TooManyRedirects(f"more than {_MOST_REDIRECTS} redirects")
         progress: Any = _LimitedBar(bar, source, size)
         download = HTTPDownloader(progressbar=progress, chunk_size=_CHUNK, **options)
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from .. import backbone, files
 from ..backbone import TimmModel
 from ..errors import InputError, IntegrityError, printable
-from ..methods import build_method, config_of_file
+from ..hashing import sha256
 from ..tensors import describe_mismatch
-from .card import in_words, write_description
+from . import manifest
+from .card import card_of, in_words
 from .row import BACKBONE, STUDENT_HEADS, TEACHER_HEADS, FileEntry, Preprocessing, Row
 from .timm_models import fingerprint, from_folder, timm_config
 
@@ -72,7 +73,7 @@ def describe(folder: Path, model: TimmModel, tag: str, **fields: Any) -> Row:
     entries = {}
     for path in sorted(folder.rglob("*.safetensors"), reverse=True):  # the backbone's first
         name = path.relative_to(folder).as_posix()
-        entries[name] = FileEntry(path.stat().st_size, files.sha256(path))
+        entries[name] = FileEntry(path.stat().st_size, sha256(path))
     row = Row(
         name=f"{backbone.architecture(model)}.{tag}",
         architecture=backbone.architecture(model),
@@ -92,6 +93,21 @@ def describe(folder: Path, model: TimmModel, tag: str, **fields: Any) -> Row:
     return row
 
 
+def write_description(folder: Path, row: Row) -> None:
+    """Writes the row of a weights folder, checked, and the card that follows from it, or neither.
+
+    Raises InputError if the schema refuses the row, or it holds what is no text.
+    """
+    try:
+        card = card_of(folder, row).encode()
+    except UnicodeEncodeError as error:
+        reason = f"not written, {error.object[max(0, error.start - 20) : error.end]!r} is no text"
+        raise InputError(f"{printable(folder)}: {reason}; give it in UTF-8") from error
+    with files.atomic(folder / "README.md") as temporary:
+        temporary.write_bytes(card)
+        manifest.write_row(folder, row)
+
+
 @torch.no_grad()
 def check_backbone(folder: Path, model: TimmModel) -> None:
     """Raises IntegrityError unless plain timm gives the same embeddings from a folder."""
@@ -100,13 +116,6 @@ def check_backbone(folder: Path, model: TimmModel) -> None:
     loaded = from_folder(folder).eval()
     if not torch.equal(model(images), loaded(images)):
         raise IntegrityError(f"{folder}: timm reads other features than written; do not use it")
-
-
-def new_method(row: Row) -> Any:
-    """The method that a row describes, newly initialized."""
-    images = row.preprocessing.to_timm()
-    config = config_of_file(row.method, row.method_config or {})
-    return build_method(row.method, row.architecture, images, config, **row.model_args)
 
 
 def split_state(method: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -21,7 +21,7 @@ from .ressl import ReSSL
 from .sce import SCE
 
 __all__ = ["BYOL", "CGH", "LEWEL", "LEWELM", "METHODS", "MNCLGLF", "NNCLR", "Method", "MoCoV2"]
-__all__ += ["SCE", "ReSSL", "build_method", "config_of_file", "preprocessing"]
+__all__ += ["SCE", "ReSSL", "build_method", "method_of_file", "preprocessing"]
 
 _CLASSES = (CGH, LEWEL, LEWELM, MNCLGLF, ReSSL, MoCoV2, BYOL, NNCLR, SCE)
 METHODS = {method.name: method for method in _CLASSES}
@@ -52,9 +52,12 @@ def build_method(
     return method(backbone, config)
 
 
-def config_of_file(name: str, values: dict[str, Any]) -> Any:
-    """A method's Config as a file has it; fields younger than the file mean what it did."""
-    return from_older(_class(name).Config, values)
+def method_of_file(
+    name: str, arch: str, preprocessing: dict[str, Any], values: dict[str, Any], **model_args: Any
+) -> Any:
+    """`build_method` of a Config as a file has it; younger fields mean what they did then."""
+    config = from_older(_class(name).Config, values)
+    return build_method(name, arch, preprocessing, config, **model_args)
 
 
 def _class(name: str) -> Any:

@@ -14,7 +14,7 @@ from ..data.eval_loader import eval_size
 from ..data.image_set import ImageSet
 from ..data.loader import order
 from ..errors import printable
-from ..evaluate.extraction import embed_function, embeddings, eval_mode_on
+from ..evaluate.embedder import embed_function, embeddings, eval_mode_on
 from ..evaluate.protocols import EvalSettings
 from ..view_recipes import View
 from .contact_sheet import picture_of

@@ -204,7 +204,7 @@ def _near_duplicates(
         found = near_hashes(rows["phash"][candidates], HAMMING)
         rule = f"at most {HAMMING} of 64 bits of their pHash differ"
         return [candidates[group] for group in found], rule
-    from ..evaluate.extraction import embeddings
+    from ..evaluate.embedder import embeddings
     from ..evaluate.protocols import EvalSettings
     from ..hub.registry import create_model
 

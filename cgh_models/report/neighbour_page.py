@@ -10,7 +10,8 @@ from torch import nn
 
 from ..data.image_set import ImageSet
 from ..errors import InputError, printable
-from ..evaluate.extraction import check_finite, embeddings, open_images
+from ..evaluate.embedder import check_finite, embeddings
+from ..evaluate.extraction import open_images
 from ..evaluate.neighbours import groups, nearest
 from ..evaluate.protocols import EvalSettings
 from ..evaluate.splits import subset

@@ -17,7 +17,8 @@ from torch.optim import Optimizer
 
 from ..config import TrainConfig, from_dict, from_older, to_dict
 from ..errors import DiskError, InputError, IntegrityError, printable, shell_command
-from ..files import read_json, sha256, write_json
+from ..files import read_json, write_json
+from ..hashing import sha256
 from ..tensors import describe_mismatch, read_tensors, write_tensors
 from ..version import __version__
 from .log_file import refuse_lost_checkpoints

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
+from ..backbone import OWN
 from ..config import TrainConfig
 from ..data.loader import batches
 from ..errors import InputError, Interrupted, NetworkError, say, shell_command
 from ..evaluate.devices import pick_precision
-from ..own_network import OWN
 from ..schedule import learning_rate
 from ..tensors import plain_defaults
 from . import checkpoint

@@ -12,7 +12,7 @@ from ..data.loader import order
 from ..errors import InputError
 from ..evaluate.classifier import check_classes
 from ..evaluate.collapse import spread
-from ..evaluate.extraction import embeddings
+from ..evaluate.embedder import embeddings
 from ..evaluate.neighbours import knn
 from ..evaluate.protocols import EvalSettings
 from .health import Health, dead_channels

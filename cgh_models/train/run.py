@@ -2,13 +2,16 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from ..config import TrainConfig
-from ..data.image_set import ImageSet
 from ..one_process import ALONE, OneProcess
 from ..view_recipes import Recipe
+
+if TYPE_CHECKING:
+    from ..data.image_set import ImageSet
 
 
 @dataclass(frozen=True)
@@ -16,7 +19,7 @@ class Run:
     """The arguments of `pretrain` but for the method, checked (`arguments.checked_run`)."""
 
     folder: Path
-    images: ImageSet
+    images: "ImageSet"
     config: TrainConfig  # with what "auto" stands for
     device: torch.device  # of this process
     recipe: Recipe

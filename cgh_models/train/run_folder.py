@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from .. import files
-from ..backbone import architecture
+from ..backbone import OWN, architecture
 from ..config import CHANGES, TrainConfig, meant_before, to_dict
 from ..data import kept_index
 from ..data.archive import GIVEN
@@ -27,7 +27,6 @@ from ..errors import InputError, printable, say, shell_command
 from ..evaluate.devices import pick_precision
 from ..methods.method import Method
 from ..one_process import OneProcess
-from ..own_network import OWN
 from ..version import __version__
 from ..view_recipes import is_own
 from . import checkpoint

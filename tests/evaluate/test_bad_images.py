@@ -8,8 +8,8 @@ from conftest import make_images
 from cgh_models.backbone import create
 from cgh_models.data.image_set import ImageSet, load_splits
 from cgh_models.errors import InputError
-from cgh_models.evaluate import extract, extraction
-from cgh_models.evaluate.extraction import extract_labelled, readable_images
+from cgh_models.evaluate import embedder, extract
+from cgh_models.evaluate.embedder import extract_labelled, readable_images
 from cgh_models.evaluate.finetune import finetune
 from cgh_models.evaluate.linear import sgd
 from cgh_models.evaluate.measurement import knn, remeasure
@@ -114,7 +114,7 @@ def test_the_images_that_could_be_read_are_cached_and_no_others(
     rows, labels = extract_labelled(model, val, settings)
     assert len(rows) == len(labels) == 299 and len(list(cache.iterdir())) == 2
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(extraction, "eval_batches", None)  # nothing is read any more
+        patch.setattr(embedder, "eval_batches", None)  # nothing is read any more
         _, val = load_splits(root)
         again, labels_again = extract_labelled(model, val, settings)
     assert np.array_equal(rows, again) and np.array_equal(labels, labels_again)

@@ -13,7 +13,7 @@ from cgh_models.backbone import create
 from cgh_models.data.image_set import load
 from cgh_models.errors import InputError
 from cgh_models.evaluate import cache, extract
-from cgh_models.evaluate.extraction import extract_labelled
+from cgh_models.evaluate.embedder import extract_labelled
 from cgh_models.evaluate.protocols import EvalSettings
 
 

@@ -14,7 +14,7 @@ import cgh_models
 from cgh_models.backbone import create
 from cgh_models.data.image_set import load
 from cgh_models.errors import InputError
-from cgh_models.evaluate import extract, extraction
+from cgh_models.evaluate import embedder, extract
 
 
 @pytest.fixture(scope="module")
@@ -199,10 +199,8 @@ def test_embeddings_are_written_once_into_one_array(image_root, model):
     tracemalloc.reset_peak()
     embedding = torch.zeros(512, 128)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            extraction, "embed_function", lambda *_: lambda batch: embedding[: len(batch)]
-        )
-        patch.setattr(extraction, "eval_batches", _batches)
+        patch.setattr(embedder, "embed_function", lambda *_: lambda batch: embedding[: len(batch)])
+        patch.setattr(embedder, "eval_batches", _batches)
         rows = extract(model, images, indices=indices, batch_size=512, workers=0)
     peak = tracemalloc.get_traced_memory()[1] - before
     tracemalloc.stop()

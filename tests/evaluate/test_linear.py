@@ -12,7 +12,7 @@ from cgh_models.backbone import create
 from cgh_models.data.image_set import load_splits
 from cgh_models.errors import InputError
 from cgh_models.evaluate.classifier import accuracy, new_layer, training_steps
-from cgh_models.evaluate.extraction import readable_images
+from cgh_models.evaluate.embedder import readable_images
 from cgh_models.evaluate.linear import RATES, sgd
 from cgh_models.evaluate.probes import lbfgs_path, probe, ridge_path, standardized
 from cgh_models.evaluate.protocols import LINEAR, EvalSettings, LinearConfig

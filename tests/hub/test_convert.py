@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 
 from cgh_models.cli.main import main
 from cgh_models.errors import InputError, IntegrityError
-from cgh_models.files import sha256
+from cgh_models.hashing import sha256
 from cgh_models.hub import manifest
 from cgh_models.hub.convert import convert
 from cgh_models.hub.integrity import verify

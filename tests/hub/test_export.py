@@ -17,10 +17,11 @@ from safetensors.torch import load_file, save_file
 from small_runs import QUICK, small, stop_at, train_run
 from test_integrity import edit, replace
 
-from cgh_models import backbone, files, tensors
+from cgh_models import backbone, tensors
 from cgh_models.cli.main import main
 from cgh_models.cli.pretrain import Resume
 from cgh_models.errors import InputError, IntegrityError, Interrupted, NetworkError
+from cgh_models.hashing import sha256
 from cgh_models.hub import manifest, memory_limit
 from cgh_models.hub.export import export, record
 from cgh_models.hub.integrity import verify
@@ -489,7 +490,7 @@ def test_heads_that_do_not_fit_the_backbone_are_refused(weights, tmp_path):
     heads.pop("queue.rows")
     save_file(heads, tmp_path / "w" / HEADS)
     row = json.loads((tmp_path / "w" / "weights.json").read_text())
-    row["files"][HEADS]["sha256"] = files.sha256(tmp_path / "w" / HEADS)
+    row["files"][HEADS]["sha256"] = sha256(tmp_path / "w" / HEADS)
     (tmp_path / "w" / "weights.json").write_text(json.dumps(row))
     with pytest.raises(IntegrityError, match=r"1 of \d+ tensors are missing, .* queue.rows"):
         load_method(tmp_path / "w")

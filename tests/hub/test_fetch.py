@@ -22,7 +22,7 @@ from small_runs import small
 from cgh_models import create_model, load_method
 from cgh_models.cli.main import main
 from cgh_models.errors import DiskError, InputError, IntegrityError, NetworkError
-from cgh_models.files import sha256
+from cgh_models.hashing import sha256
 from cgh_models.hub import fetch as hub
 from cgh_models.hub import manifest, sources, tags
 from cgh_models.hub.registry import start_from
@@ -342,6 +342,12 @@ def test_a_link_to_a_file_below_the_cache_folder_costs_nobody_that_file(row, tmp
 def test_a_mirror_that_redirects_to_an_address_without_encryption_is_refused(row):
     HUB.faults["redirect"] = f"http://example.org/{FILE}"
     with pytest.raises(NetworkError, match="http://example.org/.* expected an https address"):
+        hub.fetch(on_a_mirror(row), FILE)
+
+
+def test_a_mirror_that_redirects_without_end_is_refused_before_its_last_address_is_used(row):
+    HUB.faults["redirect"] = f"{HUB.url}/{REPO}/resolve/main/{FILE}"
+    with pytest.raises(NetworkError, match="more than 10 redirects"):
         hub.fetch(on_a_mirror(row), FILE)
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 import cgh_models
 from cgh_models import create_model
 from cgh_models.errors import InputError, IntegrityError
-from cgh_models.files import sha256
+from cgh_models.hashing import sha256
 from cgh_models.hub import manifest
 from cgh_models.hub.integrity import verify
 from cgh_models.hub.row import BACKBONE, HEADS

@@ -13,7 +13,7 @@ from test_integrity import edit
 from cgh_models import backbone, create_model, load_method, verify
 from cgh_models.errors import InputError, IntegrityError
 from cgh_models.evaluate import extract
-from cgh_models.files import sha256
+from cgh_models.hashing import sha256
 from cgh_models.hub.memory_limit import MemoryLimit
 from cgh_models.hub.registry import load_run
 from cgh_models.hub.row import BACKBONE

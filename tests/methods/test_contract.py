@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from cgh_models.backbone import create
-from cgh_models.config import TrainConfig
+from cgh_models.config import TrainConfig, from_older
 from cgh_models.errors import InputError
-from cgh_models.methods import METHODS, build_method, config_of_file
+from cgh_models.methods import METHODS, build_method
 from cgh_models.methods.losses import MIN_TEMPERATURE
 from cgh_models.train.arguments import check_arguments
 from cgh_models.view_recipes import RECIPES
@@ -231,7 +231,7 @@ def test_residuals_start_and_evaluations_resize_as_the_authors_have_it(name):
     torch.manual_seed(0)
     method = build_method(name, "resnet18_cifar_w16", {"input_size": (3, 32, 32)}, None)
     torch.manual_seed(0)
-    earlier = build_method(name, "resnet18_cifar_w16", {}, config_of_file(name, {}))
+    earlier = build_method(name, "resnet18_cifar_w16", {}, from_older(METHODS[name].Config, {}))
     assert build_method(name, "resnet18_cifar_w16", {}, {}).config == METHODS[name].Config()
     old_ways = name in ("byol", "nnclr")  # theirs are timm's, too
     start = 0.0 if old_ways or name == "mnclglf" else 1.0

@@ -7,9 +7,9 @@ import torch
 from small_runs import lines
 
 from cgh_models.backbone import create
-from cgh_models.config import TrainConfig, from_dict
+from cgh_models.config import TrainConfig, from_dict, from_older
 from cgh_models.hub.registry import new_method_of_run
-from cgh_models.methods import METHODS, config_of_file
+from cgh_models.methods import METHODS
 from cgh_models.tensors import read_tensors
 from cgh_models.train import checkpoint, loop
 
@@ -21,7 +21,7 @@ def test_settings_younger_than_a_run_mean_what_it_did():
     assert "split_hypercolumn" not in run["method_config"]
     assert not method.config.split_hypercolumn and method.config.zero_init_last
     assert method.student.backbone.pretrained_cfg["interpolation"] == "bicubic"
-    assert not config_of_file("byol", {"hidden_width": 16}).wide_crops
+    assert not from_older(METHODS["byol"].Config, {"hidden_width": 16}).wide_crops
 
 
 def test_a_run_of_an_earlier_commit_is_resumed_to_its_end(tmp_path, monkeypatch, capsys):
@@ -30,7 +30,7 @@ def test_a_run_of_an_earlier_commit_is_resumed_to_its_end(tmp_path, monkeypatch,
     description = checkpoint.read_run(run)
     config = from_dict(TrainConfig, description["train"])
     method_class = METHODS[description["method"]]
-    method_config = config_of_file(description["method"], description["method_config"])
+    method_config = from_older(method_class.Config, description["method_config"])
     side = config.image_size
     method = method_class(
         create(description["arch"], {"input_size": (3, side, side)}), method_config
