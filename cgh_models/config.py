@@ -5,7 +5,7 @@ import dataclasses
 import difflib
 import re
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypedDict, TypeVar, get_args, get_origin, get_type_hints
 
 from .errors import InputError, printable
 
@@ -21,8 +21,15 @@ BEFORE = {
     "wide_crops": False,
 }
 
-
 MOST_CHANNELS = 16
+
+
+class Reading(TypedDict):
+    """What decides how files become pixels."""
+
+    pixel_range: str
+    in_chans: int
+    reader: str
 
 
 def setting(default: object, changes: str) -> Any:
@@ -186,9 +193,9 @@ class TrainConfig:
             raise InputError(f"std={self.std}: each has to be above 0")
 
     @property
-    def reading(self) -> dict[str, Any]:
+    def reading(self) -> Reading:
         """What decides how files become pixels, as arguments of `data.image_set.load`."""
-        return {name: getattr(self, name) for name in READING}
+        return Reading(**{name: getattr(self, name) for name in READING})
 
     @property
     def warmup(self) -> float:
@@ -202,8 +209,7 @@ class TrainConfig:
         return self.base_lr * self.batch_size / 256
 
 
-# The fields that decide how files become pixels.
-READING = ("pixel_range", "in_chans", "reader")
+READING = tuple(Reading.__annotations__)
 # What another value changes in a resumed run, by the name of the setting.
 CHANGES: dict[str, str] = {f.name: f.metadata["changes"] for f in dataclasses.fields(TrainConfig)}
 
@@ -241,7 +247,7 @@ def _optional(config_class: type) -> set[str]:
     return {f.name for f in fields if (f.default, f.default_factory) != (missing, missing)}
 
 
-def meant_before(config_class: type) -> dict[str, Any]:
+def meant_before(config_class: type) -> dict[str, object]:
     """JSON values that a file without these fields meant, as it is older than they are.
 
     That is a field's value in `BEFORE`, else its default.
@@ -252,12 +258,12 @@ def meant_before(config_class: type) -> dict[str, Any]:
     return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
 
 
-def from_older(config_class: type[Config], values: dict[str, Any]) -> Config:
+def from_older(config_class: type[Config], values: dict[str, object]) -> Config:
     """`from_dict` of a file that may be older than some fields of the dataclass."""
     return from_dict(config_class, meant_before(config_class) | values, complete=False)
 
 
-def _is_of_type(value: object, kind: Any) -> bool:
+def _is_of_type(value: object, kind: object) -> bool:
     """Whether a JSON value is an int, float, bool, str, Literal or tuple as annotated."""
     kinds = get_args(kind)
     if get_origin(kind) is Literal:

@@ -101,7 +101,7 @@ class Output:
         self.encoding = getattr(stream, "encoding", None) or "utf-8"
         self.error: OSError | None = None
 
-    def __getattr__(self, name: str) -> Any:  # fileno, for the width of a terminal
+    def __getattr__(self, name: str) -> object:  # fileno, for the width of a terminal
         return getattr(self._stream, name)
 
     def isatty(self) -> bool:

@@ -6,7 +6,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ def make_folder(path: Path, *spare: str) -> None:
         raise InputError(f"{name}: exists and is not an empty folder; give another --out")
 
 
-def write_json(path: Path, value: dict[str, Any]) -> None:
+def write_json(path: Path, value: Mapping[str, object]) -> None:
     """Writes an object atomically as indented JSON that ends in a newline.
 
     Raises InputError, and writes nothing, for what `read_json` would refuse.

@@ -1,7 +1,10 @@
 """A run of one process, which has nobody to ask; several have the same members, and ask."""
 
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Item = TypeVar("Item")
 
@@ -18,22 +21,22 @@ class OneProcess:
     on_machine = 1  # of them that share this machine's memory
     shuffles = False  # whether teachers see other rows of the batch than their students
 
-    def gather(self, rows: Any, dim: int = 0) -> Any:
+    def gather(self, rows: "Tensor", dim: int = 0) -> "Tensor":
         """The rows of all processes, a tensor's, along ``dim``; with gradient."""
         return rows
 
-    def own(self, rows: Any) -> Any:
+    def own(self, rows: "Tensor") -> "Tensor":
         """This process's rows of what was gathered along the first dimension."""
         return rows
 
-    def average(self, tensors: list[Any]) -> None:
+    def average(self, tensors: "list[Tensor]") -> None:
         """Makes each of the floating-point tensors the mean over the processes, in place."""
 
     def largest(self, value: float) -> float:
         """The largest of the processes' values."""
         return value
 
-    def all_finite(self, finite: Any) -> Any:
+    def all_finite(self, finite: "Tensor") -> "Tensor":
         """Whether a 0-dim bool tensor is true on all; does not wait for the device."""
         return finite
 

@@ -81,7 +81,7 @@ _MOST_HUE = 0.5  # half a circle
 class OwnView:
     """A view that a function of the caller's makes."""
 
-    make: Callable[[Any], Any]  # an image -> a view, both as `data.own_views` says
+    make: Callable[[Any], object]  # an image -> a view, both as `data.own_views` says
     size: float  # side, as a share of the image size: that of the recipe's view in its place
 
     @property
@@ -135,7 +135,7 @@ def recipe_of(name: str, changes: Sequence[str] = ()) -> tuple[View, ...]:
     return tuple(views)
 
 
-def described(name: str, views: Sequence[Any]) -> tuple[Recipe, list[str]]:
+def described(name: str, views: Sequence[object]) -> tuple[Recipe, list[str]]:
     """The recipe of a list of `View` and of functions, and the changes that describe it.
 
     Those of functions, as 2=module.function, only say so. Raises InputError for another number of

@@ -9,11 +9,11 @@ import sys
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import arg
 
-from ..config import BEFORE
+from ..config import BEFORE, Reading
 from ..errors import InputError, printable, say
 from ..evaluate.protocols import FINETUNE, LINEAR, EvalSettings, FinetuneConfig, LinearConfig
 from ..evaluate.protocols import Measurement as Measured
@@ -48,7 +48,7 @@ class Embeddings:
     """Keep embeddings in this folder, by the images' names, sizes and times of change."""
 
 
-def reading(pixel_range: str, reader: str, weights: str, data: str) -> dict[str, Any]:
+def reading(pixel_range: str, reader: str, weights: str, data: str) -> Reading:
     """Arguments of `load`: what is asked for, else those of the training, said where it matters.
 
     A reader that a file of weights names is not run unless it is asked for.
@@ -64,7 +64,7 @@ def reading(pixel_range: str, reader: str, weights: str, data: str) -> dict[str,
     if trained["reader"] and not reader:
         name = printable(trained["reader"])
         say(f"{printable(data)}: the training read files by {name}; --reader {name} does so here")
-    return trained | {"reader": reader}
+    return {**trained, "reader": reader}
 
 
 @dataclass

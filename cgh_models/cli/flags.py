@@ -30,7 +30,7 @@ Recipe = Literal["imagenet", "cifar", "tiny"]
 OfRecipe = Annotated[T | None, arg(help_behavior_hint="(default: the recipe's)")]
 # Words in the help whose values may be paths.
 _PATHS = {"FOLDER", "FILE", "RUN", "WEIGHTS", "[WEIGHTS ...]", "IMAGES", "A", "B"}
-_POSITIONAL: Any = Positional[None].__metadata__[0]  # pyright: ignore
+_POSITIONAL = Positional[None].__metadata__[0]  # pyright: ignore
 METAVARS = {"device": "NAME", "eval_data": "FOLDER", "pixel_range": "RANGE", "reader": "NAME"}
 
 
@@ -46,7 +46,7 @@ class Machine:
     """cpu, cuda, cuda:1, ...; auto: a GPU if there is one."""
 
 
-def flags_of(config: type, defaults: Mapping[str, object], left_out: Collection[str] = ()) -> Any:
+def flags_of(config: type, defaults: Mapping[str, object], left_out: Collection[str] = ()) -> type:
     """A TypedDict with the fields of a config; a flag that is not given is a key that is missing.
 
     The help is the fields' docstrings, and the default: the first config's of ``defaults``, then
@@ -64,7 +64,7 @@ def flags_of(config: type, defaults: Mapping[str, object], left_out: Collection[
     return TypedDict(config.__name__, flags, total=False)  # pyright: ignore
 
 
-def check_paths(command: Any, values: Mapping[str, Any]) -> None:
+def check_paths(command: type, values: Mapping[str, object]) -> None:
     """Raises InputError for a path, among the values of a command's flags, that cannot exist."""
     for name, kind in get_type_hints(command, include_extras=True).items():
         value: Any = values.get(name, "")

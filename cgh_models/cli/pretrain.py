@@ -27,7 +27,6 @@ IMAGES = (
     "Face Hub, or an address as s3://BUCKET/FOLDER; NAME:SPLIT is a part of one (docs/data.md)."
 )
 
-
 ViewChanges = Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="KEY=VALUE")]
 _WANDB = arg(metavar="PROJECT")
 
@@ -60,7 +59,7 @@ class Pretrain:
     wandb: Annotated[Name, _WANDB] = ""
     """Also send each line of the log to this project (`pip install '.[wandb]'`)."""
 
-    def configs(self) -> tuple[TrainConfig, Any]:
+    def configs(self) -> tuple[TrainConfig, object]:
         """Settings of the trainer and of the method."""
         from ..methods import METHODS
 
@@ -161,7 +160,7 @@ def _most_in_batch(count: int, parts: int) -> int:
     return count - count % parts
 
 
-def _with_fitting_queue(config: Any, count: int, batch_size: int) -> Any:
+def _with_fitting_queue(config: Any, count: int, batch_size: int) -> object:
     """A method's Config whose queue, if it has one, holds at most ``count`` images, in batches."""
     if getattr(config, "queue_length", 0) <= count:
         return config

@@ -4,7 +4,7 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
@@ -44,7 +44,6 @@ class Compare:
         from ..hub.registry import create_model
         from ..hub.trained_reading import trained_reading
 
-        how: dict[str, Any]
         how, other = (trained_reading(weights) for weights in (self.a, self.b))
         how["reader"] = ""
         if how["pixel_range"] != other["pixel_range"]:

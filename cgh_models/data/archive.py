@@ -47,7 +47,7 @@ class Archive:
     labels: list[int]  # class of each image
     classes: list[str]  # fewer than two: none
     digest: str  # hex sha256 of what tells this set from others
-    places: list[Any]  # where each image is, as `opener` takes it
+    places: Sequence[object]  # where each image is, as `opener` takes it
     opener: Callable[[Any], AbstractContextManager[IO[bytes]]]  # workers get it, perhaps pickled
     skipped: Counter[str] = field(default_factory=Counter)  # as in `ImageSet`
     splits: list[str] | None = None  # what each image belongs to, if the set says so

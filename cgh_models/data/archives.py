@@ -10,7 +10,7 @@ import tarfile
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +18,7 @@ from typing import IO, Any
 
 from ..errors import InputError, printable
 from .archive import Archive, below, number_classes
+from .file_cache import CachedFile
 from .file_names import bare_name, common_folder, why_hidden
 
 _MOST_BYTES = 2**28  # of an image that are unpacked; `decode` refuses more
@@ -28,15 +29,15 @@ _BLOCK = 512  # bytes; an archive ends in one or two of zeros
 class Member:
     """Where an image lies in a zip, a tar, or a tar within it; the names are those of `TarInfo`."""
 
-    file: Any  # the archive: its ``open("rb")`` gives the bytes
+    file: Path | CachedFile  # the archive: its ``open("rb")`` gives the bytes
     name: str  # of the image in the set
     size: int  # bytes
     offset_data: Any  # bytes from the start of the outer tar; in a zip its ZipInfo
-    sparse: Any  # the parts that are not zeros; None: all of it is stored
+    sparse: object  # the parts that are not zeros; None: all of it is stored
     changed: int  # nanoseconds, or a zip's checksum
 
 
-def open_tars(root: str, tars: list[Any], endings: Collection[str]) -> Archive:
+def open_tars(root: str, tars: Sequence[Path | CachedFile], endings: Collection[str]) -> Archive:
     """The images of some tars, `Path`s or `CachedFile`s, by their endings; named below ``root``."""
     members = []
     skipped: Counter[str] = Counter()
@@ -50,7 +51,7 @@ def open_tars(root: str, tars: list[Any], endings: Collection[str]) -> Archive:
     return _index(root, members, skipped, _open_member)
 
 
-def open_zips(root: str, zips: list[Any], endings: Collection[str]) -> Archive:
+def open_zips(root: str, zips: Sequence[Path | CachedFile], endings: Collection[str]) -> Archive:
     """The images of some zips, as `open_tars` has those of tars."""
     members = []
     skipped: Counter[str] = Counter()
@@ -72,7 +73,7 @@ def open_zips(root: str, zips: list[Any], endings: Collection[str]) -> Archive:
     return _index(root, members, skipped, _open_zip_member)
 
 
-def _unreadable(file: Any, error: Exception) -> InputError:
+def _unreadable(file: object, error: Exception) -> InputError:
     what = f"{printable(file)}: cannot be read ({printable(error)[:120]})"
     return InputError(f"{what}; mend it or pack it anew")
 
@@ -116,7 +117,7 @@ def _open_zip_member(member: Member) -> IO[bytes]:
 
 
 @functools.lru_cache(maxsize=16)
-def _zip(file: Any, _stamp: object, _process: int) -> zipfile.ZipFile:
+def _zip(file: Path | CachedFile, _stamp: object, _process: int) -> zipfile.ZipFile:
     """Kept open, by each process for itself: two that share a file share its position, too."""
     return zipfile.ZipFile(file.open("rb"))
 
@@ -173,7 +174,7 @@ def _kind(info: tarfile.TarInfo) -> str:
     return extension or "no extension"
 
 
-def _member(tar: Any, name: str, info: tarfile.TarInfo, start: int) -> Member:
+def _member(tar: Path | CachedFile, name: str, info: tarfile.TarInfo, start: int) -> Member:
     nanoseconds = info.mtime * 1e9
     changed = int(nanoseconds) if abs(nanoseconds) < 2**63 else 0  # not for nan
     offset = start + info.offset_data

@@ -31,7 +31,7 @@ def is_npy(file: IO[bytes]) -> bool:
 
 def _open_tiff(file: IO[bytes]) -> Any:
     try:
-        tifffile: Any = importlib.import_module("tifffile")
+        tifffile = importlib.import_module("tifffile")
     except ImportError:
         install = "`pip install tifffile imagecodecs`"
         raise InputError(f"a TIFF with --in-chans: is read by tifffile; {install}") from None
@@ -74,7 +74,7 @@ def of_npy(file: IO[bytes]) -> np.ndarray:
     """The array of a .npy file."""
     file.seek(0)
     version = np.lib.format.read_magic(file)
-    read_header: Any = np.lib.format.read_array_header_2_0
+    read_header = np.lib.format.read_array_header_2_0
     if version == (1, 0):
         read_header = np.lib.format.read_array_header_1_0
     _check_count(read_header(file)[0])  # before memory is taken for it

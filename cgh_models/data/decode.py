@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from ..errors import BadImage, InputError, printable
 from . import deep_pixels, png
@@ -116,7 +116,7 @@ def decode_rgb(file: IO[bytes], min_side: float = 0, pixel_range: str = "auto") 
     return rgb
 
 
-def open_image(file: IO[bytes]) -> Image.Image:
+def open_image(file: IO[bytes]) -> ImageFile.ImageFile:
     """An opened image whose pixels are not read; raises whatever Pillow does, or BadImage."""
     size = file.seek(0, os.SEEK_END)
     file.seek(0)
@@ -165,14 +165,14 @@ def _decode_plain_jpeg(file: IO[bytes], image: Image.Image, divisor: int) -> Ima
     return Image.fromarray(pixels)
 
 
-def _to_rgb(image: Image.Image, file: IO[bytes], pixel_range: str) -> Image.Image:
-    if deep_pixels.is_deep(image):
-        image = deep_pixels.to_8_bits(image, file, pixel_range)
+def _to_rgb(opened: ImageFile.ImageFile, file: IO[bytes], pixel_range: str) -> Image.Image:
+    if deep_pixels.is_deep(opened):
+        image = deep_pixels.to_8_bits(opened, file, pixel_range)
     else:
-        deep_pixels.scale_transparency(image)
-        image.load()
-        _check_pixels(image, MAX_PIXELS)  # an icon holds larger pictures than its header says
-        image = ImageOps.exif_transpose(image)
+        deep_pixels.scale_transparency(opened)
+        opened.load()
+        _check_pixels(opened, MAX_PIXELS)  # an icon holds larger pictures than its header says
+        image = ImageOps.exif_transpose(opened)
     if image.mode == "La":  # Pillow has no way from it to RGBA
         image = image.convert("LA")
     if image.has_transparency_data:

@@ -10,7 +10,7 @@ import sys
 from typing import IO, Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, TiffImagePlugin
+from PIL import Image, ImageFile, ImageOps, TiffImagePlugin
 
 from ..errors import BadImage
 
@@ -78,7 +78,7 @@ def check_bands(image: Any, file: IO[bytes]) -> None:
         raise BadImage("a FITS of whole numbers, whose zero is not read; save it as a PNG")
 
 
-def _check_depth(image: Any, file: IO[bytes]) -> None:
+def _check_depth(image: ImageFile.ImageFile, file: IO[bytes]) -> None:
     """Notes the bits of a JPEG 2000, or raises BadImage.
 
     Pillow rounds colours to 8 bits so that white, one above the largest, becomes black, and adds a
@@ -97,7 +97,7 @@ def _check_depth(image: Any, file: IO[bytes]) -> None:
     image.info["depth"] = depth
 
 
-def scale_transparency(image: Any) -> None:
+def scale_transparency(image: ImageFile.ImageFile) -> None:
     """Pillow scales greys of 2 or 4 bits to 8, but not the one that a PNG says is transparent."""
     clear = image.info.get("transparency")
     if image.format == "PNG" and isinstance(clear, int):
@@ -122,13 +122,13 @@ def describe_unread(start: bytes, file: IO[bytes]) -> str:
     return f"{what}, which is not read; {expected}" if what else ""
 
 
-def is_deep(image: Any) -> bool:
+def is_deep(image: ImageFile.ImageFile) -> bool:
     """Whether an image that is opened, but not loaded, has pixels of more than 8 bits."""
     signed_bytes = image.mode == "L" and _tag(image, _SAMPLE_FORMAT, _UNSIGNED) == _SIGNED
     return image.mode[0] in "IF" or signed_bytes or _is_deep_colour(image)
 
 
-def bits(image: Any) -> int:
+def bits(image: ImageFile.ImageFile) -> int:
     """Bits of a band of an image that is opened, but not loaded, as far as its header says."""
     stated = image.info["depth"] if image.format == "JPEG2000" else max(_tag(image, _BITS, (0,)))
     packed = re.match(r"(?:L|LA|P|I|F|RGB|RGBA|CMYK);(\d+)", _raw_mode(image))
@@ -136,7 +136,7 @@ def bits(image: Any) -> int:
     return stated or (int(packed[1]) if packed else of_mode)
 
 
-def largest(image: Any, file: IO[bytes]) -> Largest | None:
+def largest(image: ImageFile.ImageFile, file: IO[bytes]) -> Largest | None:
     """What an image shows of the range of its set; None if it has 8 bits or states its own."""
     if not is_deep(image) or _stated_range(image):
         return None
@@ -146,7 +146,7 @@ def largest(image: Any, file: IO[bytes]) -> Largest | None:
     return Largest(int(values.max()), f"{max(_tag(image, _BITS, (16,)))}-bit {bands}")
 
 
-def to_8_bits(image: Any, file: IO[bytes], pixel_range: str) -> Image.Image:
+def to_8_bits(image: ImageFile.ImageFile, file: IO[bytes], pixel_range: str) -> Image.Image:
     """A deep image upright, with 8 bits a band. Raises BadImage for values out of range.
 
     16-bit: greys are divided by 257, colours keep their upper 8 bits, as Pillow reads them. Values
@@ -218,12 +218,12 @@ def check_known(values: np.ndarray) -> None:
         raise BadImage(f"values from {least} to {most} have no known range; {_ADVICE}")
 
 
-def _tag(image: Any, number: int, default: Any) -> Any:
+def _tag(image: ImageFile.ImageFile, number: int, default: object) -> Any:
     """What a tag of a TIFF says; other formats have none."""
     return getattr(image, "tag_v2", {}).get(number, default)
 
 
-def _raw_mode(image: Any) -> str:
+def _raw_mode(image: ImageFile.ImageFile) -> str:
     """How Pillow unpacks the pixels of an image that is not loaded: "RGB;16B"."""
     codec, _, _, args = image.tile[0] if image.tile else ("", (), 0, "")
     if codec == "SGI16":
@@ -231,12 +231,12 @@ def _raw_mode(image: Any) -> str:
     return args if isinstance(args, str) else str(args[0] if args else "")
 
 
-def _is_deep_colour(image: Any) -> bool:
+def _is_deep_colour(image: ImageFile.ImageFile) -> bool:
     """Whether the bands of an image that is not loaded have 16 bits; Pillow gives the upper 8."""
     return image.mode[0] not in "IF" and re.search(";16[BLN]?$", _raw_mode(image)) is not None
 
 
-def _stated_range(image: Any) -> str:
+def _stated_range(image: ImageFile.ImageFile) -> str:
     """The range that the file itself states; empty if it does not."""
     if _tag(image, _BITS, ()) == (12,):
         return "12-bit"
@@ -246,7 +246,7 @@ def _stated_range(image: Any) -> str:
     return "16-bit" if scaled_by_pillow else ""
 
 
-def values_of(image: Any, file: IO[bytes]) -> tuple[np.ndarray, np.ndarray | None]:
+def values_of(image: ImageFile.ImageFile, file: IO[bytes]) -> tuple[np.ndarray, np.ndarray | None]:
     """The file's values (H, W) or (H, W, bands), upright; its alpha (H, W), if any."""
     if not _is_deep_colour(image):
         values = _upright(image)
@@ -283,11 +283,11 @@ _OTHER_BYTE = {
 }
 
 
-def _upright(image: Any) -> np.ndarray:
+def _upright(image: Image.Image) -> np.ndarray:
     return np.asarray(ImageOps.exif_transpose(image))
 
 
-def _opened_as(image: Any, file: IO[bytes], raw_mode: str) -> Image.Image:
+def _opened_as(image: ImageFile.ImageFile, file: IO[bytes], raw_mode: str) -> ImageFile.ImageFile:
     """The same image, which another raw mode will unpack."""
     file.seek(0)
     opened: Any = Image.open(file, formats=[image.format or ""])

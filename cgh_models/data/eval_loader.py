@@ -19,13 +19,13 @@ from torchvision.transforms import Normalize
 
 from ..errors import BadImage, InputError, printable, say
 from .decode import MAX_BYTES, BadFile
-from .pixels import as_tensor, unit
+from .pixels import Pixels, as_tensor, unit
 from .workers import Batch, Key, Sample, read_batches
 
 if TYPE_CHECKING:
     from .image_set import ImageSet
 
-Transform = Callable[[Any], Tensor]  # of a picture, or of an array (H, W, bands)
+Transform = Callable[[Pixels], Tensor]  # of a picture, or of an array (H, W, bands)
 OnBad = Literal["raise", "skip", "substitute"]
 _MOST_ASPECT = 50
 _MOST_SIDE = 8192
@@ -70,7 +70,7 @@ class EvalDataset(Dataset[Sample]):
         return [self.transform(image), torch.tensor([width, height, len(content)]), sha256]
 
 
-def _not_too_long(image: Any) -> Any:
+def _not_too_long(image: Pixels) -> Image.Image | Tensor:
     """Without the ends of a strip, which no centre crop shows and which would grow immensely.
 
     Bands become a tensor (bands, H, W) in [0, 1], which timm's transforms take, too.
@@ -129,7 +129,7 @@ def eval_batches(
         yield batch.tensors[0], batch.indices
 
 
-def _at_once(images: "ImageSet", transform: Any) -> Transform | None:
+def _at_once(images: "ImageSet", transform: Transform) -> Callable[[Tensor], Tensor] | None:
     """The transform of many images (N, H, W, 3) in memory, if it does no more than normalize."""
     pixels, last = images.pixels, getattr(transform, "transforms", [None])[-1]
     if not isinstance(pixels, Tensor) or images.in_chans != 3 or not isinstance(last, Normalize):

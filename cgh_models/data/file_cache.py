@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,7 +116,7 @@ class CachedFile:
         what = f"{printable(self)}: other runs remove it from {printable(self.cache.folder)}"
         raise InputError(f"{what} before it is used; --cache-gib is small: {LARGER}")
 
-    def _make(self, source: Any) -> None:
+    def _make(self, source: IO[bytes] | gzip.GzipFile) -> None:
         temporary = self.path.with_name(f"{self.path.name}.{secrets.token_hex(4)}.tmp")
         count = 0
         try:
@@ -178,7 +178,7 @@ def listed(address: str, cache: Cache) -> tuple[str, list[CachedFile]]:
     """
     system, path = _file_system(address)
 
-    def look() -> dict[str, dict[str, Any]]:
+    def look() -> dict[str, dict[str, object]]:
         if "*" in path:
             return system.glob(path, detail=True)
         info = system.info(path)
@@ -290,7 +290,7 @@ def _is_missing(error: Exception) -> bool:
     return isinstance(error, (FileNotFoundError, PermissionError)) and not is_silent
 
 
-def _tag(info: dict[str, Any]) -> str:
+def _tag(info: Mapping[str, object]) -> str:
     return str(next((info[key] for key in ("ETag", "etag", "mtime") if info.get(key)), ""))
 
 

@@ -2,14 +2,13 @@
 
 import contextlib
 import importlib
-from typing import Any
 
 from PIL import Image
 
 # Plug-ins of Pillow that register themselves, HEIF by a call.
 for _name in ("pillow_avif", "pillow_jxl", "pillow_heif"):
     with contextlib.suppress(ImportError):
-        _plug_in: Any = importlib.import_module(_name)
+        _plug_in = importlib.import_module(_name)
         if _name == "pillow_heif":
             _plug_in.register_heif_opener()
 Image.init()

@@ -114,7 +114,7 @@ class _Fetched:
     def __call__(self, position: int) -> Any:
         return self.archive.opener(position)
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> tuple[object, ...]:
         return _Fetched, self._arguments
 
 

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -55,14 +55,14 @@ def pixels_in_memory(images: "ImageSet", budget: float) -> "Tensor | list[Tensor
     return stacked if alike else pixels
 
 
-def _decode_all(images: "ImageSet", budget: float) -> Iterator[tuple[Any, "list[BadFile]"]]:
+def _decode_all(images: "ImageSet", budget: float) -> Iterator[tuple[object, "list[BadFile]"]]:
     """All images in order, or as many as fit, decoded by threads that are a few images ahead."""
     threads = os.cpu_count() or 1
     pool = ThreadPoolExecutor(threads, DECODERS)
-    ahead: deque[Future[tuple[Any, list[BadFile]] | None]] = deque()
+    ahead: deque[Future[tuple[object, list[BadFile]] | None]] = deque()
     lock = Lock()
 
-    def decode_if_it_fits(index: int) -> "tuple[Any, list[BadFile]] | None":
+    def decode_if_it_fits(index: int) -> "tuple[object, list[BadFile]] | None":
         nonlocal budget
         size = images.decoded_bytes(index)  # over a network this takes a while
         with lock:

@@ -12,7 +12,6 @@ in.
 import contextlib
 import random
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,10 +20,10 @@ from torch import Tensor
 
 from ..errors import InputError, printable, say
 from ..view_recipes import OwnView, Recipe
-from .pixels import as_tensor
+from .pixels import Pixels, as_tensor
 
 
-def own_view(view: OwnView, image: Any, u: np.ndarray, side: int, name: str) -> Tensor:
+def own_view(view: OwnView, image: Pixels, u: np.ndarray, side: int, name: str) -> Tensor:
     """What the function makes of a copy of the image: uint8 (S, S, C), or float32 (C, S, S).
 
     ``u`` are the random numbers (1, COLUMNS) of the view, ``name`` is the image's. Raises

@@ -8,12 +8,13 @@ import io
 import json
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from ..errors import InputError, printable
 from .archive import Archive, below, number_classes
+from .file_cache import CachedFile
 from .file_names import LABELS, PATHS, SPLITS, column_of
 
 _SHARD = re.compile(r"([A-Za-z]+)-\d+-of-\d+")  # names of the Hub: train-00000-of-00002.parquet
@@ -31,14 +32,14 @@ class Table(NamedTuple):
 
 
 class _Place(NamedTuple):
-    file: Any  # a Path or CachedFile
+    file: Path | CachedFile
     changed: int  # as `ImageSet.changed` of the file
     column: str
     group: int
     row: int
 
 
-def open_parquet(root: str, files: list[Any]) -> Archive | list[Table]:
+def open_parquet(root: str, files: Sequence[Path | CachedFile]) -> Archive | list[Table]:
     """The images of some parquet files, `Path`s or `CachedFile`s, or the tables if those name them.
 
     The digest is of the files' names and footers, which say where each part lies and how large it
@@ -66,7 +67,7 @@ def open_parquet(root: str, files: list[Any]) -> Archive | list[Table]:
     return Archive(root, *index, splits=splits if all(splits) else None)
 
 
-def _table(path: Any) -> Table:
+def _table(path: Path | CachedFile) -> Table:
     import pyarrow
     from pyarrow.parquet import ParquetFile
 
@@ -79,7 +80,7 @@ def _table(path: Any) -> Table:
         raise InputError(f"{what}; write it anew") from error
 
 
-def _read_table(path: Any, packed: Any) -> Table:
+def _read_table(path: Path | CachedFile, packed: Any) -> Table:
     schema = packed.schema_arrow
     image, is_path = _image_column(path, schema)
     label = _named(schema, LABELS)
@@ -104,7 +105,7 @@ def _read_table(path: Any, packed: Any) -> Table:
     return Table([], labels, splits, classes, footer, places)
 
 
-def _image_column(path: Any, schema: Any) -> tuple[str, bool]:
+def _image_column(path: Path | CachedFile, schema: Any) -> tuple[str, bool]:
     """The column of images, and whether it has their paths. Raises InputError for none."""
     kinds = {field.name: str(field.type) for field in schema}
     for name, kind in kinds.items():
@@ -146,7 +147,7 @@ def _open(place: _Place) -> IO[bytes]:
 
 
 @functools.lru_cache(maxsize=2)
-def _group(file: Any, _stamp: object, column: str, group: int, _process: int) -> Any:
+def _group(file: Path | CachedFile, _stamp: object, column: str, group: int, _process: int) -> Any:
     """A group of rows of the column of images, of which each process keeps two."""
     from pyarrow.parquet import ParquetFile
 

@@ -101,7 +101,7 @@ def named_files(path: Any, rows: list[Row], split: str = "", find: Find | None =
     return [name for name, _ in images], labels if is_labelled else None, +skipped
 
 
-def _of_split(path: Any, rows: list[Row], split: str) -> list[Row]:
+def _of_split(path: Path | CachedFile | str, rows: list[Row], split: str) -> list[Row]:
     splits = sorted({row[2] for row in rows} - {""})
     if split:
         chosen = pick_split(splits, split, path)
@@ -113,7 +113,7 @@ def _of_split(path: Any, rows: list[Row], split: str) -> list[Row]:
     return rows
 
 
-def read_text(path: Any) -> str:
+def read_text(path: Path | CachedFile) -> str:
     """A list in UTF-8, -16 or -32 with plain ends of lines; other bytes are as in names of files.
 
     Raises InputError if it is no text.

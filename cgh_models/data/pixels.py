@@ -11,6 +11,7 @@ from ..errors import BadImage, InputError, printable
 if TYPE_CHECKING:
     from torch import Tensor
 
+Pixels = Image.Image | np.ndarray  # 8-bit RGB, or an array (H, W, bands)
 _SAMPLE = 256  # images that mean and deviation are measured on
 _SHOWN = (2, 98)  # percentiles that a picture of an image shows black and white
 
@@ -35,7 +36,7 @@ def to_8_bits(pixels: np.ndarray) -> np.ndarray:
     return np.rint(255 * _unit(pixels)).astype(np.uint8)
 
 
-def as_picture(pixels: Any) -> Image.Image:
+def as_picture(pixels: Pixels) -> Image.Image:
     """Of an image (H, W, bands) its first three bands, or one, with full contrast, for people."""
     if isinstance(pixels, Image.Image):
         return pixels  # of three channels, as it is

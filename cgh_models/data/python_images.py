@@ -65,7 +65,7 @@ def open_object(data: Any, to_8_bits: bool = True) -> Archive:
     return Archive(kind, *index, source=kind, stamp=stamp)
 
 
-def paths_of(data: Any) -> list[str] | None:
+def paths_of(data: object) -> list[str] | None:
     """Full paths, if the object gives paths; None if it gives something else."""
     if not isinstance(data, Iterable) or isinstance(data, Mapping):
         return None
@@ -106,7 +106,7 @@ def _one_at_a_time(_process: int) -> threading.RLock:
     return threading.RLock()
 
 
-def as_file(picture: Any, to_8_bits: bool = True) -> IO[bytes]:
+def as_file(picture: object, to_8_bits: bool = True) -> IO[bytes]:
     """The bytes of a file that `decode` reads as these pixels. Raises BadImage.
 
     A picture that PIL has opened and not yet read is its own file. With ``to_8_bits`` grey and RGB

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -19,7 +19,10 @@ from . import bands, deep_pixels
 from .decode import decode_bands, decode_rgb, dimensions, open_image, or_bad_image
 from .file_names import ARCHIVES
 from .formats import EXPECTED, EXTENSIONS
-from .pixels import as_picture, to_8_bits
+from .pixels import Pixels, as_picture, to_8_bits
+
+if TYPE_CHECKING:
+    from .image_set import ImageSet
 
 _ARRAYS = frozenset({".npy"})  # that are read as bands alone
 _SAMPLE = 32  # images of a set that decide its range
@@ -49,13 +52,13 @@ def expected_endings(skipped: Collection[str]) -> str:
 
 
 @functools.cache
-def user_function(reader: str) -> Callable[[Path], Any]:
+def user_function(reader: str) -> Callable[[Path], object]:
     """The user's MODULE:FUNCTION, from a path to an array. Raises InputError without it."""
     module, _, name = reader.partition(":")
     if os.getcwd() not in sys.path:  # as `python FILE` has it, but not the command `cgh`
         sys.path.append(os.getcwd())
     try:
-        function: Any = importlib.import_module(module)
+        function: object = importlib.import_module(module)
         for part in name.split("."):
             function = getattr(function, part)
     except Exception as error:  # the user's module may raise anything
@@ -68,7 +71,7 @@ def user_function(reader: str) -> Callable[[Path], Any]:
 
 
 @or_bad_image
-def decode_image(file: IO[bytes], images: Any, index: int, min_side: float) -> Any:
+def decode_image(file: IO[bytes], images: "ImageSet", index: int, min_side: float) -> Pixels:
     """An image of an ImageSet from its bytes, as `ImageSet.image` gives it. Raises BadImage.
 
     It is 8-bit RGB where three channels are asked for, also of a user's reader; else an array (H,
@@ -80,7 +83,7 @@ def decode_image(file: IO[bytes], images: Any, index: int, min_side: float) -> A
     return Image.fromarray(to_8_bits(pixels)) if images.in_chans == 3 else pixels
 
 
-def _values(file: IO[bytes], images: Any, index: int) -> np.ndarray:
+def _values(file: IO[bytes], images: "ImageSet", index: int) -> np.ndarray:
     """The numbers (H, W, in_chans) as they are in the file."""
     if images.reader:
         function = user_function(images.reader)
@@ -100,7 +103,7 @@ def _values(file: IO[bytes], images: Any, index: int) -> np.ndarray:
     return bands.bands_last(values, images.in_chans)
 
 
-def decoded_bytes(images: Any, index: int) -> int:
+def decoded_bytes(images: "ImageSet", index: int) -> int:
     """About the bytes of an image's pixels, by its header; 0 if that cannot be read."""
     with contextlib.suppress(BadImage), images.open(index) as file:
         if _is_plain(images, file):
@@ -123,25 +126,25 @@ def format_of(file: IO[bytes]) -> str:
     return "npy" if bands.is_npy(file) else open_image(file).format or ""
 
 
-def check_channels(images: Any, channels: int) -> None:
+def check_channels(images: "ImageSet", channels: int) -> None:
     """Raises InputError for images of other channels than a model takes."""
     if images.in_chans != channels:
         found = f"{printable(images.place)}: images of {images.in_chans} channels"
         raise InputError(f"{found}, for a model of {channels}; give weights of such images")
 
 
-def picture(images: Any, index: int, min_side: float = 0) -> Image.Image:
+def picture(images: "ImageSet", index: int, min_side: float = 0) -> Image.Image:
     """An image of an ImageSet for people, as 8-bit RGB. Raises BadImage."""
     return as_picture(images.image(index, min_side))
 
 
-def _is_plain(images: Any, file: IO[bytes]) -> bool:
+def _is_plain(images: "ImageSet", file: IO[bytes]) -> bool:
     """Whether an image becomes 8-bit RGB by `decode_rgb`."""
     return images.in_chans == 3 and not images.reader and not bands.is_npy(file)
 
 
 @or_bad_image
-def _largest(file: IO[bytes], images: Any, index: int) -> deep_pixels.Largest | None:
+def _largest(file: IO[bytes], images: "ImageSet", index: int) -> deep_pixels.Largest | None:
     """What an image shows of the range of its set; None if it has 8 bits. Raises BadImage."""
     if _is_plain(images, file):
         return deep_pixels.largest(open_image(file), file)
@@ -153,7 +156,7 @@ def _largest(file: IO[bytes], images: Any, index: int) -> deep_pixels.Largest | 
     return deep_pixels.Largest(int(values.max()), kind)
 
 
-def decide_range(images: Any) -> Any:
+def decide_range(images: "ImageSet") -> "ImageSet":
     """An ImageSet, whose range of deep pixels is decided if it is "auto".
 
     It becomes N-bit by the largest value of some of the images, the same ones whenever the set is
@@ -188,7 +191,7 @@ def decide_range(images: Any) -> Any:
     return images
 
 
-def read_as(images: Any, asked: str) -> Any:
+def read_as(images: "ImageSet", asked: str) -> "ImageSet":
     """An ImageSet with the range that is asked for, if it is not that of the set already."""
     if asked in ("auto", images.pixel_range):
         return images

@@ -28,10 +28,8 @@ if TYPE_CHECKING:
     from .decode import BadFile
 
 Key = tuple[int, int]  # epoch, image index
-
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")  # Windows has no HUP and no USR1
 STOP_SIGNALS = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
-
 
 _NO_HANDLES = re.compile("Too many open files|ancdata")  # in RuntimeErrors of torch's
 
@@ -143,7 +141,7 @@ def read_batches(
 
 def _why_it_ended(
     error: Exception,
-    processes: list[Any],
+    processes: list[multiprocessing.Process],
     received: int,
     ahead: deque[list[Key]],
     path: Callable[[int], object],
@@ -169,7 +167,7 @@ def _why_it_ended(
     return None
 
 
-def _start(loader: DataLoader) -> Any:
+def _start(loader: DataLoader) -> Iterator[_Part]:
     """An iterator, of which private attributes are used; or InputError, and no process is left."""
     if not loader.num_workers:
         return iter(loader)

@@ -7,7 +7,6 @@ networks see the same resampled images.
 import statistics
 import time
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -136,7 +135,7 @@ def interval(values: np.ndarray, seed: int) -> Interval:
     return Interval(round(float(values.mean()), 3), round(float(low), 3), round(float(high), 3))
 
 
-def _speeds(models: list[Any], settings: EvalSettings) -> list[float]:
+def _speeds(models: list[nn.Module], settings: EvalSettings) -> list[float]:
     """Images a second of each model: the median of batches that take turns, A B A B."""
     device = pick_device(settings.device)
     count = min(_TIMED_BATCH, settings.batch_size)

@@ -25,7 +25,7 @@ from ..progress import watched
 from . import neighbours
 from .embedder import Embedder, embedder_of
 from .feature_maps import Features
-from .probes import LBFGS_STRENGTHS, best_layer, lbfgs_path
+from .probes import LBFGS_STRENGTHS, Score, best_layer, lbfgs_path
 from .protocols import DenseConfig, EvalSettings, Measurement
 from .splits import held_out
 
@@ -96,7 +96,7 @@ def measure_maps(
 
 def _nearest(
     cells: _Cells, settings: EvalSettings, k: int, temperature: float
-) -> tuple[Any, dict[str, Any]]:
+) -> tuple[Score, dict[str, Any]]:
     """A function from rows to scores of classes by kNN, and its parameters."""
     if k > len(cells.rows):
         expected = f"expected 1 to {len(cells.rows)}, the number of cells of train/"
@@ -107,7 +107,7 @@ def _nearest(
     return score, {**near, "seed": settings.seed}
 
 
-def _layer(cells: _Cells, settings: EvalSettings) -> tuple[Any, dict[str, Any]]:
+def _layer(cells: _Cells, settings: EvalSettings) -> tuple[Score, dict[str, Any]]:
     """A function from rows to scores of classes by the linear layer, and how it was chosen."""
 
     def iou_of_cells(expected: np.ndarray, found: np.ndarray) -> float:
@@ -135,7 +135,7 @@ def _layer(cells: _Cells, settings: EvalSettings) -> tuple[Any, dict[str, Any]]:
 
 
 def _maps(
-    network: Any,
+    network: nn.Module,
     embedder: Embedder,
     masked: MaskedImages,
     indices: np.ndarray,
@@ -153,7 +153,7 @@ def _maps(
 
 
 def _cells_of(
-    network: Any,
+    network: nn.Module,
     embedder: Embedder,
     train: MaskedImages,
     config: DenseConfig,

@@ -3,7 +3,7 @@
 import contextlib
 import math
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -63,7 +63,7 @@ def embeddings(
 
     With a ``cache_dir`` they are read from there, or written there.
     """
-    plain: Any = getattr(model, "_orig_mod", model)  # of what torch.compile returned
+    plain: nn.Module = getattr(model, "_orig_mod", model)  # of what torch.compile returned
     _check_headless(plain)
     check_channels(images, channels(plain))
     key = ""
@@ -103,7 +103,7 @@ def embedder_of(
     model: nn.Module, settings: EvalSettings, features: Features = POOLED
 ) -> Iterator[Embedder]:
     """Within it, the network on its device in evaluation mode. Raises InputError, as `extract`."""
-    plain: Any = getattr(model, "_orig_mod", model)
+    plain: nn.Module = getattr(model, "_orig_mod", model)
     _check_headless(plain)
     device = pick_device(settings.device)
     image_bytes = channels(plain) * 4 * math.prod(eval_size(plain))
@@ -114,7 +114,7 @@ def embedder_of(
         yield Embedder(embed_function(runs, device, settings.fast, features), shape, batch_size)
 
 
-def _check_headless(model: Any) -> None:
+def _check_headless(model: object) -> None:
     kind = f"a {type(model).__name__}"
     if isinstance(getattr(model, "module", None), nn.Module) and not hasattr(model, "forward_head"):
         raise InputError(f"{kind} hides the model that it wraps; give its .module")
@@ -134,7 +134,7 @@ def _check_headless(model: Any) -> None:
 
 
 @torch.inference_mode()
-def _shape(model: Any, device: torch.device, features: Features) -> tuple[int, ...]:
+def _shape(model: nn.Module, device: torch.device, features: Features) -> tuple[int, ...]:
     """The shape of the embedding of an image, one of zeros. Raises InputError."""
     size = eval_size(model)
     count = channels(model)

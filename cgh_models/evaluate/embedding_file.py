@@ -86,7 +86,7 @@ def write_embeddings(
 
 def _about(
     model: nn.Module, images: ImageSet, settings: EvalSettings, features: Features
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """All that decides the embeddings."""
     return {
         "weights_sha256": state_sha256(getattr(model, "_orig_mod", model)),
@@ -104,7 +104,7 @@ def _embedded(
 ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
     """For each batch the number of images that are behind it then, and what was found of them."""
     images = parts.images
-    plain: Any = getattr(model, "_orig_mod", model)
+    plain: nn.Module = getattr(model, "_orig_mod", model)
     dataset = EvalDataset(images, eval_transform(plain), substitute=False, describe=True)
     start = behind = parts.done()
     left = np.arange(start, len(images))
@@ -127,7 +127,7 @@ class _Parts:
         self.folder = folder
         self.images = images
 
-    def begin(self, about: dict[str, Any]) -> None:
+    def begin(self, about: dict[str, object]) -> None:
         """Makes the folder, or takes one that was begun with the same weights, images, settings."""
         name = printable(self.folder)
         try:

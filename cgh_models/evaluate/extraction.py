@@ -19,7 +19,7 @@ from .protocols import EvalSettings
 @plain_defaults()
 def extract(
     model: nn.Module,
-    data: Any,
+    data: object,
     *,
     indices: np.ndarray | None = None,
     batch_size: int = 256,
@@ -61,7 +61,7 @@ def extract(
 
 
 def open_images(
-    data: Any, pixel_range: str = "auto", in_chans: int = 3, reader: str = ""
+    data: object, pixel_range: str = "auto", in_chans: int = 3, reader: str = ""
 ) -> ImageSet:
     """The ImageSet of what `extract` takes."""
     images = load(data, pixel_range=pixel_range, in_chans=in_chans, reader=reader)
@@ -70,7 +70,7 @@ def open_images(
     return images
 
 
-def _positions(indices: Any, count: int) -> np.ndarray:
+def _positions(indices: object, count: int) -> np.ndarray:
     """Indices (n,) of images: all, those given, or where a mask is true. Raises InputError."""
     if indices is None:
         return np.arange(count)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..backbone import map_names, stack_maps
 from ..errors import InputError, printable
@@ -49,7 +49,7 @@ def feature_function(network: Any, features: Features) -> Callable[[Tensor], Ten
     return take
 
 
-def _number(network: Any, layer: str) -> int:
+def _number(network: nn.Module, layer: str) -> int:
     """The number of a map, from 0."""
     names = map_names(network)
     if layer in names:

@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 
@@ -27,14 +27,14 @@ class Content:
     count: int
     shape: tuple[int, ...]  # of an embedding
     dtype: np.dtype
-    about: dict[str, Any]  # weights, images and settings
+    about: dict[str, object]  # weights, images and settings
     # of "index" (n,), "facts" (n, 3), "sha256" (n, 32) and "embedding" (n, ...) those asked for
     parts: Callable[..., Iterator[Part]]
 
-    def columns(self, part: Part) -> dict[str, list[Any]]:
+    def columns(self, part: Part) -> dict[str, list[object]]:
         """All but the embeddings, by name."""
         images, indices = self.images, part["index"]
-        columns: dict[str, list[Any]] = {"path": [printable(images.names[i]) for i in indices]}
+        columns: dict[str, list[object]] = {"path": [printable(images.names[i]) for i in indices]}
         if images.labels is not None:
             columns["label"] = [printable(images.classes[images.labels[i]]) for i in indices]
         facts = zip(("width", "height", "bytes"), part["facts"].T.tolist(), strict=True)
@@ -146,7 +146,7 @@ def _write_npz(path: Path, content: Content) -> None:
             np.lib.format.write_array(file, np.array(json.dumps(content.about)))
 
 
-def _columns(content: Content) -> Iterator[dict[str, list[Any]]]:
+def _columns(content: Content) -> Iterator[dict[str, list[object]]]:
     for part in content.parts("index", "facts", "sha256"):
         yield content.columns(part)
 

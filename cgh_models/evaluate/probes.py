@@ -16,6 +16,7 @@ from .embedder import extract_labelled
 from .protocols import EvalSettings, Measurement
 from .splits import held_out
 
+Score = Callable[[np.ndarray], np.ndarray]  # of rows (n, D), those of targets (n, T)
 # L2 penalties to choose from, strong to weak: the stronger of two that are equally good wins.
 LBFGS_STRENGTHS = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
 RIDGE_STRENGTHS = (100.0, 10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
@@ -53,7 +54,7 @@ def probe(
 
 def classified(
     protocol: str, rows: np.ndarray, labels: np.ndarray, queries: np.ndarray, settings: EvalSettings
-) -> tuple[np.ndarray, dict[str, Any]]:
+) -> tuple[np.ndarray, dict[str, object]]:
     """Classes (M,) of queries (M, D) by a layer fitted to rows (N, D), and how it was fitted.
 
     Each dimension is standardized with the mean and deviation of the training images that are
@@ -88,7 +89,7 @@ def best_layer(
     held: np.ndarray,
     measure: tuple[str, Callable[[np.ndarray, np.ndarray], float]],
     settings: EvalSettings,
-) -> tuple[Callable[[np.ndarray], np.ndarray], dict[str, Any]]:
+) -> tuple[Score, dict[str, Any]]:
     """A function from rows (n, D) to scores (n, T) by a fitted layer, and how it was chosen.
 
     Args:
@@ -99,7 +100,7 @@ def best_layer(
     """
     device = _device(settings)
 
-    def layers(mask: np.ndarray, strengths: tuple[float, ...]) -> Iterator[Any]:
+    def layers(mask: np.ndarray, strengths: tuple[float, ...]) -> Iterator[Score]:
         mean, scale = moments(known[0][mask])
         x = torch.from_numpy((known[0][mask] - mean) / scale).to(device)
         for fit in path(x, torch.from_numpy(known[1][mask]).to(device), strengths):

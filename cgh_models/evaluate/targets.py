@@ -1,7 +1,5 @@
 """Labels that are no classes, found from embeddings: what images have (mAP), quantities (R2)."""
 
-from typing import Any
-
 import numpy as np
 from torch import nn
 
@@ -38,7 +36,7 @@ def measure_targets(
     measure = metric_of(train)
     rows, labels = extract_labelled(model, train, settings)
     queries, expected = extract_labelled(model, val, settings)
-    parameters: dict[str, Any] = {"protocol": protocol, "train": len(rows), **settings.recorded}
+    parameters: dict[str, object] = {"protocol": protocol, "train": len(rows), **settings.recorded}
     if protocol == "knn":
         nearest = {"k": k, "temperature": temperature}
         found = neighbours.mean_of_nearest(rows, labels, queries, **nearest, device=settings.device)

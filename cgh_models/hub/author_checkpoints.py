@@ -217,7 +217,7 @@ def _check_archive(path: Path) -> None:
             raise ValueError(f"the checksum of {damaged}")
 
 
-def _find(content: object, release: Release) -> tuple[dict[Any, Any], str] | None:
+def _find(content: object, release: Release) -> tuple[dict[Any, object], str] | None:
     """The dict of tensors and the prefix of the backbone's names; None for another layout."""
     if not isinstance(content, dict):
         return None
@@ -234,12 +234,12 @@ def _find(content: object, release: Release) -> tuple[dict[Any, Any], str] | Non
     return None
 
 
-def _with_names(state: dict[Any, Any], prefix: str) -> dict[str, Any]:
+def _with_names(state: dict[Any, object], prefix: str) -> dict[str, object]:
     """The tensors of a ResNet that was saved as an nn.Sequential, under torchvision's names.
 
     Its parts are numbered, those without tensors (ReLU, pooling) too; empty if it is none.
     """
-    parts: dict[int, dict[str, Any]] = {}
+    parts: dict[int, dict[str, object]] = {}
     for key, value in state.items():
         part = re.match(rf"{re.escape(prefix)}(\d{{1,2}})\.(.+)", str(key))
         if part:

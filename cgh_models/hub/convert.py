@@ -44,7 +44,7 @@ def convert(
     data_name: str = "",
     data_license: str = "",
     epochs: float | None = None,
-    **images: Any,
+    **images: object,
 ) -> Row:
     """Writes a weights folder of the bare backbone in an authors' checkpoint, and reads it back.
 
@@ -81,7 +81,7 @@ def convert(
     return row
 
 
-def _preprocessing(recipe: str, images: dict[str, Any]) -> dict[str, Any]:
+def _preprocessing(recipe: str, images: dict[str, object]) -> dict[str, object]:
     if recipe not in RECIPES:
         raise InputError(f"--recipe {printable(recipe)[:60]}: expected one of {', '.join(RECIPES)}")
     stated = {key: value for key, value in images.items() if value is not None}
@@ -91,7 +91,7 @@ def _preprocessing(recipe: str, images: dict[str, Any]) -> dict[str, Any]:
     return preprocessing(config)
 
 
-def _build(original: Original, arch: str, cfg: dict[str, Any], file: str) -> TimmModel:
+def _build(original: Original, arch: str, cfg: dict[str, object], file: str) -> TimmModel:
     """The backbone with all tensors of the file in it."""
     tensors = original.tensors
     stock = _RESNETS.get(_layout(tensors))
@@ -130,7 +130,7 @@ def _layout(tensors: dict[str, Tensor]) -> tuple[tuple[int, ...], bool]:
     return tuple(blocks), bottleneck
 
 
-def _how_it_was_made(original: Original, method: str, flags: dict[str, Any]) -> dict[str, Any]:
+def _how_it_was_made(original: Original, method: str, flags: dict[str, Any]) -> dict[str, object]:
     release = RELEASES[method]
     words = ["cgh", "convert", original.source.file, "--method", method, "--out", "FOLDER"]
     for flag, value in flags.items():

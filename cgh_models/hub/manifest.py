@@ -11,7 +11,6 @@ import fnmatch
 import functools
 import os
 from pathlib import Path
-from typing import Any
 
 from .. import files
 from ..errors import InputError, IntegrityError, printable, say
@@ -138,7 +137,7 @@ def add(path: Path, new: Row) -> None:
     files.write_json(path, {"schema": 1, "weights": list(known.values())})
 
 
-def _parse(values_of_rows: list[Any], path: Path) -> list[Row]:
+def _parse(values_of_rows: list[object], path: Path) -> list[Row]:
     found = []
     entries = set()  # names as torch.hub has them
     for number, values in enumerate(values_of_rows):

@@ -106,7 +106,7 @@ def _can_build(name: str, args: dict[str, Any]) -> bool:
 
 def _from_row(
     row: Row, folder: Path | None, cache_dir: CacheDir, pretrained: bool, kwargs: dict[str, Any]
-) -> Any:
+) -> nn.Module:
     """A row's model: filled without initializing it first if it is headless, else built by timm."""
     file = tags.VerifiedFile(row, cache_dir) if folder is None else folder / BACKBONE
     if pretrained and kwargs in ({}, {"num_classes": 0}):
@@ -172,7 +172,7 @@ def list_pretrained(filter: str = "") -> list[str]:
     return manifest.names(filter)
 
 
-def weights_info(name: str) -> dict[str, Any]:
+def weights_info(name: str) -> dict[str, object]:
     """What published weights are, how they were made, hashes, measured numbers: their row as JSON.
 
     Raises:

@@ -92,7 +92,7 @@ class Preprocessing:
     crop_mode: Literal["center", "squash", "border"]
 
     @classmethod
-    def from_timm(cls, cfg: dict[str, Any]) -> "Preprocessing":
+    def from_timm(cls, cfg: dict[str, object]) -> "Preprocessing":
         """The fields of a timm pretrained_cfg."""
         values: dict[str, Any] = {}
         for name in cls.__dataclass_fields__:
@@ -100,7 +100,7 @@ class Preprocessing:
             values[name] = list(value) if isinstance(value, tuple) else value
         return cls(**values)
 
-    def to_timm(self) -> dict[str, Any]:
+    def to_timm(self) -> dict[str, object]:
         """Keyword arguments for a timm PretrainedCfg."""
         return {k: tuple(v) if isinstance(v, list) else v for k, v in vars(self).items()}
 
@@ -205,7 +205,7 @@ class Row:
         found = {"name": self.method, "arch": self.architecture, "preprocessing": images}
         return found | {"values": values} | self.model_args
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """A new JSON object of the row."""
         values = dataclasses.asdict(self)
         for key in ("converted_from", "training"):

@@ -21,8 +21,6 @@ T = TypeVar("T")
 _CHUNK = 2**20  # bytes
 _MOST_REDIRECTS = 10
 _BUSY = {408, 425, 429, 500, 502, 503, 504}  # HTTP codes that may pass
-
-
 _metadata = file_download.get_hf_file_metadata
 
 

@@ -19,7 +19,7 @@ class Limits:
     pattern: str = ""
     above: float = -math.inf  # a number has to be more than this
 
-    def allow(self, value: Any) -> bool:
+    def allow(self, value: float | str | list[object]) -> bool:
         size = len(value) if isinstance(value, (str, list)) else value
         if not self.low <= size <= self.high or size <= self.above:
             return False
@@ -72,7 +72,7 @@ def parse(kind: Any, value: Any, key: str = "") -> Any:
 _NAMES = {int: "a whole number", float: "a number", str: "a text", list: "a list"}
 
 
-def _parse_fields(kind: Any, values: dict[str, Any], key: str) -> Any:
+def _parse_fields(kind: Any, values: dict[str, object], key: str) -> object:
     hints = typing.get_type_hints(kind, include_extras=True)
     for name in values.keys() - hints.keys():
         raise ValueError(f"key {_join(key, name)!r} is not one of {', '.join(hints)}"[:300])
@@ -86,7 +86,7 @@ def _parse_fields(kind: Any, values: dict[str, Any], key: str) -> Any:
     return kind(**parsed)
 
 
-def refused(key: str, value: Any, expected: str) -> ValueError:
+def refused(key: str, value: object, expected: str) -> ValueError:
     """The error for a value of a key."""
     shown = json.dumps(value, default=str)[:60]
     place = f"key {key!r}: " if key else ""

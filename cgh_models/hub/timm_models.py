@@ -20,7 +20,7 @@ from .row import Row
 _LARGE = 512  # pixels a side
 
 
-def skeleton(row: Row, **kwargs: Any) -> TimmModel:
+def skeleton(row: Row, **kwargs: object) -> TimmModel:
     """The row's headless model without memory for its weights. Raises InputError."""
     try:
         args = {"in_chans": row.in_chans, **row.model_args, **kwargs}
@@ -44,7 +44,7 @@ def from_folder(folder: Path) -> TimmModel:
         return create_model(f"local-dir:{name}", pretrained=True)
 
 
-def pass_a_large_image(model: Any) -> Any:
+def pass_a_large_image(model: TimmModel) -> TimmModel:
     """The model; if its images are large one has passed, which a MemoryLimit around may refuse."""
     _, height, width = model.pretrained_cfg["input_size"]
     if max(height, width) > _LARGE:
@@ -101,7 +101,7 @@ def pretrained_cfg(row: Row, file: str | os.PathLike[str]) -> PretrainedCfg:
     return PretrainedCfg(file=file, architecture=row.architecture, **_fields(row))  # pyright: ignore
 
 
-def timm_config(row: Row) -> dict[str, Any]:
+def timm_config(row: Row) -> dict[str, object]:
     """timm's config.json of a row."""
     pool = getattr(skeleton(row), "global_pool", None)
     pool_type = getattr(pool, "pool_type", None) or (pool if isinstance(pool, str) else "avg")
@@ -115,7 +115,7 @@ def timm_config(row: Row) -> dict[str, Any]:
     }
 
 
-def _fields(row: Row) -> dict[str, Any]:
+def _fields(row: Row) -> dict[str, object]:
     """A PretrainedCfg's fields: those on weights and images are ours, layer names are timm's."""
     stock = get_pretrained_cfg(row.architecture) or PretrainedCfg()
     return {

@@ -1,15 +1,14 @@
 """How files became pixels in the training of weights."""
 
 import os
-from typing import Any
 
-from ..config import BEFORE
+from ..config import BEFORE, Reading
 from ..train import checkpoint
 from ..train.checkpoint import is_run
 from . import manifest
 
 
-def trained_reading(weights: str | os.PathLike[str]) -> dict[str, Any]:
+def trained_reading(weights: str | os.PathLike[str]) -> Reading:
     """How files became pixels in the training of weights, as arguments of `load`.
 
     pixel_range is "auto" if that is not known.
@@ -24,4 +23,4 @@ def trained_reading(weights: str | os.PathLike[str]) -> dict[str, Any]:
             return {"pixel_range": "auto", "reader": "", "in_chans": in_chans}
         settings = row.train_config | {"in_chans": in_chans}
     before = {"pixel_range": BEFORE["pixel_range"], "in_chans": 3, "reader": ""}
-    return {name: settings.get(name, value) for name, value in before.items()}
+    return Reading(**{name: settings.get(name, value) for name, value in before.items()})

@@ -28,7 +28,7 @@ METHODS = {method.name: method for method in _CLASSES}
 
 
 def build_method(
-    name: str, arch: str, preprocessing: dict[str, Any], config: Any, **model_args: Any
+    name: str, arch: str, preprocessing: dict[str, object], config: Any, **model_args: object
 ) -> Any:
     """Builds a method on a new timm backbone with random weights.
 
@@ -67,7 +67,7 @@ def _class(name: str) -> Any:
     return METHODS[name]
 
 
-def preprocessing(train: TrainConfig) -> dict[str, Any]:
+def preprocessing(train: TrainConfig) -> dict[str, object]:
     """timm's pretrained_cfg fields for images as a TrainConfig has them; `build_method` adds how
     they are resized.
     """

@@ -34,7 +34,7 @@ class Method(Protocol):
         ...
 
 
-def check_config(config: Any) -> None:
+def check_config(config: object) -> None:
     """Raises InputError for an impossible temperature, weight, share, count or word.
 
     Names and types of the fields tell which is which. Configs use it as their ``__post_init__``.

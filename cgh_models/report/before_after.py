@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..backbone import channels
 from ..config import TrainConfig
@@ -35,7 +35,6 @@ _SECONDS = 24  # to embed images with all networks, as one batch of them foretel
 _FEWEST = 100  # images, however long it takes
 _TIMED = 16  # images in a batch
 
-
 Row = dict[str, Any]  # a title and pictures
 
 
@@ -56,7 +55,7 @@ class Learned:
     rows: np.ndarray  # (n, D)
 
 
-def sample_of(images: ImageSet, networks: list[Any], count: int = 0) -> Sample:
+def sample_of(images: ImageSet, networks: list[nn.Module], count: int = 0) -> Sample:
     """``count`` images, or 0: IMAGES, fewer where networks are slow; queries of several classes."""
     if not count:
         seconds = sum(map(_seconds, networks))  # an image
@@ -65,7 +64,7 @@ def sample_of(images: ImageSet, networks: list[Any], count: int = 0) -> Sample:
     return Sample(images, indices, _queries(images, indices))
 
 
-def _seconds(network: Any) -> float:
+def _seconds(network: nn.Module) -> float:
     """What an image takes on the CPU: its own time, the best of some batches; others work there."""
     cpu = torch.device("cpu")
     batch = torch.zeros(_TIMED, channels(network), *eval_size(network))
@@ -88,9 +87,9 @@ def _queries(images: ImageSet, indices: np.ndarray) -> np.ndarray:
     return np.concatenate([np.sort(firsts), others])[:QUERIES]
 
 
-def embed_sample(title: str, backbone: Any, sample: Sample, settings: EvalSettings) -> Learned:
+def embed_sample(title: str, model: nn.Module, sample: Sample, settings: EvalSettings) -> Learned:
     """The embeddings of a sample by one network."""
-    rows, _ = embeddings(backbone, sample.images, sample.indices, settings, "substitute")
+    rows, _ = embeddings(model, sample.images, sample.indices, settings, "substitute")
     return Learned(title, rows)
 
 
@@ -130,7 +129,7 @@ def images_of(sample: Sample) -> str:
     return f"{count} of {printable(sample.images.source)}, drawn at random."
 
 
-def maps(networks: list[Learned], sample: Sample) -> dict[str, Any]:
+def maps(networks: list[Learned], sample: Sample) -> dict[str, object]:
     """A map of the sample by each network, side by side."""
     points = {network.title: project(network.rows) for network in networks}
     return map_points(sample.images, sample.indices, points)

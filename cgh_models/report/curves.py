@@ -29,7 +29,7 @@ def colour(number: int) -> str:
     return COLOURS[number % len(COLOURS)]
 
 
-def panels(runs: list[Run]) -> list[dict[str, Any]]:
+def panels(runs: list[Run]) -> list[dict[str, object]]:
     """Title and drawing of each number that two measurements or steps of a run have."""
     logged = dict.fromkeys(name for run in runs for name in run.names(measured=False))
     parts = [name for name in logged if name not in (*_FIRST, *_LAST)]
@@ -40,7 +40,7 @@ def panels(runs: list[Run]) -> list[dict[str, Any]]:
     return found
 
 
-def _panel(runs: list[Run], name: str) -> Any:
+def _panel(runs: list[Run], name: str) -> str:
     figure = library("matplotlib.figure").Figure(figsize=(4.2, 2.5), layout="constrained")
     with library("matplotlib.style").context("default"):
         axes = figure.add_subplot(1, 1, 1, xlabel="epochs")

@@ -53,7 +53,7 @@ def picture_of_set(
     addresses: Mapping[int, str],
     note: str = "",
     of: int | None = None,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """One picture of a row: its address, name and class, and a note.
 
     ``of``: the image it is shown beside; pictures of another class than its are marked.
@@ -67,14 +67,14 @@ def picture_of_set(
     return picture_made_here(addresses[int(index)], name, note) | marks
 
 
-def picture_made_here(address: str, name: str, note: str = "") -> dict[str, Any]:
+def picture_made_here(address: str, name: str, note: str = "") -> dict[str, object]:
     """One picture of a row that was made here and is none of the set."""
     return {"src": address, "name": name, "label": None, "note": note, "differs": False}
 
 
 def map_points(
     images: ImageSet, indices: np.ndarray, points: Mapping[str, np.ndarray]
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """What the macro `map` draws: one or more maps of the same images, side by side.
 
     ``indices`` (n,) are those of the images, of which at most MOST_POINTS are shown; ``points``
@@ -129,7 +129,7 @@ def project(embeddings: np.ndarray, method: str = "pca") -> np.ndarray:
     return ((points - low) / np.maximum(high - low, 1e-12)).clip(0, 1).astype(np.float32)
 
 
-def _sheet(images: ImageSet, indices: np.ndarray) -> dict[str, Any]:
+def _sheet(images: ImageSet, indices: np.ndarray) -> dict[str, object]:
     """Thumbnails of the first images, as many as have room, in rows of one picture."""
     side = _SHEET_SIDE
     small = list(_small(images, indices.tolist(), side))

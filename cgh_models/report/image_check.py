@@ -141,9 +141,9 @@ def _first_split(splits: list[str]) -> str:
     return [*trains, *filter(None, folders), ""][0]
 
 
-def _pixels(rows: np.ndarray, names: list[str], config: TrainConfig) -> dict[str, Any]:
+def _pixels(rows: np.ndarray, names: list[str], config: TrainConfig) -> dict[str, object]:
     """What the rows say of formats, sizes and colours."""
-    found: dict[str, Any] = {}
+    found: dict[str, object] = {}
     for place, name in enumerate(("formats", "modes", "bits")):
         counts: Counter[str] = Counter()
         for kind, count in Counter(rows["kind"].tolist()).items():
@@ -173,7 +173,7 @@ def _spread(rows: np.ndarray) -> np.ndarray:
     return np.sqrt(np.maximum(rows["square"] - rows["mean"] ** 2, 0)).max(1)
 
 
-def _sizes(sizes: np.ndarray) -> dict[str, Any]:
+def _sizes(sizes: np.ndarray) -> dict[str, object]:
     """Of widths and heights (n, 2), by their pixels."""
     order = np.argsort(sizes.prod(1, dtype=np.int64), kind="stable")
     different, counts = np.unique(sizes, axis=0, return_counts=True)
@@ -186,7 +186,7 @@ def _sizes(sizes: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _count_and_names(names: list[str], chosen: np.ndarray) -> dict[str, Any]:
+def _count_and_names(names: list[str], chosen: np.ndarray) -> dict[str, object]:
     files = [names[place] for place in np.flatnonzero(chosen)]
     return {"count": len(files), "files": files}
 
@@ -216,7 +216,7 @@ def _near_duplicates(
     return [candidates[kept[group]] for group in near_embeddings(made, COSINE)], rule
 
 
-def _described(groups: Groups, names: list[str], where: list[tuple[str, str]]) -> dict[str, Any]:
+def _described(groups: Groups, names: list[str], where: list[tuple[str, str]]) -> dict[str, object]:
     """Groups by name, how many images repeat another, how many groups cross splits or classes."""
     across = [0, 0]
     for group in groups:

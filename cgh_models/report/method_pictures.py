@@ -7,7 +7,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..backbone import eval_mode
 from ..config import TrainConfig
@@ -27,7 +27,6 @@ _IMAGES = 500  # whose contexts are compared
 _MAPS = 6  # alignment maps that are shown
 _SIDE = 112  # pixels of a picture with something drawn on it
 
-
 _LEWEL = (
     "Where each of the embeddings that LEWEL compares looks. Columns are the maps that vary most "
     "over the picture; bright is the most weight of a map on that picture, dark the least."
@@ -44,7 +43,7 @@ _MNCLGLF = (
 )
 
 
-def own_numbers(method: Any, sample: Sample) -> dict[str, float]:
+def own_numbers(method: object, sample: Sample) -> dict[str, float]:
     """Numbers of a method's own, by what they are; none of most methods."""
     if isinstance(method, (LEWEL, LEWELM)):
         return _peaks(alignment_maps(method, _tensors(method, sample, sample.queries)))
@@ -54,7 +53,7 @@ def own_numbers(method: Any, sample: Sample) -> dict[str, float]:
 
 
 def own_pictures(
-    method: Any, sample: Sample, config: TrainConfig, views: list[Tensor], indices: np.ndarray
+    method: object, sample: Sample, config: TrainConfig, views: list[Tensor], indices: np.ndarray
 ) -> tuple[dict[str, float], str, list[list[Row]]]:
     """The numbers, a sentence on what is shown, and groups of rows; nothing of most methods.
 
@@ -81,7 +80,7 @@ def _tensors(method: Any, sample: Sample, positions: np.ndarray) -> Tensor:
 
 
 @torch.no_grad()
-def _in_eval_mode(method: Any, images: Tensor, forward: Callable[[Tensor], Any]) -> list[Any]:
+def _in_eval_mode(method: nn.Module, images: Tensor, forward: Callable[[Tensor], Any]) -> list[Any]:
     with eval_mode(method):
         return [forward(batch) for batch in images.split(64)]
 

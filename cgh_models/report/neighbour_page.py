@@ -178,7 +178,7 @@ def _same_class(images: ImageSet, compared: np.ndarray, near: np.ndarray) -> flo
 
 def _pictures(
     images: ImageSet, files: ImageSet | None, queries: tuple[str, ...], lines: list[list[Entry]]
-) -> list[list[dict[str, Any]]]:
+) -> list[list[dict[str, object]]]:
     """The rows with their thumbnails, of the largest size with which all have room."""
     entries = [entry for line in lines for entry in line]
     addresses: dict[bool, dict[int, str]] = {}
@@ -190,7 +190,7 @@ def _pictures(
         if sum(len(addresses[entry.is_file][entry.image]) for entry in entries) <= _PICTURE_BYTES:
             break
 
-    def picture(entry: Entry) -> dict[str, Any]:
+    def picture(entry: Entry) -> dict[str, object]:
         of_set = files if entry.is_file and files else images
         address = addresses[entry.is_file]
         found = galleries.picture_of_set(of_set, entry.image, address, entry.note, entry.of)

@@ -4,7 +4,7 @@ import base64
 import io
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
@@ -29,7 +29,7 @@ def library(name: str) -> ModuleType:
         raise InputError(f"{missing}, which pages need; type pip install '.[report]'") from error
 
 
-def write_page(path: Path, template: str, **values: Any) -> None:
+def write_page(path: Path, template: str, **values: object) -> None:
     """Fills ``templates/<template>`` and writes it atomically; texts in it are escaped.
 
     Raises InputError if it would be larger than MOST_BYTES, DiskError if it cannot be written.
@@ -62,7 +62,7 @@ def address(content: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def drawing(figure: "Figure") -> Any:
+def drawing(figure: "Figure") -> str:
     """A figure of matplotlib as SVG that stands in the page; its texts stay texts."""
     markupsafe = library("markupsafe")
     matplotlib = library("matplotlib")

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..config import READING, TrainConfig, from_dict
+from ..config import READING, Reading, TrainConfig, from_dict
 from ..data.image_set import ImageSet, load
 from ..errors import InputError, printable, say
 from ..evaluate.protocols import EvalSettings
@@ -77,7 +77,7 @@ def report(
         runs = [read(name) for name in given]
 
 
-def _write(runs: list[Run], out: Path, values: dict[str, Any]) -> None:
+def _write(runs: list[Run], out: Path, values: dict[str, object]) -> None:
     write_page(
         out,
         "report.html",
@@ -111,12 +111,12 @@ def _images_of(run: Run, data: str, reader: str) -> tuple[ImageSet | None, str]:
         return None, f"{error}; without images there are only curves here"
 
 
-def _card(run: Run, number: int) -> dict[str, Any]:
+def _card(run: Run, number: int) -> dict[str, object]:
     _, knn = run.points(run.knn) if run.knn else ([], [])
     return {"run": run, "colour": colour(number), "verdict": verdict(run), "knn": knn}
 
 
-def _signs(runs: list[Run]) -> list[dict[str, Any]]:
+def _signs(runs: list[Run]) -> list[dict[str, object]]:
     """For each sign of any run: its normal range, and of each run where it began and is now."""
     tables = [{sign["name"]: sign for sign in signs(run)} for run in runs]
     names = dict.fromkeys(name for table in tables for name in table)
@@ -160,7 +160,7 @@ def trained(run: Run) -> tuple[Any, int]:
     return method, step
 
 
-def _pictures(runs: list[Run], starts: _Starts, settings: EvalSettings) -> dict[str, Any]:
+def _pictures(runs: list[Run], starts: _Starts, settings: EvalSettings) -> dict[str, object]:
     """All that is shown of images, by the names that the template has for it."""
     sample = starts.sample
     networks = [starts.network]
@@ -179,7 +179,7 @@ def _pictures(runs: list[Run], starts: _Starts, settings: EvalSettings) -> dict[
     }
 
 
-def _own(run: Run, method: Any, sample: Sample, begun: dict[str, float]) -> dict[str, Any]:
+def _own(run: Run, method: Any, sample: Sample, begun: dict[str, float]) -> dict[str, object]:
     """A run's views, and what is its method's own."""
     config = from_dict(TrainConfig, run.described["train"])
     own = [change for change in config.view if is_own(change)]
@@ -219,9 +219,9 @@ def _weights_page(
     folder = manifest.find_folder(weights)
     if row and folder is None:
         folder = manifest.PACKAGE / "weights" / row.name
-    shown: dict[str, Any] = {"gallery": [], "map": None, "note": "", "same_class": []}
+    shown: dict[str, object] = {"gallery": [], "map": None, "note": "", "same_class": []}
     if data:
-        how: dict[str, Any] = trained_reading(weights) | {"reader": reader}
+        how: Reading = {**trained_reading(weights), "reader": reader}
         images = load(data, **how)
         sample = before_after.sample_of(images, [model], count)
         networks = [before_after.embed_sample("", model, sample, settings)]
@@ -244,7 +244,7 @@ def _weights_page(
     )
 
 
-def _facts(row: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+def _facts(row: dict[str, object], prefix: str = "") -> list[tuple[str, str]]:
     """The values of a row by their names, those inside of others too."""
     facts = []
     for name, value in row.items():

@@ -99,7 +99,7 @@ def _settings(run: Run) -> dict[str, str]:
     return {name: printable(value) for name, value in values.items()}
 
 
-def signs(run: Run) -> list[dict[str, Any]]:
+def signs(run: Run) -> list[dict[str, object]]:
     """The latest measurement beside the first: name, start, now, normal range, whether it is in."""
     table = []
     for name in run.names(measured=True):

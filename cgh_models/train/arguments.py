@@ -26,11 +26,11 @@ from .run_folder import settle
 
 def checked_run(
     method: Any,
-    data: Any,
+    data: object,
     config: TrainConfig,
     run_dir: str | Path,
     resume: bool,
-    views: Sequence[Any] | None,
+    views: Sequence[object] | None,
     processes: OneProcess,
 ) -> Run:
     """The run that arguments of `pretrain` ask for. Raises InputError."""
@@ -44,7 +44,7 @@ def checked_run(
     return Run(folder, images, config, device, recipe, processes, norm_sync)
 
 
-def check_arguments(method: Any, config: Any, run_dir: Any) -> Path:
+def check_arguments(method: object, config: object, run_dir: object) -> Path:
     """The run folder; InputError for what cannot be trained, or would be as something else."""
     kind = f"method: a {type(method).__name__}"
     if isinstance(method, (torch.jit.ScriptModule, nn.parallel.DataParallel)) or hasattr(
@@ -78,7 +78,7 @@ def check_arguments(method: Any, config: Any, run_dir: Any) -> Path:
 
 
 def settle_views(
-    method: Any, views: Sequence[Any] | None, config: TrainConfig
+    method: Method, views: Sequence[object] | None, config: TrainConfig
 ) -> tuple[Recipe, TrainConfig]:
     """The views of a run, and the config that describes them. Raises InputError."""
     if views is None:
@@ -93,10 +93,10 @@ def settle_views(
     return recipe, config
 
 
-def open_images(data: Any, config: TrainConfig, kept: Path | None = None) -> ImageSet:
+def open_images(data: object, config: TrainConfig, kept: Path | None = None) -> ImageSet:
     """The index of the training images, ``kept`` as in `load`. Raises InputError."""
-    how = config.reading | {"cache_gib": config.cache_gib, "kept": kept}
-    images = load(data, config.follow_links, **how)
+    how = (data, config.follow_links)
+    images = load(*how, **config.reading, cache_gib=config.cache_gib, kept=kept)
     if (images.in_chans, images.reader) != (config.in_chans, config.reader):
         given = f"data: an ImageSet with in_chans={images.in_chans}, reader={images.reader!r}"
         raise InputError(f"{given}; load it with **config.reading")

@@ -63,7 +63,7 @@ class ReplayedPass:
         self.calls = 0
         self.graphs: dict[tuple, Callable[[Tensor], tuple[Tensor, ...]]] = {}
 
-    def __call__(self, images: Tensor, **options: Any) -> Any:
+    def __call__(self, images: Tensor, **options: object) -> Tensor | tuple[Tensor, list[Tensor]]:
         if not self.backbone.training or not images.is_cuda:
             return self.function(images, **options)
         key = (self.calls, images.shape, *options.values(), torch.is_grad_enabled())
@@ -74,7 +74,7 @@ class ReplayedPass:
         first, *maps = self.graphs[key](images)
         return (first, maps) if options else first
 
-    def _record(self, images: Tensor, options: dict[str, Any]) -> Callable[..., Any]:
+    def _record(self, images: Tensor, options: dict[str, object]) -> Callable[..., Any]:
         buffers = list(self.backbone.buffers())
         before = [buffer.clone() for buffer in buffers]
         # A recording keeps no weights that autocast cast before it.

@@ -84,7 +84,7 @@ class Processes:
 
     def _raise(self, error: Exception | None) -> NoReturn:
         """Raises the same error on all, the first of those that some processes have."""
-        found: list[Any] = [None] * self.count
+        found: list[tuple[type[Exception], str] | None] = [None] * self.count
         dist.all_gather_object(found, error and (type(error), str(error)))
         rank, (kind, text) = next((r, reason) for r, reason in enumerate(found) if reason)
         raise kind(text if rank == 0 else f"process {rank} of {self.count}: {text}") from error
@@ -168,8 +168,7 @@ def joined() -> Iterator[Any]:
         store = _met(rank, count)
         with silenced, Watch(store.clone(), rank, count):
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-            how: dict[str, Any] = {"store": store, "rank": rank, "world_size": count}
-            dist.init_process_group(backend, timeout=TIMEOUT, **how)
+            dist.init_process_group(backend, None, TIMEOUT, count, rank, store)
             processes = Processes()
             try:
                 yield processes
@@ -247,7 +246,7 @@ def connected(method: nn.Module, processes: OneProcess, config: TrainConfig) -> 
                 static_graph=config.accumulate == 1,
                 find_unused_parameters=config.accumulate > 1,
             )
-        random: list[Any] = [torch.get_rng_state()]
+        random = [torch.get_rng_state()]
         if device.type == "cuda":
             random.append(torch.cuda.get_rng_state(device))
         dist.broadcast_object_list(random)

@@ -40,7 +40,7 @@ class Health:
         self._views: list[Tensor] = []  # two, of `exact_views`
         self._before: dict[str, Tensor] = {}  # what is compared with the next measurement
 
-    def __call__(self, method: Any) -> Values:
+    def __call__(self, method: nn.Module) -> Values:
         """The signs by name; not in the first: those that compare with the measurement before."""
         values = {}
         if not self._views:
@@ -179,7 +179,7 @@ def sample_of(module: nn.Module) -> Tensor:
     return torch.cat([parameter[::step].float() for parameter in parameters]).cpu()
 
 
-def _teacher_temperature(config: Any) -> float:
+def _teacher_temperature(config: object) -> float:
     names = ("global_teacher_temperature", "teacher_temperature", "temperature")
     return next((getattr(config, name) for name in names if hasattr(config, name)), 0.0)
 

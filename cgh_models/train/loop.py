@@ -40,15 +40,15 @@ from .verdict import verdict_at
 
 @plain_defaults()
 def pretrain(
-    method: Any,
-    data: Any,
+    method: torch.nn.Module,
+    data: object,
     config: TrainConfig,
     run_dir: str | Path,
     *,
     resume: bool = False,
     plan: bool = False,
     on_log: Callable[[dict[str, float]], object] | None = None,
-    views: Sequence[Any] | None = None,
+    views: Sequence[object] | None = None,
 ) -> None:
     """Trains ``method`` in place on unlabelled images; everything else is left in ``run_dir``.
 

@@ -105,7 +105,7 @@ class MetricLogger:
             yield item
             start = time.perf_counter()
 
-    def start(self, method: Any, optimizer: torch.optim.Optimizer) -> None:
+    def start(self, method: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Measures and saves a new run; of a resumed one, measures what `unmeasured` says."""
         self._method = method
         self._optimizer = optimizer

@@ -63,9 +63,8 @@ class Monitor:
         shuffled = order(0, 0, len(images))
         self.spread = Sample(images, shuffled[:SPREAD])
         if config.eval_data and config.eval_every >= 0:
-            how: dict[str, Any] = config.reading | {"pixel_range": images.pixel_range}
-            how["cache_gib"] = config.cache_gib
-            train, val = load_splits(config.eval_data, config.follow_links, **how)
+            where = (config.eval_data, config.follow_links, images.pixel_range)
+            train, val = load_splits(*where, config.in_chans, config.reader, config.cache_gib)
             check_classes(train)
             memory = Sample(train, order(0, 0, len(train))[:MEMORY])
             self.knn = ("knn", memory, Sample(val, order(0, 0, len(val))[:QUERIES]))
@@ -74,7 +73,7 @@ class Monitor:
             memory = Sample(images, shuffled[count : count + MEMORY])
             self.knn = ("knn_train", memory, Sample(images, shuffled[:count]))
 
-    def __call__(self, method: Any) -> dict[str, float]:
+    def __call__(self, method: object) -> dict[str, float]:
         """Spread, kNN in percent (knn or knn_train) and signs of health; none if a signal comes."""
         try:
             return self._measure(method)

@@ -30,7 +30,7 @@ def norm_sync_of(method: Any, config: TrainConfig, processes: OneProcess) -> str
 
 
 @contextlib.contextmanager
-def synced_norms(method: Any, how: str, processes: Any) -> Iterator[None]:
+def synced_norms(method: nn.Module, how: str, processes: Any) -> Iterator[None]:
     """Within it, batch norms take their statistics as ``how`` says, see `norm_sync_of`.
 
     shuffle: `teacher_forward` asks ``processes.shuffles``. sync: on CUDA devices by torch's

@@ -93,7 +93,7 @@ class Lars(Optimizer):
         super().__init__(groups, defaults)
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def step(self, closure: object = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Takes a step. ``closure`` is torch's and not used."""
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]

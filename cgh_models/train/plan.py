@@ -42,7 +42,7 @@ def say_processes(run: Run) -> None:
 
 
 def say_plan(
-    method: Any, images: ImageSet, config: TrainConfig, recipe: Recipe, processes: int = 1
+    method: object, images: ImageSet, config: TrainConfig, recipe: Recipe, processes: int = 1
 ) -> None:
     """Says the plan of a run of so many processes on stderr."""
     for line in plan(method, images, config, recipe, processes):
@@ -191,7 +191,7 @@ def _few_views(recipe: Recipe, images: ImageSet, config: TrainConfig, count: int
     return [normalized(view, pixels, mean, std) for view, pixels in pairs]
 
 
-def _queue_length(method: Any) -> int:
+def _queue_length(method: object) -> int:
     queue = getattr(method, "queue", None)
     return queue.rows.shape[1] if queue is not None else 0
 

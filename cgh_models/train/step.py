@@ -19,7 +19,7 @@ from .optim import Lars
 
 
 def train_step(
-    network: Any,
+    network: nn.Module,
     optimizer: Optimizer,
     views: list[Tensor],
     progress: float,
@@ -65,7 +65,7 @@ def train_step(
 
 
 def add_gradients(
-    network: Any,
+    network: nn.Module,
     views: list[Tensor],
     progress: float,
     device_type: str,

@@ -85,7 +85,7 @@ def verdict(rows: list[Row], run: dict[str, Any]) -> Verdict | None:
     )
 
 
-def verdict_at(step: int, log: list[Row], run: dict[str, Any]) -> Verdict | None:
+def verdict_at(step: int, log: list[Row], run: dict[str, object]) -> Verdict | None:
     """The verdict of a whole log until ``step``; ``run`` is as for `verdict`."""
     return verdict([row for row in log if "feature_std" in row and row["step"] <= step], run)
 
@@ -181,7 +181,7 @@ def _of_queue(last: Row) -> Verdict | None:
     return None
 
 
-def _of_weights(rows: list[Row], run: dict[str, Any]) -> Verdict | None:
+def _of_weights(rows: list[Row], run: dict[str, object]) -> Verdict | None:
     """How far they moved since the measurement before, and whether it did any good."""
     last = rows[-1]
     if len(rows) < 2 or not {"moved", "weight_norm"} <= last.keys():
@@ -211,7 +211,7 @@ def _of_order(last: Row) -> Verdict | None:
     return None
 
 
-def _of_learning(rows: list[Row], run: dict[str, Any]) -> Verdict | None:
+def _of_learning(rows: list[Row], run: dict[str, object]) -> Verdict | None:
     """By kNN where there are labels, else by the views that are nearest to each other."""
     first, last = rows[0], rows[-1]
     queries = last.get("knn_queries", QUERIES)

@@ -3,14 +3,13 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from ..errors import InputError, printable
 
 
 @contextlib.contextmanager
 def wandb_log(
-    project: str, run_dir: str | Path, settings: dict[str, Any]
+    project: str, run_dir: str | Path, settings: dict[str, object]
 ) -> Iterator[Callable[[dict[str, float]], object] | None]:
     """A function for ``on_log`` of `pretrain`, until the run ends; None for an empty ``project``.
 
