@@ -6,6 +6,20 @@ bench:
 	cd benchmarks && for script in $(SCRIPTS); do \
 		echo; echo "## $$script.py"; python $$script.py || exit 1; done
 
+# Against lightly and LightlyTrain for the same wall clock, in an environment of theirs, PEERS.
+# make bench-peers DATA=FOLDER/cifar10 MINUTES=20; ON=test reads the test images.
+PEERS = .venv-peers
+MINUTES = 20
+ON = held-out
+.PHONY: bench-peers
+bench-peers: $(PEERS)/bin/lightly-train
+	PYTHONPATH=. python benchmarks/peers.py "$(DATA)" --peers $(PEERS)/bin/python \
+		--minutes $(MINUTES) --seeds 0 1 2 --on $(ON)
+$(PEERS)/bin/lightly-train:
+	python -m venv $(PEERS)
+	$(PEERS)/bin/pip install "lightly>=1.6.0" "lightly-train>=0.18.0" "timm>=1.0.31" \
+		"torch>=2.15.0" "torchvision>=0.29.2"
+
 # What holds under faults, with large counts, in an hour or so; docs/reliability.md is of these.
 # One of them: make faults FAULTS=kills
 FAULTS = kills file_calls full_disks stop_signals odd_images mutated_images mutated_files command_lines

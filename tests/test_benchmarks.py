@@ -39,6 +39,37 @@ def test_the_tables_of_short_runs_are_those_of_their_results():
     assert kept == table.tables(table.read(folder / "results.jsonl"))
 
 
+def test_as_many_epochs_are_planned_as_fit_the_time_and_a_loop_until_the_limit_has_its_last_begun():
+    fit = benchmark("peers").epochs_that_fit
+    assert fit(limit=1000, start_up=100, epoch=100, until_the_limit=False) == 8  # 9 without spare
+    assert fit(limit=1000, start_up=100, epoch=80, until_the_limit=True) == 12  # 11.25 of them
+    assert fit(limit=50, start_up=100, epoch=80, until_the_limit=True) == 1
+    with pytest.raises(SystemExit, match="give more --minutes"):
+        fit(limit=1000, start_up=100, epoch=890, until_the_limit=False)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_benchmark_of_peers_probes_trains_and_measures_ours(image_root, tmp_path, monkeypatch):
+    out = tmp_path / "peers.jsonl"
+    words = (
+        f"peers {image_root} --only moco_v2 --arch test_resnet --batch-size 16 --probe-seconds 1"
+    )
+    monkeypatch.setattr(sys, "argv", [*words.split(), "--out", str(out)])
+    peers = benchmark("peers")
+    monkeypatch.setattr(peers, "THREADS", 1)
+    given = peers.arguments()
+    images, train, val = peers.images_of(given, tmp_path / "images")
+    assert len(train) == 58 == len(list(images.rglob("*.png"))) and len(val) == 6
+    start_up, steps = peers.probe(given, "moco_v2", images)
+    assert start_up > 0 and steps > 0
+    result = peers.run(given, "moco_v2", 0, 10, images, [train, val])
+    assert result["epochs"] == 10 and result["images"] == 58 and not result["killed"]
+    assert result["images_per_second"] > 0 and result["memory"] > 0 and 0 <= result["knn"] <= 100
+    row = peers.tables([result]).splitlines()[-1].strip("| ").split(" | ")
+    assert row[0] == "moco_v2" and row[3] == "10" and row[-1] == f"{result['knn']:.2f}"
+
+
 @pytest.mark.slow
 def test_the_benchmark_of_a_gpu_prints_a_row_on_a_processor_too(tmp_path):
     script = REPO / "benchmarks" / "bench_gpu.py"
