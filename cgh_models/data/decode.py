@@ -183,17 +183,16 @@ def _to_rgb(opened: ImageFile.ImageFile, file: IO[bytes], pixel_range: str) -> I
 
 def decode_bands(file: IO[bytes]) -> np.ndarray:
     """The values (H, W) or (H, W, bands) of an image, upright, its alpha among the bands."""
-    image: Any = open_image(file)
+    image = open_image(file)
     if image.mode == "P":
         raise BadImage("a palette, whose numbers are no values; save it as grey or RGB")
-    if image.mode == "1":
-        image = image.convert("L")
     if deep_pixels.is_deep(image):
         values, alpha = deep_pixels.values_of(image, file)
         values = values if alpha is None else np.dstack([values, alpha])
     else:
         image.load()
-        values = np.asarray(ImageOps.exif_transpose(image))
+        upright = ImageOps.exif_transpose(image)
+        values = np.asarray(upright.convert("L") if upright.mode == "1" else upright)
     if image.format == "PNG":
         high = values if values.dtype == np.uint8 else (values >> 8).astype(np.uint8)
         first = high if high.ndim == 2 else high[..., 0]

@@ -75,6 +75,18 @@ def test_what_pillow_reads_arrives_with_all_its_bands(tmp_path):
     assert load(tmp_path / "4").names == ["a.png", "b.tif"]  # arrays are no RGB images
 
 
+@pytest.mark.parametrize("name", ["a.png", "a.bmp", "a.gif", "a.webp"])
+def test_black_and_white_of_one_bit_is_0_and_255(tmp_path, name):
+    pixels = np.zeros((6, 8), bool)
+    pixels[2:, 3] = True
+    Image.fromarray(pixels).save(tmp_path / name, lossless=True)
+    if name == "a.webp":  # has no grey
+        with pytest.raises(BadImage, match="3 bands, expected 1"):
+            load(tmp_path, in_chans=1).image(0)
+    else:
+        assert np.array_equal(load(tmp_path, in_chans=1).image(0)[..., 0], 255 * pixels)
+
+
 def test_exif_turns_a_grey_photograph_and_8_bits_beside_16_keep_their_place(tmp_path):
     grey = RNG.integers(0, 256, (8, 16)).astype(np.uint8)
     exif = Image.Exif()
