@@ -15,6 +15,7 @@ from test_decode import PILLOW, chunk, png, saved
 from tiffs import tiff
 
 from cgh_models.cli.evaluate import Knn, Measurement
+from cgh_models.cli.flags import Machine
 from cgh_models.data.decode import decode_rgb
 from cgh_models.data.image_set import load, load_splits
 from cgh_models.errors import BadImage, InputError
@@ -363,7 +364,8 @@ def test_a_run_keeps_its_range_and_its_weights_are_measured_in_it(tmp_path, caps
         pretrain(build(), root, changed, tmp_path / "run", resume=True)
 
     deep_set(tmp_path / "val", most=1000, count=10)
-    Knn(Measurement(str(tmp_path / "run"), str(tmp_path), workers=0)).run()
+    machine = Machine(workers=0)
+    Knn(Measurement(str(tmp_path / "run"), str(tmp_path), machine=machine)).run()
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert found["pixel_range"] == "12-bit"
     ranges = {value: load(tmp_path / "val", pixel_range=value) for value in ("12-bit", "10-bit")}
