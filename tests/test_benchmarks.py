@@ -1,5 +1,6 @@
 """The benchmarks run, and all are listed."""
 
+import json
 import os
 import re
 import shutil
@@ -37,6 +38,14 @@ def test_the_tables_of_short_runs_are_those_of_their_results():
     written = (folder / "NOTES.md").read_text("utf-8")
     kept = written.split("<!-- results -->\n")[1].split("\n<!-- /results -->")[0]
     assert kept == table.tables(table.read(folder / "results.jsonl"))
+
+
+def test_the_table_of_peers_is_that_of_their_results():
+    folder = REPO / "benchmarks"
+    written = (folder / "README.md").read_text("utf-8")
+    kept = written.split("<!-- peers -->\n")[1].split("\n<!-- /peers -->")[0]
+    lines = (folder / "peers.jsonl").read_text("utf-8").splitlines()
+    assert kept == benchmark("peers").tables([json.loads(line) for line in lines])
 
 
 def test_as_many_epochs_are_planned_as_fit_the_time_and_a_loop_until_the_limit_has_its_last_begun():
