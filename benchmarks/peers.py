@@ -42,12 +42,12 @@ from typing import Any
 
 import timm
 import torch
+from short_runs.run import images_of
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 import cgh_models
-from cgh_models.data.image_set import ImageSet, load_splits
+from cgh_models.data.image_set import ImageSet
 from cgh_models.evaluate import knn_accuracy
-from cgh_models.evaluate.splits import draw, held_out, subset
 from cgh_models.train import checkpoint
 
 HERE = Path(__file__).resolve().parent
@@ -86,17 +86,12 @@ def arguments() -> argparse.Namespace:
     return given
 
 
-def images_of(given: argparse.Namespace, folder: Path) -> tuple[Path, ImageSet, ImageSet]:
+def folder_of(given: argparse.Namespace, folder: Path) -> tuple[Path, ImageSet, ImageSet]:
     """The folder to train on, made in ``folder`` if it is less than train/, and its images; those
     to measure on."""
-    train, val = load_splits(given.data)
+    train, val = images_of(given)
     if given.on == "test" and given.percent == 100:
         return train.root, train, val
-    if given.on == "held-out":
-        kept, apart = held_out(train.labels, seed=0)
-        train, val = subset(train, kept), subset(train, apart)
-    if given.percent < 100:
-        train = subset(train, draw(train.labels, given.percent, seed=0))
     for name in train.names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes((train.root / name).read_bytes())
@@ -189,9 +184,8 @@ def watched(words: list[str], out: Path, limit: float, training: float) -> dict[
     if process.returncode and not killed:
         end = (out / "said").read_text(errors="replace")[-2000:]
         raise SystemExit(f"{' '.join(words)}: ended with {process.returncode}:\n{end}")
-    return {"seen": seen, "steps": steps_done(out), "killed": killed, "seconds": seconds} | {
-        "memory": peak
-    }
+    found = {"seen": seen, "steps": steps_done(out), "killed": killed}
+    return found | {"seconds": seconds, "memory": peak}
 
 
 def speed(seen: list[tuple[float, int]]) -> float:
@@ -329,7 +323,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what runs is stopped, too
     failed = []
     with tempfile.TemporaryDirectory() as folder:
-        images, train, val = images_of(given, Path(folder))
+        images, train, val = folder_of(given, Path(folder))
         for name in given.only:
             try:
                 contend(given, name, images, [train, val])

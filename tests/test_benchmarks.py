@@ -68,7 +68,7 @@ def test_the_benchmark_of_peers_probes_trains_and_measures_ours(image_root, tmp_
     peers = benchmark("peers")
     monkeypatch.setattr(peers, "THREADS", 1)
     given = peers.arguments()
-    images, train, val = peers.images_of(given, tmp_path / "images")
+    images, train, val = peers.folder_of(given, tmp_path / "images")
     assert len(train) == 58 == len(list(images.rglob("*.png"))) and len(val) == 6
     start_up, steps = peers.probe(given, "moco_v2", images)
     assert start_up > 0 and steps > 0
