@@ -57,6 +57,15 @@ class BadImage(Exception):  # noqa: N818 - a finding: the caller takes another i
 ERRORS = (NotReproduced, InputError, NetworkError, IntegrityError, DiskError, Interrupted)
 
 
+@contextlib.contextmanager
+def os_error_as(kind: type[Exception], path: object, what: str, advice: str) -> Iterator[None]:
+    """Turns the system's error into one of ours: "PATH: cannot be read (its reason); advice"."""
+    try:
+        yield
+    except OSError as error:
+        raise kind(f"{printable(path)}: {what} ({error.strerror}); {advice}") from error
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether the error says that a device, or the CPU, has no memory left."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from .. import files
-from ..errors import DiskError, InputError, IntegrityError, printable, say
+from ..errors import DiskError, InputError, IntegrityError, os_error_as, printable, say
 from ..hashing import sha256
 from ..tensors import read_tensors, write_tensors
 
@@ -80,11 +80,8 @@ def read(
     ``indices`` are those of all images. What was left out of them is tried again: chmod does not
     change the time of a file. A damaged file is named, and then counts as none.
     """
-    try:
+    with os_error_as(InputError, folder, "cannot keep embeddings", "give --cache a folder"):
         Path(folder).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = f"cannot keep embeddings ({error.strerror})"
-        raise InputError(f"{printable(folder)}: {reason}; give --cache a folder") from error
     path = Path(folder) / f"{key}.safetensors"
     if not path.exists():
         return None

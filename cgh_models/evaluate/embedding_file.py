@@ -17,7 +17,7 @@ from ..data.decode import BadFile
 from ..data.eval_loader import EvalDataset, eval_samples, eval_transform
 from ..data.image_set import ImageSet
 from ..data.reading import check_channels
-from ..errors import InputError, IntegrityError, Interrupted, printable
+from ..errors import InputError, IntegrityError, Interrupted, os_error_as, printable
 from ..progress import bar
 from ..tensors import plain_defaults
 from ..version import __version__
@@ -130,11 +130,8 @@ class _Parts:
     def begin(self, about: dict[str, object]) -> None:
         """Makes the folder, or takes one that was begun with the same weights, images, settings."""
         name = printable(self.folder)
-        try:
+        with os_error_as(InputError, self.folder, "cannot be made", "give another --out"):
             self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            reason = f"cannot be made ({error.strerror}); give another --out"
-            raise InputError(f"{name}: {reason}") from error
         described = self.folder / _SETTINGS
         if not described.exists():
             files.write_json(described, about)

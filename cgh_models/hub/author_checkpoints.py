@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import DiskError, InputError, IntegrityError, printable
+from ..errors import DiskError, InputError, IntegrityError, os_error_as, printable
 from ..hashing import sha256
 from ..tensors import read_tensors
 from .row import ConvertedFrom
@@ -157,7 +157,7 @@ def _open(path: Path) -> tuple[object, int, str]:
     name = printable(path)
     if not path.is_file():
         raise InputError(f"{name}: not found; expected a file of weights that the authors wrote")
-    try:
+    with os_error_as(DiskError, path, "cannot be read", "check disk and permissions"):
         size = path.stat().st_size
         if size > MAX_FILE:
             reason = f"{size} bytes, more than {MAX_FILE}; expected a checkpoint of a ResNet"
@@ -165,9 +165,6 @@ def _open(path: Path) -> tuple[object, int, str]:
         digest = sha256(path)
         is_safetensors = path.suffix == ".safetensors"
         return read_tensors(path, digest) if is_safetensors else _load(path), size, digest
-    except OSError as error:
-        reason = f"cannot be read ({error.strerror}); check disk and permissions"
-        raise DiskError(f"{name}: {reason}") from error
 
 
 def _load(path: Path) -> object:

@@ -6,7 +6,7 @@ At its start the interpreter then imports `cgh_models`; until Python 3.18, see P
 import sysconfig
 from pathlib import Path
 
-from ..errors import DiskError, printable
+from ..errors import DiskError, os_error_as
 
 _CODE = "try:\n if os.environ.get('CGH_AUTOLOAD') != '0': import cgh_models\nexcept Exception: pass"
 
@@ -19,12 +19,10 @@ def path() -> Path:
 def switch(on: bool) -> bool:
     """Writes or removes the file; returns whether it existed. Raises DiskError."""
     existed = path().exists()
-    try:
+    advice = "use a virtual environment of your own"
+    with os_error_as(DiskError, path(), "cannot be written", advice):
         if on:
             path().write_text(f"import os; exec({_CODE!r})\n", encoding="utf-8")
         else:
             path().unlink(missing_ok=True)
-    except OSError as error:
-        reason = f"cannot be written ({error.strerror}); use a virtual environment of your own"
-        raise DiskError(f"{printable(path())}: {reason}") from error
     return existed

@@ -6,14 +6,13 @@ Hub, URLs. The first that has the file counts: other bytes than the row says end
 
 import contextlib
 import os
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from huggingface_hub import constants
 
-from ..errors import DiskError, InputError, IntegrityError, NetworkError, printable
+from ..errors import DiskError, InputError, IntegrityError, NetworkError, os_error_as, printable
 from ..hashing import sha256
 from .row import FileEntry, Row
 
@@ -24,6 +23,8 @@ CacheDir = str | os.PathLike[str] | None
 HERE = {"packaged", "checkout", "cached"}
 _PACKAGED = Path(__file__).parents[1] / "weights"
 _CHECKOUT = Path(__file__).parents[2] / "weights"
+# What cannot be read is a DiskError: timm would take an OSError for a file that is not there.
+_readable = partial(os_error_as, DiskError, what="cannot be read", advice="check its permissions")
 _verified: dict[Path, tuple[int, int, int, str]] = {}  # size, mtime, inode and sha256 when verified
 
 
@@ -147,16 +148,6 @@ def _remove_from_cache(path: Path, cache_dir: CacheDir) -> None:
     inside = _hub_cache(cache_dir).resolve() in target.parents
     if inside and blobs.name == "blobs" and blobs.parent.name.startswith("models--"):
         target.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """Turns an OSError into a DiskError: timm would take it for a file that is not there."""
-    try:
-        yield
-    except OSError as error:
-        reason = f"cannot be read ({error.strerror}); check its permissions"
-        raise DiskError(f"{printable(path)}: {reason}") from error
 
 
 def _download(row: Row, file: str, cache_dir: CacheDir) -> Path:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..config import TrainConfig, from_dict, from_older, to_dict
-from ..errors import DiskError, InputError, IntegrityError, printable, shell_command
+from ..errors import DiskError, InputError, IntegrityError, os_error_as, printable, shell_command
 from ..files import read_json, write_json
 from ..hashing import sha256
 from ..tensors import describe_mismatch, read_tensors, write_tensors
@@ -78,12 +78,9 @@ def save(run_dir: Path, step: int, method: nn.Module, optimizer: Optimizer) -> N
         tensors["random.cuda"] = torch.cuda.get_rng_state(device)
     path = run_dir / f"checkpoint-{step:08d}.safetensors"
     write_tensors(path, tensors)
-    try:
+    with os_error_as(DiskError, path, "cannot be read back", "check the disk"):
         entries = _write_index(run_dir, path)
         names = _names(run_dir)
-    except OSError as error:
-        reason = f"cannot be read back ({error.strerror}); check the disk"
-        raise DiskError(f"{printable(path)}: {reason}") from error
     if len(entries) == KEEP:
         for name in names:
             if _step(name) < entries[-1].step:
@@ -130,11 +127,8 @@ def newest(run_dir: Path, say: Callable[[str], None]) -> tuple[int, Path]:
     index = {entry.file: entry for entry in read_index(run_dir)}
     for file in newest_first(run_dir):
         path = run_dir / file
-        try:
+        with os_error_as(DiskError, path, "cannot be read", "check disk and permissions"):
             problem = _problem(path, index.get(file))
-        except OSError as error:
-            reason = f"cannot be read ({error.strerror}); check disk and permissions"
-            raise DiskError(f"{printable(path)}: {reason}") from error
         if problem:
             say(f"{printable(path)}: {problem}; trying an older checkpoint")
             continue

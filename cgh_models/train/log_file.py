@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .. import files
-from ..errors import DiskError, InputError, printable, say
+from ..errors import DiskError, InputError, os_error_as, printable, say
 
 LONGEST_LINE = 2**20  # bytes
 
@@ -37,17 +37,14 @@ def lines(path: Path, most: int = 2**62) -> Iterator[tuple[bytes, dict[str, floa
     """
     if not path.is_file():
         return
-    try:
-        with open(path, "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - most))
-            while line := file.readline(LONGEST_LINE):
-                row = None
-                with contextlib.suppress(ValueError, RecursionError):
-                    row = json.loads(str(_clean(line), "utf-8-sig"))
-                yield line, row if _is_row(row) else None
-    except OSError as error:
-        reason = f"cannot be read ({error.strerror}); check disk and permissions"
-        raise DiskError(f"{printable(path)}: {reason}") from error
+    readable = os_error_as(DiskError, path, "cannot be read", "check disk and permissions")
+    with readable, open(path, "rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - most))
+        while line := file.readline(LONGEST_LINE):
+            row = None
+            with contextlib.suppress(ValueError, RecursionError):
+                row = json.loads(str(_clean(line), "utf-8-sig"))
+            yield line, row if _is_row(row) else None
 
 
 def _clean(line: bytes) -> bytes:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ..data.loader import batch_indices
-from ..errors import DiskError, InputError, printable
+from ..errors import DiskError, InputError, os_error_as, printable
 from ..methods.method import Losses
 from . import checkpoint
 from .log_file import LONGEST_LINE, drop_lines, lines, read_log
@@ -88,13 +88,10 @@ class MetricLogger:
             board = TensorBoard(self.run, self.monitor)
             self._exits.enter_context(board.writer)
             self._listeners.append(board)
-        try:
+        with os_error_as(DiskError, self.path, "cannot be written", "check disk and permissions"):
             drop_lines(self.path, self.done)
             file = open(self.path, "ab", buffering=0)  # noqa: SIM115 - until the run ends
             self._file = self._exits.enter_context(file)
-        except OSError as error:
-            reason = f"cannot be written ({error.strerror}); check disk and permissions"
-            raise DiskError(f"{printable(self.path)}: {reason}") from error
         return [row for row in read_log(self.path) if "feature_std" in row]
 
     def timed(self, items: Iterator[Item]) -> Iterator[Item]:
