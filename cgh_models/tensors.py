@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .errors import DiskError, InputError, IntegrityError, printable
+from .errors import DiskError, InputError, IntegrityError, os_error_as, printable
 from .files import atomic
 from .progress import bar
 
@@ -99,7 +99,7 @@ def read_tensors(path: Path, sha256: str | None = None, *, ours: bool = False) -
     if not path.is_file():
         raise InputError(f"{name}: not found; expected a safetensors file")
     digest = hashlib.sha256()
-    try:
+    with _readable(path):
         size = path.stat().st_size
         with open(path, "rb", buffering=0) as file, bar(size, f"reading {path.name}", "B") as shown:
             if sha256 is None:
@@ -111,8 +111,6 @@ def read_tensors(path: Path, sha256: str | None = None, *, ours: bool = False) -
 
             with ThreadPoolExecutor(1) as hasher:  # hashes while more is read
                 tensors = _read(file, partial(hasher.submit, update), ours)
-    except (OSError, ValueError, RecursionError) as error:
-        raise _unreadable(path, error) from error
     found = digest.hexdigest()
     if found != sha256:
         reason = f"sha256 differs: expected {sha256}, found {found}; get it again"
@@ -122,20 +120,19 @@ def read_tensors(path: Path, sha256: str | None = None, *, ours: bool = False) -
 
 def read_shapes(path: Path) -> dict[str, Tensor]:
     """Tensors without values (meta). Raises IntegrityError for a damaged header, or DiskError."""
-    try:
-        with open(path, "rb", buffering=0) as file:
-            _, entries = _read_header(file, ours=False)
-    except (OSError, ValueError, RecursionError) as error:
-        raise _unreadable(path, error) from error
+    with _readable(path), open(path, "rb", buffering=0) as file:
+        _, entries = _read_header(file, ours=False)
     return {e.name: torch.empty(e.shape, dtype=e.dtype, device="meta") for e in entries}
 
 
-def _unreadable(path: Path, error: Exception) -> IntegrityError | DiskError:
-    if isinstance(error, OSError):
-        reason = f"cannot be read ({error.strerror}); check disk and permissions"
-        return DiskError(f"{printable(path)}: {reason}")
-    reason = f"not a readable safetensors file ({error}); get it again"
-    return IntegrityError(f"{printable(path)}: {reason}")
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        with os_error_as(DiskError, path, "cannot be read", "check disk and permissions"):
+            yield
+    except (ValueError, RecursionError) as error:
+        reason = f"not a readable safetensors file ({error}); get it again"
+        raise IntegrityError(f"{printable(path)}: {reason}") from error
 
 
 def _read(
@@ -218,6 +215,19 @@ def _entry(name: str, value: object) -> Entry:
 
 def _are_counts(values: object) -> bool:
     return isinstance(values, list) and all(type(n) is int and n >= 0 for n in values)
+
+
+def refuse_mismatch(
+    ours: dict[str, Tensor],
+    given: dict[str, Tensor],
+    source: object,
+    advice: str,
+    model: str = "the model",
+) -> None:
+    """Raises IntegrityError, which names their ``source``, unless ``given`` can fill ``ours``."""
+    mismatch = describe_mismatch(ours, given)
+    if mismatch:
+        raise IntegrityError(f"{printable(source)}: does not fit {model}: {mismatch}; {advice}")
 
 
 def describe_mismatch(ours: dict[str, Tensor], given: dict[str, Tensor]) -> str:

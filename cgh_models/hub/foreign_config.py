@@ -12,9 +12,9 @@ import timm
 from timm.models import PretrainedCfg
 
 from .. import backbone
-from ..errors import InputError, IntegrityError, printable
+from ..errors import InputError, printable
 from ..files import read_json
-from ..tensors import describe_mismatch, read_shapes
+from ..tensors import read_shapes, refuse_mismatch
 from .row import BACKBONE, Preprocessing
 from .strict_json import parse
 
@@ -75,9 +75,7 @@ def read(folder: Path) -> tuple[str, PretrainedCfg, dict[str, Any]]:
         reason = printable(" ".join(str(error).split())[:100])
         raise InputError(f"{name}: timm cannot build {arch} from it ({reason})") from error
     # timm loads without complaint, whatever is missing, as soon as the classifier is dropped
-    mismatch = describe_mismatch(model.state_dict(), read_shapes(file))
-    if mismatch:
-        raise IntegrityError(f"{printable(file)}: does not fit {arch}: {mismatch}; save it anew")
+    refuse_mismatch(model.state_dict(), read_shapes(file), file, "save it anew", arch)
     return arch, cfg, args
 
 

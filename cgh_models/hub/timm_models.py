@@ -13,8 +13,8 @@ from torch import Tensor
 
 from .. import backbone
 from ..backbone import TimmModel
-from ..errors import InputError, IntegrityError, printable
-from ..tensors import describe_mismatch, read_shapes
+from ..errors import InputError, printable
+from ..tensors import read_shapes, refuse_mismatch
 from .row import Row
 
 _LARGE = 512  # pixels a side
@@ -88,12 +88,8 @@ def model_with_tensors(
 
 
 def _refuse_mismatch(row: Row, file: object, model: TimmModel, found: dict[str, Tensor]) -> None:
-    mismatch = describe_mismatch(model.state_dict(), found)
-    if mismatch:
-        raise IntegrityError(
-            f"{printable(file)}: does not fit {row.architecture} of timm {timm_version}: "
-            f"{mismatch}; install another timm"
-        )
+    kind = f"{row.architecture} of timm {timm_version}"
+    refuse_mismatch(model.state_dict(), found, file, "install another timm", kind)
 
 
 def pretrained_cfg(row: Row, file: str | os.PathLike[str]) -> PretrainedCfg:

@@ -14,7 +14,7 @@ from .. import backbone, files
 from ..backbone import TimmModel
 from ..errors import InputError, IntegrityError, printable
 from ..hashing import sha256
-from ..tensors import describe_mismatch
+from ..tensors import refuse_mismatch
 from . import manifest
 from .card import card_of, in_words
 from .row import BACKBONE, STUDENT_HEADS, TEACHER_HEADS, FileEntry, Preprocessing, Row
@@ -172,8 +172,5 @@ def renew_queue(source: Any, method: Any, taken: str) -> str:
 
 def load_strictly(module: nn.Module, state: dict[str, Tensor], source: object) -> None:
     """Loads a state dict. Raises IntegrityError, which names the source, for a mismatch."""
-    mismatch = describe_mismatch(module.state_dict(), state)
-    if mismatch:
-        reason = f"does not fit the model: {mismatch}; give weights of the same architecture"
-        raise IntegrityError(f"{printable(source)}: {reason}")
+    refuse_mismatch(module.state_dict(), state, source, "give weights of the same architecture")
     module.load_state_dict(state)

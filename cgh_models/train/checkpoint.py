@@ -19,7 +19,7 @@ from ..config import TrainConfig, from_dict, from_older, to_dict
 from ..errors import DiskError, InputError, IntegrityError, os_error_as, printable, shell_command
 from ..files import read_json, write_json
 from ..hashing import sha256
-from ..tensors import describe_mismatch, read_tensors, write_tensors
+from ..tensors import read_tensors, refuse_mismatch, write_tensors
 from ..version import __version__
 from .log_file import refuse_lost_checkpoints
 
@@ -233,11 +233,7 @@ def load_method_state(path: Path, method: nn.Module) -> dict[str, Tensor]:
     """Restores a method from a checkpoint file, strictly; returns all tensors of the file."""
     tensors = read_tensors(path, ours=True)
     state = {k.removeprefix("method."): v for k, v in tensors.items() if k.startswith("method.")}
-    mismatch = describe_mismatch(method.state_dict(), state)
-    if mismatch:
-        raise IntegrityError(
-            f"{printable(path)}: does not fit the model: {mismatch}; was the architecture changed?"
-        )
+    refuse_mismatch(method.state_dict(), state, path, "was the architecture changed?")
     method.load_state_dict(state)
     return tensors
 
