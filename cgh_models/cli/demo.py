@@ -43,8 +43,7 @@ def run(out: str | Path, seed: int = 0) -> tuple[float, float]:
     _show(f"2. pretrained without labels for {config.epochs} epochs ({METHOD}): kNN {after:.1f} %")
     export(out / "run", out / "weights")
     _show(f"3. run in {out / 'run'}, its backbone without heads in {out / 'weights'}")
-    features = extract(create_model(out / "weights"), val)
-    count, width = features.shape
+    count, width = extract(create_model(out / "weights"), val).shape
     _show(f"4. read back by timm.create_model: {count} x {width} features of val/")
     packaged = knn_accuracy(create_model(PACKAGED), train, val)
     print(f"5. {PACKAGED}, trained longer on 50,000 photographs: kNN {packaged:.1f} %")

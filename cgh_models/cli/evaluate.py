@@ -106,8 +106,7 @@ class Measurement:
         else:
             train, val = load_splits(self.data, self.follow_links, **how)
         if self.record and metric_of(train) == "r2":
-            what = "--record: cards hold percentages, and R2 is none"
-            raise InputError(f"{what}; leave --record out")
+            raise InputError("--record: cards hold percentages, and R2 is none; leave --record out")
         return self.model(), train, val
 
     def model(self) -> "nn.Module":

@@ -86,8 +86,7 @@ def _run(words: list[str]) -> None:
         case ["--print-completion", shell] if shell in SHELLS:
             parse(["--tyro-write-completion", shell, "-"])
         case ["--print-completion", *_]:
-            given = printable(" ".join(words))
-            raise InputError(f"{given}: expected one of {', '.join(SHELLS)}")
+            raise InputError(f"{printable(' '.join(words))}: expected one of {', '.join(SHELLS)}")
         case _:
             command = parse(words)
             check_paths(type(command), vars(command))
@@ -162,14 +161,9 @@ def _explain(error: Exception) -> int:
     if isinstance(error, OSError):  # one that nobody foresaw
         text = f"{error.filename or 'the system'}: {error.strerror or text}"
         text += "; CGH_TRACEBACK=1 shows where"
-    if not _is_follower():
+    if "WORLD_SIZE" not in os.environ or os.environ.get("RANK", "0") == "0":  # it speaks for all
         say(f"{label}: {text}")
     return getattr(error, "exit_code", DiskError.exit_code)
-
-
-def _is_follower() -> bool:
-    """Whether this is one of the processes of a run for which rank 0 speaks."""
-    return "WORLD_SIZE" in os.environ and os.environ.get("RANK", "0") != "0"
 
 
 def _end_without_waiting(exit_code: int) -> None:

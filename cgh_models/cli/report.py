@@ -127,6 +127,5 @@ class Report:
             raise InputError(f"--every {self.every:g}: expected 0 to 86400, the seconds of a day")
         settings = EvalSettings(**vars(self.machine))
         out = Path(self.out)
-        given = list(self.given)
-        report(given, out, self.data, self.images, settings, self.every, self.reader)
+        report(list(self.given), out, self.data, self.images, settings, self.every, self.reader)
         print(f"{printable(out)}: {out.stat().st_size / 1e6:.1f} MB, open it in a browser")

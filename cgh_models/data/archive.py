@@ -86,8 +86,7 @@ class Archive:
         except (BadImage, *ERRORS):
             raise
         except Exception as error:  # of tarfile, zlib, pyarrow, or a user's own dataset
-            reason = f"cannot be read from its archive: {printable(error)[:120]}"
-            raise BadImage(reason) from error
+            raise BadImage(f"cannot be read from its archive: {printable(error)[:120]}") from error
 
     def content(self) -> str:
         """What is kept of images goes by it and `changed`: for a list or dataset, of all bytes."""

@@ -131,8 +131,7 @@ def open_image(file: IO[bytes]) -> ImageFile.ImageFile:
 
 def _check_pixels(image: Image.Image, most: int) -> None:
     if not 0 < image.width * image.height <= most:
-        found = f"{image.width} x {image.height} pixels"
-        raise BadImage(f"{found}; 1 to {most} in all are decoded")
+        raise BadImage(f"{image.width} x {image.height} pixels; 1 to {most} in all are decoded")
 
 
 def _unreadable(file: IO[bytes], error: Exception) -> BadImage:

@@ -115,8 +115,7 @@ def describe_unread(start: bytes, file: IO[bytes]) -> str:
         bands = tags.get(_BANDS, 1)
         what = f"a TIFF of {max(tags[_BITS])}-bit {numbers}" + f" in {bands} bands" * (bands > 1)
         if bands not in (1, 3):
-            give = f"give --in-chans {bands}, or save it as grey or RGB"
-            return f"{what}, expected 3 bands: {give}"
+            return f"{what}, expected 3 bands: give --in-chans {bands}, or save it as grey or RGB"
     expected = f"save it as a TIFF of one band of 32-bit floats and {_ADVICE}"
     expected += ", or save it as grey or RGB of 8 or 16 bits"
     return f"{what}, which is not read; {expected}" if what else ""
@@ -180,8 +179,7 @@ def _scaled(values: np.ndarray, pixel_range: str) -> np.ndarray:
     if pixel_range == "auto":  # no image that decided for the set was deep
         check_known(values)
         if values.max() < 2**14:
-            what = f"values to {values.max()} of 16 bits, in an unknown range"
-            raise BadImage(f"{what}; {_ADVICE}")
+            raise BadImage(f"values to {values.max()} of 16 bits, in an unknown range; {_ADVICE}")
         pixel_range = "16-bit"
     low, high = ends(values, pixel_range)
     if pixel_range == "16-bit":
@@ -204,8 +202,7 @@ def ends(values: np.ndarray, pixel_range: str) -> tuple[float, float]:
     check_known(values)
     most = 2 ** int(pixel_range.removesuffix("-bit")) - 1
     if values.max() > most:
-        what = f"values to {values.max()}, where its set is {pixel_range}"
-        raise BadImage(f"{what}; {_ADVICE}")
+        raise BadImage(f"values to {values.max()}, where its set is {pixel_range}; {_ADVICE}")
     return 0, most
 
 

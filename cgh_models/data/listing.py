@@ -174,8 +174,7 @@ def refuse_compressed(path: Path) -> None:
             folder = path.with_name(f"{folder.name}_unpacked")
         words = [shlex.quote(printable(name)) for name in (path, folder)]
         what = f"{printable(path)}: is compressed, and its images are not read from it"
-        give = f"type `{command.format(*words)}` and give {printable(folder)}"
-        raise InputError(f"{what}; {give}")
+        raise InputError(f"{what}; type `{command.format(*words)}` and give {printable(folder)}")
 
 
 def unreadable(error: OSError) -> NoReturn:

@@ -2,7 +2,7 @@
 
 import contextlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -53,21 +53,16 @@ class MaskedImages(NamedTuple):
             raise InputError(f"{printable(self.images.path(index))}: {what}; {hint}")
 
 
-def load_masked(
-    root: str,
-    split: str,
-    follow_links: bool = False,
-    pixel_range: str = "auto",
-    in_chans: int = 3,
-    reader: str = "",
-) -> MaskedImages:
-    """The images of ``root``/train/images, or of val, with masks. Raises InputError."""
+def load_masked(root: str, split: str, follow_links: bool = False, **how: Any) -> MaskedImages:
+    """The images of ``root``/train/images, or of val, read ``how`` `load` does, with their masks.
+
+    Raises InputError.
+    """
     folder = find_split(Path(root), split)
     for part in ("images", "masks"):
         if not (folder / part).is_dir():
             raise InputError(f"{printable(folder)}: has no {part}/ folder; {_LAYOUT}")
-    home = folder / "images"
-    images = load(home, follow_links, pixel_range, in_chans=in_chans, reader=reader)
+    images = load(folder / "images", follow_links, **how)
     images.report_skipped()
     masks = [(folder / "masks" / name).with_suffix(".png") for name in images.names]
     for name, mask in zip(images.names, masks, strict=True):

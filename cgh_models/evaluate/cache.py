@@ -93,8 +93,7 @@ def read(
         if not all(images.why_bad(int(index)) for index in missing):
             return None
         if missing.size:
-            count = f"{missing.size} could not be read"
-            say(f"{printable(path)}: of images of which {count}; left out")
+            say(f"{printable(path)}: of images of which {missing.size} could not be read; left out")
         return tensors["embeddings"].numpy(), kept
     except (InputError, IntegrityError, DiskError, KeyError):
         message = f"{printable(path)}: cached embeddings are damaged and are computed again"

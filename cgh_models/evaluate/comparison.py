@@ -77,8 +77,7 @@ def compare(
     """
     check_classes(train)
     if not 1 <= k <= len(train):
-        expected = f"expected 1 to {len(train)}, the number of training images"
-        raise InputError(f"--k {k}: {expected}")
+        raise InputError(f"--k {k}: expected 1 to {len(train)}, the number of training images")
     assert train.labels is not None
     held_out(train.labels, settings.seed)  # refuses too few images before the work
     first, second = (_embedded(model, train, val, k, settings) for model in (a, b))

@@ -99,8 +99,7 @@ def _nearest(
 ) -> tuple[Score, dict[str, Any]]:
     """A function from rows to scores of classes by kNN, and its parameters."""
     if k > len(cells.rows):
-        expected = f"expected 1 to {len(cells.rows)}, the number of cells of train/"
-        raise InputError(f"--k {k}: {expected}")
+        raise InputError(f"--k {k}: expected 1 to {len(cells.rows)}, the number of cells of train/")
     near = {"k": k, "temperature": temperature}
     rows, shares = cells.rows, cells.shares
     score = partial(neighbours.mean_of_nearest, rows, shares, **near, device=settings.device)

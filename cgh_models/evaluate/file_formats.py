@@ -45,8 +45,7 @@ def check_format(path: Path, dense: bool) -> None:
     """Raises InputError unless the file's name says a format that can be written here."""
     name = printable(path)
     if path.suffix not in _WRITERS:
-        expected = f"expected a name that ends in {', '.join(_WRITERS)}"
-        raise InputError(f"--out {name}: {expected}")
+        raise InputError(f"--out {name}: expected a name that ends in {', '.join(_WRITERS)}")
     if path.suffix == ".csv" and dense:
         raise InputError(f"--out {name}: maps are too large for text; give a name in .parquet")
     if path.suffix == ".parquet":

@@ -77,7 +77,10 @@ def export(
     made["data"].name = printable(data_name) or made["data"].name
     made["data"].license_note = data_license or _NO_TERMS
     with weights_folder.new_folder(Path(out)) as draft:
-        _write_tensors(draft, states, DTYPES[dtype])
+        for name, state in states.items():
+            (draft / name).parent.mkdir(exist_ok=True)
+            written = {key: rounded(value, DTYPES[dtype]) for key, value in state.items()}
+            write_tensors(draft / name, written)
         save_curve(rows, draft / CURVE)
         row = weights_folder.describe(draft, method.student.backbone, tag or method.name, **made)
         weights_folder.check_backbone(draft, method.student.backbone)
@@ -140,12 +143,6 @@ def _states_of_files(method: Any, heads: str, with_queue: bool) -> dict[str, dic
     say(f"the queues are left out, {size:.1f} MB in float32; --with-queue keeps them")
     kept = {key: value for key, value in others.items() if key not in queues}
     return {BACKBONE: backbone, TEACHER_HEADS: kept}
-
-
-def _write_tensors(folder: Path, states: dict[str, dict[str, Tensor]], dtype: torch.dtype) -> None:
-    for file, state in states.items():
-        (folder / file).parent.mkdir(exist_ok=True)
-        write_tensors(folder / file, {key: rounded(value, dtype) for key, value in state.items()})
 
 
 def _check_method(folder: Path, states: dict[str, dict[str, Tensor]]) -> None:
@@ -226,5 +223,4 @@ def _points(log: list[dict[str, float]], key: str) -> list[tuple[float, float]]:
 
 def _without_folders(command: str) -> str:
     """The text, escaped, with the last part alone of each path from the root."""
-    text = re.sub(r"(?<![^\s='\"])[/~][^\s'\":;]*/([^\s/'\":;]+)", r"\1", command)
-    return printable(text)
+    return printable(re.sub(r"(?<![^\s='\"])[/~][^\s'\":;]*/([^\s/'\":;]+)", r"\1", command))

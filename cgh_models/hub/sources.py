@@ -115,8 +115,7 @@ def _check_address(url: str) -> None:
     address = urlsplit(url)
     loopback = address.hostname in ("127.0.0.1", "localhost", "::1")
     if address.scheme != "https" and not (address.scheme == "http" and loopback):
-        shown = printable(url)[:120]
-        raise NetworkError(f"{shown}: refused, expected an https address; report it")
+        raise NetworkError(f"{printable(url)[:120]}: refused, expected an https address; report it")
 
 
 def retry_if_busy(call: Callable[[], T]) -> T:

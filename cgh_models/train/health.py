@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..backbone import embed, eval_mode
 from ..data.loader import exact_views, normalized, order
+from ..data.pixels import unit
 from ..evaluate.collapse import feature_std
 from .run import Run
 from .verdict import VIEWS
@@ -69,12 +70,8 @@ class Health:
         """What the networks see: mean and spread, how the views differ, images of one colour."""
         first, second = map(self._pixels, (0, 1), self._views)
         pixels = torch.cat([first, second])
-        if self.run.config.in_chans != 3:  # bands may use a small part of their range
-            plain = first
-        elif self._views[0].dtype == torch.uint8:
-            plain = self._views[0].float() / 255
-        else:
-            plain = self._views[0]
+        # Bands may use a small part of their range.
+        plain = unit(self._views[0]) if self.run.config.in_chans == 3 else first
         return {
             "view_mean": float(pixels.mean()),
             "view_std": float(pixels.std()),

@@ -158,8 +158,7 @@ def _of_collapse(rows: list[Row]) -> Verdict | None:
 
 def _least(name: str, first: Row) -> float:
     """The limit of a spread. Deep networks begin below the usual one: half their start, then."""
-    low = NORMAL[name][0]
-    return max(_NOTHING, min(low, 0.5 * first.get(name, math.inf)))
+    return max(_NOTHING, min(NORMAL[name][0], 0.5 * first.get(name, math.inf)))
 
 
 def _of_teacher(rows: list[Row]) -> Verdict | None:
