@@ -3,13 +3,14 @@
 import contextlib
 import dataclasses
 import hashlib
+import importlib.util
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import IO, Any
 
-from ..errors import ERRORS, BadImage, printable
+from ..errors import ERRORS, BadImage, InputError, printable
 
 GIVEN = "python:"  # how `ImageSet.source` of images begins that were given as Python objects
 
@@ -17,6 +18,13 @@ GIVEN = "python:"  # how `ImageSet.source` of images begins that were given as P
 def below(root: str, file: object) -> str:
     """The name of a file in a folder, both as texts or paths; "" of the folder itself."""
     return str(file)[len(root) + (root != "/") :]
+
+
+def check_library(name: str, extra: str, place: str) -> None:
+    """Raises InputError if the library is not installed that images in a ``place`` are read by."""
+    if importlib.util.find_spec(name) is None:
+        what = f"{printable(place)}: needs the {name} library"
+        raise InputError(f"{what}; type `pip install '.[{extra}]'`")
 
 
 def number_classes(labels: list[str], known: Sequence[str] = ()) -> tuple[list[int], list[str]]:

@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import importlib.util
 import io
 import json
 import os
@@ -16,7 +15,7 @@ from typing import IO, Any
 import numpy as np
 
 from ..errors import InputError, printable
-from .archive import Archive
+from .archive import Archive, check_library
 from .file_cache import LARGER, Cache, CachedFile
 from .listing import pick_split
 
@@ -28,7 +27,7 @@ _SAMPLED = 64  # images that tell a dataset from others
 
 def open_hub_dataset(text: str) -> Archive:
     """``hfds/NAME`` or ``hfds/NAME:SPLIT``; NAME may be the full path of a folder in that form."""
-    _check_library(text)
+    check_library("datasets", "datasets", text)
     from timm.data.readers import create_reader  # imported late: timm takes seconds
 
     name, _, split = text.partition(":")
@@ -44,15 +43,14 @@ def open_hub_dataset(text: str) -> Archive:
     positions = list(range(len(reader)))
     names = [f"{position:08d}" for position in positions]
     classes = [str(name) for name in reader.class_to_idx or ()]
-    fingerprint = f"{reader.dataset._fingerprint}\t{len(names)}"
-    digest = hashlib.sha256(fingerprint.encode()).hexdigest()
+    digest = hashlib.sha256(f"{reader.dataset._fingerprint}\t{len(names)}".encode()).hexdigest()
     opener = functools.partial(_open_of_reader, reader)
     return Archive(text, names, labels, classes, digest, positions, opener)
 
 
 def hub_splits(text: str) -> list[str]:
     """Names of the splits of ``hfds/NAME``."""
-    _check_library(text)
+    check_library("datasets", "datasets", text)
     import datasets
 
     try:
@@ -133,7 +131,7 @@ def _part(place: object, file: Path | CachedFile | None, split: str) -> str:
 
 def _open_part(path: Path, source: str) -> Archive:
     """A folder of `Dataset.save_to_disk`, called ``source``."""
-    _check_library(source)
+    check_library("datasets", "datasets", source)
     import datasets
 
     try:
@@ -181,12 +179,6 @@ def _open_of_column(dataset: Any, column: str, position: int) -> IO[bytes]:
 
 def _open_of_reader(reader: Any, position: int) -> IO[bytes]:
     return reader[position][0]
-
-
-def _check_library(text: str) -> None:
-    if importlib.util.find_spec("datasets") is None:
-        install = "pip install '.[datasets]'"
-        raise InputError(f"{printable(text)}: needs the datasets library; type `{install}`")
 
 
 def _refused(text: str, error: Exception, expected: str) -> InputError:

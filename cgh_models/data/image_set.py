@@ -263,15 +263,12 @@ def load_splits(
     They are class folders in it, or splits of a table, archive or dataset, or in Python the values
     of a dict. The range of deep pixels is that of train in both.
     """
+    splits = ("train", "val")
     if isinstance(root, Mapping):
-        found = {
-            split: root[listing.pick_split(list(root), split, "data")] for split in ("train", "val")
-        }
+        found = {split: root[listing.pick_split(list(root), split, "data")] for split in splits}
     elif isinstance(root, (str, os.PathLike)):
         found = splits_of(root)
-        found = found or {
-            split: listing.find_split(Path(root), split) for split in ("train", "val")
-        }
+        found = found or {split: listing.find_split(Path(root), split) for split in splits}
     else:
         given = f"data: a {type(root).__name__}"
         raise InputError(f"{given}: expected a folder, or a dict of a train and a val set")

@@ -116,11 +116,7 @@ def _holds(root: Path, found: Walked) -> bool:
     count = len(found.names)
     places = np.linspace(0, count - 1, min(count, _SAMPLE)).astype(int).tolist()
     with contextlib.suppress(OSError):
-        for folder, changed in found.folders.items():
-            if os.stat(os.path.join(root, folder)).st_mtime_ns != changed:
-                return False
-        for place in places:
-            if os.stat(os.path.join(root, found.names[place])).st_size != found.sizes[place]:
-                return False
-        return True
+        times = (os.stat(root / folder).st_mtime_ns == t for folder, t in found.folders.items())
+        sizes = (os.stat(root / found.names[i]).st_size == found.sizes[i] for i in places)
+        return all(times) and all(sizes)
     return False

@@ -73,8 +73,8 @@ def numbered(labels: Sequence[str] | None) -> tuple[np.ndarray | None, list[str]
     return (np.array([numbers[name] for name in labels]) if labels else None), classes
 
 
-def digest_of(names: Iterable[str], sizes: Iterable[int]) -> str:
-    """Hex sha256 of names and of sizes in bytes."""
+def digest_of(names: Iterable[str], sizes: Iterable[object]) -> str:
+    """Hex sha256 of names, and of sizes in bytes or what else tells files apart."""
     total = hashlib.sha256()
     lines = (f"{name}\t{size}\n" for name, size in zip(names, sizes, strict=True))
     while block := "".join(islice(lines, 2**12)):

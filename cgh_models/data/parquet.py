@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import hashlib
-import importlib.util
 import io
 import json
 import os
@@ -13,9 +12,10 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from ..errors import InputError, printable
-from .archive import Archive, below, number_classes
+from .archive import Archive, below, check_library, number_classes
 from .file_cache import CachedFile
 from .file_names import LABELS, PATHS, SPLITS, column_of
+from .listing import digest_of
 
 _SHARD = re.compile(r"([A-Za-z]+)-\d+-of-\d+")  # names of the Hub: train-00000-of-00002.parquet
 
@@ -45,20 +45,16 @@ def open_parquet(root: str, files: Sequence[Path | CachedFile]) -> Archive | lis
     The digest is of the files' names and footers, which say where each part lies and how large it
     is. Raises InputError for a file that cannot be read, or has no column of images.
     """
-    if importlib.util.find_spec("pyarrow") is None:
-        what = f"{printable(root)}: needs the pyarrow library"
-        raise InputError(f"{what}; type `pip install '.[embed]'`")
+    check_library("pyarrow", "embed", root)
     tables = [_table(file) for file in files]
     if any(table.paths for table in tables):
         return tables
+    file_names = [below(root, file) for file in files]
     names: list[str] = []
-    lines = []
-    for file, table in zip(files, tables, strict=True):
-        name = below(root, file)
+    for name, table in zip(file_names, tables, strict=True):
         prefix = f"{name}/" if name else ""
         names += [f"{prefix}{row:08d}" for row in range(len(table.places))]
-        lines.append(f"{name}\t{table.footer}\n")
-    digest = hashlib.sha256("".join(lines).encode("utf-8", "replace")).hexdigest()
+    digest = digest_of(file_names, [table.footer for table in tables])
     labels = [label for table in tables for label in table.labels]
     splits = [split for table in tables for split in table.splits]
     numbers, classes = number_classes(labels, tables[0].classes)
