@@ -42,11 +42,10 @@ class BYOL(nn.Module):
         self.config = c = config or self.Config()
         self.view_recipe = "byol" if c.wide_crops else "asymmetric"
         self.view_recipe += "" if c.blur else "_sharp"
-        self.student = Branch(backbone, c.hidden_width, c.projection_width, norm=True)
+        width = c.projection_width
+        self.student = Branch(backbone, c.hidden_width, width, norm=True)
         self.teacher = make_teacher(self.student)
-        self.student.predictor = mlp(
-            c.projection_width, c.hidden_width, c.projection_width, norm=True
-        )
+        self.student.predictor = mlp(width, c.hidden_width, width, norm=True)
 
     def forward(self, views: list[Tensor], progress: float) -> Losses:
         """One loss, 0 to 8. Student and teacher see both views, (N, 3, H, W) each."""

@@ -69,13 +69,11 @@ class MNCLGLF(nn.Module):
             height, width = input_size(backbone)
             what = "mnclglf looks at 2 x 2 tiles of an image"
             check_size(backbone, height // 2, width // 2, what)
-        widths = (c.hidden_width, c.hidden_width, c.projection_width)
-        self.student = Branch(backbone, *widths, norm=True, last_norm=True)
+        hidden, width = c.hidden_width, c.projection_width
+        self.student = Branch(backbone, hidden, hidden, width, norm=True, last_norm=True)
         self.teacher = make_teacher(self.student)
-        self.student.predictor = mlp(
-            c.projection_width, c.predictor_width, c.projection_width, norm=True
-        )
-        self.queue = FeatureQueue(c.queue_length, c.projection_width)
+        self.student.predictor = mlp(width, c.predictor_width, width, norm=True)
+        self.queue = FeatureQueue(c.queue_length, width)
 
     def forward(self, views: list[Tensor], progress: float) -> Losses:
         """The local and the nearest-neighbour loss, in nats. Views: three strong, (N, 3, H, W)."""

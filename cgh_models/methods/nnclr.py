@@ -43,12 +43,10 @@ class NNCLR(nn.Module):
     def __init__(self, backbone: nn.Module, config: Config | None = None):
         super().__init__()
         self.config = c = config or self.Config()
-        widths = (c.hidden_width, c.hidden_width, c.projection_width)
-        self.student = Branch(backbone, *widths, norm=True, last_norm=True)
-        self.student.predictor = mlp(
-            c.projection_width, c.predictor_width, c.projection_width, norm=True
-        )
-        self.queue = FeatureQueue(c.queue_length, c.projection_width)
+        hidden, width = c.hidden_width, c.projection_width
+        self.student = Branch(backbone, hidden, hidden, width, norm=True, last_norm=True)
+        self.student.predictor = mlp(width, c.predictor_width, width, norm=True)
+        self.queue = FeatureQueue(c.queue_length, width)
 
     def forward(self, views: list[Tensor], progress: float) -> Losses:
         """One loss, in nats. Views: two strong ones, (N, 3, H, W) each."""

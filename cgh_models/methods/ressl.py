@@ -60,11 +60,10 @@ class ReSSL(nn.Module):
         """
         c = self.config
         weak, *others = views
-        projections = [self.student.normalized(view, c.batch_norm_splits) for view in others]
+        splits, processes = c.batch_norm_splits, self.queue.processes
+        projections = [self.student.normalized(view, splits) for view in others]
         student = torch.cat(projections)  # (views N, P)
-        teacher = teacher_forward(  # (N, P)
-            self.teacher.normalized, weak, c.batch_norm_splits, self.queue.processes
-        )
+        teacher = teacher_forward(self.teacher.normalized, weak, splits, processes)  # (N, P)
         queue = self.queue.rows[0]  # (K, P)
         loss = relation_loss(student, teacher, queue, c.student_temperature, c.teacher_temperature)
         self.queue.collect(teacher)

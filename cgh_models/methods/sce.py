@@ -90,10 +90,9 @@ class SCE(nn.Module):
         """
         c = self.config
         weak, strong = views
-        student = self.student.normalized(strong, c.batch_norm_splits)  # (N, P)
-        teacher = teacher_forward(  # (N, P)
-            self.teacher.normalized, weak, c.batch_norm_splits, self.queue.processes
-        )
+        splits, processes = c.batch_norm_splits, self.queue.processes
+        student = self.student.normalized(strong, splits)  # (N, P)
+        teacher = teacher_forward(self.teacher.normalized, weak, splits, processes)  # (N, P)
         queue = self.queue.rows[0]  # (K, P)
         temperatures = c.student_temperature, c.teacher_temperature
         loss = similarity_contrast(student, teacher, queue, c.contrast, *temperatures)
