@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from .errors import DiskError, InputError, IntegrityError, printable
+from .errors import DiskError, InputError, IntegrityError, os_error_as, printable
 
 _MAX_JSON = 2**20  # bytes
 _OF_SYSTEMS = ("lost+found", ".DS_Store")  # in a folder that somebody calls empty
@@ -101,12 +101,10 @@ def read_json(path: Path, kind: str) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"{name}: not found; expected {kind}")
     try:
-        if path.stat().st_size > _MAX_JSON:
-            raise IntegrityError(f"{name}: larger than {_MAX_JSON} bytes; expected {kind}")
-        value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
-    except OSError as error:
-        reason = f"cannot be read ({error.strerror}); check its permissions"
-        raise InputError(f"{name}: {reason}") from error
+        with os_error_as(InputError, path, "cannot be read", "check its permissions"):
+            if path.stat().st_size > _MAX_JSON:
+                raise IntegrityError(f"{name}: larger than {_MAX_JSON} bytes; expected {kind}")
+            value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise IntegrityError(f"{name}: not valid JSON ({error}); expected {kind}") from error
     if not isinstance(value, dict):

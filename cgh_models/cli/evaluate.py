@@ -206,10 +206,8 @@ class Linear:
         model, train, val = self.measurement.load(self.labels)
         measure = metric_of(train)
         if measure != "accuracy" and self.protocol != "ridge":
-            given = (
-                f"--protocol {self.protocol}: fits classes, and {printable(self.labels)} has none"
-            )
-            raise InputError(f"{given}; give --protocol ridge, or `cgh evaluate knn`")
+            given = f"--protocol {self.protocol}: fits classes, and {printable(self.labels)}"
+            raise InputError(f"{given} has none; give --protocol ridge, or `cgh evaluate knn`")
         if self.protocol == "sgd":
             metric = "linear"
             found = sgd(model, train, val, config, settings).with_parameters(recipe=self.recipe)

@@ -157,10 +157,9 @@ def _found(
         found[split][index] = row
     for split in ("train", "val"):
         if not found[split]:
-            expected = f"give lines of images in {split}/, or with {split} in a column split"
-            raise InputError(
-                f"{rows[0].place}: neither it nor a later one is of {split}; {expected}"
-            )
+            what = f"{rows[0].place}: neither it nor a later one is of {split}"
+            give = f"give lines of images in {split}/, or with {split} in a column split"
+            raise InputError(f"{what}; {give}")
     return found
 
 

@@ -25,9 +25,8 @@ def limit_of_method(row: Row, folder: Path | None) -> contextlib.AbstractContext
     if row.heads_file is None or row.has_queues:
         return MemoryLimit(folder, tensor_files)
     length = printable((row.method_config or {}).get("queue_length"))[:60]
-    advice = (
-        f"it is without its queues, of queue_length={length}; `cgh export --with-queue` adds them"
-    )
+    lacks = f"it is without its queues, of queue_length={length}"
+    advice = f"{lacks}; `cgh export --with-queue` adds them"
     return MemoryLimit(folder, tensor_files, _NEW_QUEUES, advice)
 
 

@@ -183,9 +183,8 @@ class MetricLogger:
         state = self._method.state_dict().values()
         floats = [value for value in state if value.is_floating_point()]
         if not torch.nn.utils.get_total_norm(floats).isfinite():
-            raise InputError(
-                f"step {step}: the weights are not finite and were not saved; {ADVICE}"
-            )
+            what = f"step {step}: the weights are not finite and were not saved"
+            raise InputError(f"{what}; {ADVICE}")
 
         def save() -> bool:
             try:

@@ -23,7 +23,7 @@ from ..config import CHANGES, TrainConfig, meant_before, to_dict
 from ..data import kept_index
 from ..data.archive import GIVEN
 from ..data.listing import further_endings
-from ..errors import InputError, printable, say, shell_command
+from ..errors import InputError, os_error_as, printable, say, shell_command
 from ..evaluate.devices import pick_precision
 from ..methods.method import Method
 from ..one_process import OneProcess
@@ -39,17 +39,13 @@ LOCK = ".cgh-lock"
 @contextlib.contextmanager
 def lock_run_dir(run_dir: Path) -> Iterator[None]:
     """Makes the run folder, if it is new, and holds its lock; nothing is put into another's."""
-    try:
+    with os_error_as(InputError, run_dir, "cannot be used as a run folder", "give another --out"):
         if (run_dir / "config.json").exists():
             checkpoint.read_run(run_dir)
         else:
             left = checkpoint.temporary_files(run_dir)  # of one killed as it wrote config.json
             files.make_folder(run_dir, LOCK, *(path.name for path in left))
         file = open(run_dir / LOCK, "a+", encoding="utf-8")  # noqa: SIM115 - held for the whole run
-    except OSError as error:
-        raise InputError(
-            f"{run_dir}: cannot be used as a run folder ({error.strerror}); give another --out"
-        ) from error
     with file:
         try:
             import fcntl
