@@ -79,8 +79,7 @@ def export(
     with weights_folder.new_folder(Path(out)) as draft:
         for name, state in states.items():
             (draft / name).parent.mkdir(exist_ok=True)
-            written = {key: rounded(value, DTYPES[dtype]) for key, value in state.items()}
-            write_tensors(draft / name, written)
+            write_tensors(draft / name, {k: rounded(v, DTYPES[dtype]) for k, v in state.items()})
         save_curve(rows, draft / CURVE)
         row = weights_folder.describe(draft, method.student.backbone, tag or method.name, **made)
         weights_folder.check_backbone(draft, method.student.backbone)
