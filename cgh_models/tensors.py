@@ -238,7 +238,5 @@ def describe_mismatch(ours: dict[str, Tensor], given: dict[str, Tensor]) -> str:
             mismatched.append(printable(key)[:60])
     if not mismatched:
         return ""
-    return (
-        f"{len(mismatched)} of {len(ours)} tensors are missing, unknown or of another shape, "
-        f"the first are {', '.join(mismatched[:3])}"
-    )
+    found = f"{len(mismatched)} of {len(ours)} tensors are missing, unknown or of another shape"
+    return f"{found}, the first are {', '.join(mismatched[:3])}"

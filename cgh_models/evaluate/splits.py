@@ -39,10 +39,8 @@ def held_out(labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
         if len(sizes) == 1:  # of no classes
             raise InputError(f"{len(labels)} training images: none can be held out; give more")
         what = f"{len(labels)} training images of {np.count_nonzero(sizes)} classes"
-        raise InputError(
-            f"{what}: none can be held out to choose on; give more of each class, "
-            "or --protocol sgd with its --lr"
-        )
+        advice = "give more of each class, or --protocol sgd with its --lr"
+        raise InputError(f"{what}: none can be held out to choose on; {advice}")
     return np.flatnonzero(~chosen), np.flatnonzero(chosen)
 
 

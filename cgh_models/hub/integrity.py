@@ -47,10 +47,9 @@ def verify(weights: str | os.PathLike[str]) -> dict[str, Any]:
     with memory_limit.limit_of_method(row, folder):
         error, parameters = _check_networks(row, tensors, shown)
     if not error <= TOLERANCE:
-        raise IntegrityError(
-            f"{shown}: its fingerprint is off by {error:.2g} of its size, expected at most "
-            f"{TOLERANCE}: timm {timm.__version__} computes something else than when it was made"
-        )
+        what = f"{shown}: its fingerprint is off by {error:.2g} of its size"
+        why = f"timm {timm.__version__} computes something else than when it was made"
+        raise IntegrityError(f"{what}, expected at most {TOLERANCE}: {why}")
     found = {"name": row.name, "files": list(tensors), "parameters": parameters}
     return found | {"fingerprint_error": error}
 
@@ -62,10 +61,9 @@ def _check_networks(
     model = timm_models.model_with_tensors(row, tensors[BACKBONE], f"{shown}/{BACKBONE}")
     parameters = sum(p.numel() for p in model.parameters())
     if (parameters, model.num_features) != (row.parameters, row.num_features):
-        raise IntegrityError(
-            f"{shown}: {parameters} parameters, width {model.num_features}; its description says "
-            f"{row.parameters}, {row.num_features}; export it again"
-        )
+        what = f"{shown}: {parameters} parameters, width {model.num_features}"
+        described = f"its description says {row.parameters}, {row.num_features}"
+        raise IntegrityError(f"{what}; {described}; export it again")
     if row.heads_file in tensors:
         method = method_of_file(**row.of_method)
         file = row.heads_file

@@ -41,9 +41,8 @@ def row(name: str) -> Row:
     if name not in rows():
         near = difflib.get_close_matches(name, rows(), n=3, cutoff=0.4)
         hint = f"did you mean {', '.join(near)}?" if near else "`cgh list` shows those there are"
-        raise InputError(
-            f"{printable(name)[:100]}: no published weights of this name and no such folder; {hint}"
-        )
+        what = f"{printable(name)[:100]}: no published weights of this name and no such folder"
+        raise InputError(f"{what}; {hint}")
     return copy.deepcopy(rows()[name])
 
 

@@ -61,10 +61,9 @@ class MemoryLimit(TorchDispatchMode):
         makes_tensors = not func.is_view and not func._schema.is_mutable
         needed = self._needed(func, args, kwargs) if makes_tensors else 0
         if needed > self.rest or self.calls > _MOST_CALLS:
-            raise IntegrityError(
-                f"{self.what}: its description asks for more memory than its {self.files} bytes "
-                f"of tensors justify; {self.advice}"
-            )
+            justified = f"its {self.files} bytes of tensors justify"
+            what = f"{self.what}: its description asks for more memory than {justified}"
+            raise IntegrityError(f"{what}; {self.advice}")
         out = func(*args, **kwargs)
         if makes_tensors:
             for tensor in tree_leaves(out):

@@ -44,16 +44,13 @@ def export_tensors(
         expected = "expected torchvision or state-dict; `export` writes timm's"
         raise InputError(f"format={printable(repr(format))[:60]}: {expected}")
     if format == "torchvision" and arch not in TORCHVISION:
-        raise InputError(
-            f"--format torchvision: {printable(arch)} is not one of {', '.join(TORCHVISION)}; "
-            "give --format state-dict, which writes the tensors as they are"
-        )
+        what = f"--format torchvision: {printable(arch)} is not one of {', '.join(TORCHVISION)}"
+        raise InputError(f"{what}; give --format state-dict, which writes the tensors as they are")
     train = from_dict(TrainConfig, run["train"])
     if format == "torchvision" and train.in_chans != 3:
-        raise InputError(
-            f"--format torchvision: its networks take 3 channels, this one {train.in_chans}; "
-            "give --format state-dict, whose first layer needs a network built for them"
-        )
+        what = f"--format torchvision: its networks take 3 channels, this one {train.in_chans}"
+        hint = "give --format state-dict, whose first layer needs a network built for them"
+        raise InputError(f"{what}; {hint}")
     step, file = checkpoint.newest(Path(run_dir), say)
     prefix = f"{_BACKBONE}module." if arch.startswith(OWN) else _BACKBONE
     state = {

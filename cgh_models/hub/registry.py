@@ -80,10 +80,9 @@ def _from_timm(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module
         if not timm.is_model(arch):
             backbone.create(arch)  # raises, with names that are close
         if (pretrained or tag) and not timm.is_model_pretrained(name):
-            raise InputError(
-                f"{printable(name)}: no weights of this name and no such folder; `cgh list` and "
-                f"timm.list_pretrained('{arch}*') show weights, --random takes untrained ones"
-            )
+            what = f"{printable(name)}: no weights of this name and no such folder"
+            lists = f"`cgh list` and timm.list_pretrained('{arch}*') show weights"
+            raise InputError(f"{what}; {lists}, --random takes untrained ones")
     args = {"num_classes": 0, **kwargs}
     try:
         return timm.create_model(name, pretrained=pretrained, **args)
@@ -91,9 +90,8 @@ def _from_timm(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module
         if not pretrained or isinstance(error, TypeError) or not _can_build(name, args):
             raise _cannot_build(name, kwargs, error) from error
         reason = " ".join(str(error).split())[:120]
-        raise NetworkError(
-            f"{name}: its weights could not be fetched ({reason}); try later, or give a folder"
-        ) from error
+        what = f"{name}: its weights could not be fetched ({reason})"
+        raise NetworkError(f"{what}; try later, or give a folder") from error
 
 
 def _can_build(name: str, args: dict[str, Any]) -> bool:
@@ -136,9 +134,8 @@ def _from_folder(path: Path, pretrained: bool, kwargs: dict[str, Any]) -> nn.Mod
         raise InputError(f"{name}: holds trained weights; {hint}")
     if is_run(path):
         if kwargs:
-            raise InputError(
-                f"{name}: a run folder takes no model arguments; `cgh export` it first"
-            )
+            what = f"{name}: a run folder takes no model arguments"
+            raise InputError(f"{what}; `cgh export` it first")
         return load_run(path).student.backbone
     if not weights_folder.is_weights(path):
         raise InputError(f"{name}: holds no weights (config.json, model.safetensors) and no run")

@@ -173,16 +173,14 @@ class Row:
         for key in ("mean", "std"):
             value = getattr(self.preprocessing, key)
             if len(value) != self.in_chans:
-                raise refused(
-                    f"preprocessing.{key}", value, f"{self.in_chans} numbers, as in input_size"
-                )
+                expected = f"{self.in_chans} numbers, as in input_size"
+                raise refused(f"preprocessing.{key}", value, expected)
         heads = [[], *([file] for file in HEADS_FILES)]
         if BACKBONE not in self.files or [f for f in self.files if f != BACKBONE] not in heads:
             raise refused("files", list(self.files), f"{BACKBONE}, and beside it at most {HEADS}")
         for name, metric in self.metrics.items():
-            if name not in ("knn", "linear") and (
-                metric is None or not re.fullmatch(_METRIC, name)
-            ):
+            is_measured = metric is not None and re.fullmatch(_METRIC, name)
+            if name not in ("knn", "linear") and not is_measured:
                 raise refused("metrics", name, "knn, linear, and measured ones like knn_tiny")
         if not {"knn", "linear"} <= self.metrics.keys():
             raise refused("metrics", list(self.metrics), "knn and linear")

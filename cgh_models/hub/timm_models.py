@@ -27,10 +27,9 @@ def skeleton(row: Row, **kwargs: object) -> TimmModel:
         return backbone.skeleton(row.architecture, **args)
     except (TypeError, AssertionError, ValueError, RuntimeError) as error:  # also: no such model
         reason = printable(" ".join(str(error).split())[:100])
-        raise InputError(
-            f"{row.name}: timm {timm_version} cannot build {row.architecture} with "
-            f"{row.model_args} ({reason}); install another timm"
-        ) from error
+        given = f"{row.architecture} with {row.model_args} ({reason})"
+        what = f"{row.name}: timm {timm_version} cannot build {given}"
+        raise InputError(f"{what}; install another timm") from error
 
 
 def from_folder(folder: Path) -> TimmModel:

@@ -126,12 +126,11 @@ class CGH(nn.Module):
         student the strong one and its global context also the small ones: a mean over all five.
         """
         c = self.config
+        splits, processes = c.batch_norm_splits, self.queue.processes
         weak, strong, *small = views
-        student, student_hyper = self.student(strong, c.batch_norm_splits)  # (N, P) each
-        teacher, teacher_hyper = teacher_forward(
-            self.teacher, weak, c.batch_norm_splits, self.queue.processes
-        )
-        small_students = [self.student.global_projection(v, c.batch_norm_splits) for v in small]
+        student, student_hyper = self.student(strong, splits)  # (N, P) each
+        teacher, teacher_hyper = teacher_forward(self.teacher, weak, splits, processes)
+        small_students = [self.student.global_projection(view, splits) for view in small]
         self.queue.collect(teacher, teacher_hyper)
 
         hyper_to_global, global_to_hyper = crossed_relation_losses(

@@ -61,13 +61,12 @@ class MoCoV2(nn.Module):
         The student sees the first, the teacher the second; symmetric: both see and queue both.
         """
         c = self.config
+        splits, processes = c.batch_norm_splits, self.queue.processes
         pairs = [views, views[::-1]] if c.symmetric else [views]
         losses, projections = [], []
         for student_view, teacher_view in pairs:
-            student = self.student.normalized(student_view, c.batch_norm_splits)  # (N, P)
-            teacher = teacher_forward(
-                self.teacher.normalized, teacher_view, c.batch_norm_splits, self.queue.processes
-            )
+            student = self.student.normalized(student_view, splits)  # (N, P)
+            teacher = teacher_forward(self.teacher.normalized, teacher_view, splits, processes)
             losses.append(info_nce(student, teacher, self.queue.rows[0], c.temperature))
             projections.append(teacher)
         self.queue.collect(torch.cat(projections))

@@ -252,10 +252,8 @@ class MetricLogger:
                 path.write_text(text, encoding="utf-8")
         except OSError as error:
             named = f"its files could not be named: {error.strerror}"
-        return InputError(
-            f"step {steps[0]}: loss or gradient is not finite ({named}); "
-            f"nothing of it was kept; {ADVICE}"
-        )
+        what = f"step {steps[0]}: loss or gradient is not finite ({named})"
+        return InputError(f"{what}; nothing of it was kept; {ADVICE}")
 
     def _restart_clock(self) -> None:
         self._waited = 0.0

@@ -57,9 +57,8 @@ def lock_run_dir(run_dir: Path) -> Iterator[None]:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 file.seek(0)
                 owner = printable(file.read().strip()) or "another process"
-                raise InputError(
-                    f"{run_dir}: {owner} is training here; wait for it, or give another --out"
-                ) from error
+                what = f"{run_dir}: {owner} is training here"
+                raise InputError(f"{what}; wait for it, or give another --out") from error
             reason = f"no file locks there ({error.strerror})"
             say(f"{run_dir}: {reason}: do not start two trainers on it")
         with contextlib.suppress(OSError):  # of a full disk, which whatever is written next says
@@ -151,10 +150,8 @@ def _check_config(method: Method, run: Run) -> None:
     allowed, refused = explain_changes(before, after, further)
     if refused:
         new_run = shell_command("cgh", "pretrain", "--init", run.folder)
-        raise InputError(
-            f"{run.folder}: a resumed run keeps its settings, but {'; '.join(refused)[:200]}; "
-            f"a new run can start from it: {new_run}"
-        )
+        what = f"{run.folder}: a resumed run keeps its settings, but {'; '.join(refused)[:200]}"
+        raise InputError(f"{what}; a new run can start from it: {new_run}")
     for line in [*allowed, *_changed_versions(before, after)]:
         say(f"{run.folder}: {line}")
 

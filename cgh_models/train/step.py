@@ -171,10 +171,8 @@ def batch_too_large(
             parts += 1
         accumulate = f"--accumulate {parts}, " if parts <= config.batch_size // 2 else ""
         found = f"{half} did when tried: give {accumulate}--batch-size {half}"
-    return InputError(
-        f"{at_once} images at once do not fit in the memory of {device}, {found} "
-        f"or --grad-checkpointing, which a resumed run may add{saved}"
-    )
+    what = f"{at_once} images at once do not fit in the memory of {device}, {found}"
+    return InputError(f"{what} or --grad-checkpointing, which a resumed run may add{saved}")
 
 
 def does_not_fit(config: TrainConfig, device: torch.device, processes: OneProcess) -> InputError:

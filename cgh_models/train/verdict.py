@@ -106,10 +106,8 @@ def _of_settings(run: dict[str, Any]) -> Verdict | None:
     if run["method_config"].get("teacher_momentum") == 0:
         return _wrong("teacher_momentum=0 makes the teacher the student; 0.99 is usual")
     if run["train"]["batch_size"] < FEW_IN_BATCH:
-        size = run["train"]["batch_size"]
-        return _wrong(
-            f"{size} images a batch are too few for batch norms; --batch-size 64 is usual"
-        )
+        found = f"{run['train']['batch_size']} images a batch are too few for batch norms"
+        return _wrong(f"{found}; --batch-size 64 is usual")
     return None
 
 
