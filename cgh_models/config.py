@@ -1,25 +1,13 @@
-"""The trainer's settings, and dataclasses to and from JSON. Light: no torch, no timm."""
+"""The trainer's settings. Light: no torch, no timm."""
 
 import contextlib
 import dataclasses
-import difflib
 import re
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypedDict, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypedDict
 
 from .errors import InputError, printable
-
-Config = TypeVar("Config")
-
-# What runs and weights did that are older than a field of this name, of TrainConfig or a method.
-BEFORE = {
-    "pixel_range": "16-bit",
-    "zero_init_last": True,
-    "eval_interpolation": "bicubic",
-    "split_hypercolumn": False,
-    "exempt_head_norms": False,
-    "wide_crops": False,
-}
+from .schedule import sizes_of
 
 MOST_CHANNELS = 16
 
@@ -65,6 +53,20 @@ def check_reader(reader: str) -> None:
         raise InputError(f"--reader {printable(reader)[:60]}: {expected}")
 
 
+def check_size_schedule(schedule: str, image_size: int) -> None:
+    """Raises InputError for a text that is no schedule, or does not end at the image size."""
+    try:
+        last = sizes_of(schedule)[-1][0] if schedule else image_size
+    except ValueError:
+        expected = "expected SIZE:SHARE,...,SIZE, shares of the epochs that leave a rest"
+        example = "for example --size-schedule 24:0.75,32"
+        given = f"--size-schedule {printable(schedule)[:60]}"
+        raise InputError(f"{given}: {expected}, {example}") from None
+    if last != image_size:
+        given = f"size_schedule={schedule}: ends at {last} pixels"
+        raise InputError(f"{given}, image_size is {image_size}; give --image-size {last}")
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """Settings of a run. Defaults: `imagenet` (CGH, arXiv 2308.13392; ReSSL, arXiv 2107.09282)."""
@@ -72,6 +74,9 @@ class TrainConfig:
     # --- changes results
     image_size: int = setting(224, "the images")
     """Side of the square views, in pixels."""
+    size_schedule: str = setting("", "the images")
+    """Smaller views first: 24:0.75,32 makes them of 24 pixels in three quarters of the epochs, then
+    of 32, the image size."""
     views: Literal["fast", "exact"] = setting("fast", "the images")
     """fast: made in batches on the device; exact: image by image, equal to torchvision's."""
     epochs: int = setting(200, "the schedule")
@@ -82,10 +87,10 @@ class TrainConfig:
     """Parts of a batch, one after the other: less memory; norms and in-batch losses see a part."""
     base_lr: float = setting(0.05, "the schedule")
     """Learning rate per 256 images; base_lr * batch_size / 256 is used (both papers)."""
-    optimizer: Literal["sgd", "lars", "adamw"] = setting("sgd", "the schedule")
-    """lars is for large batches (BYOL, LEWEL), adamw for ViTs."""
+    optimizer: Literal["sgd", "lars", "adamw", "muon"] = setting("sgd", "the schedule")
+    """lars is for large batches (BYOL, LEWEL), adamw for ViTs, muon for short runs of ResNets."""
     momentum: float = setting(0.9, "the schedule")
-    """Momentum of sgd and lars (all papers)."""
+    """Momentum of sgd and lars (all papers), and of what muon leaves to sgd."""
     lr_in_momentum: bool = setting(False, "the schedule")
     """The momentum of lars adds up steps, not gradients (LEWEL); others leave this alone."""
     weight_decay: float = setting(1e-4, "the schedule")
@@ -163,6 +168,7 @@ class TrainConfig:
 
     def __post_init__(self):
         check_range(self, 1, 2**40, "image_size", "epochs", "checkpoint_every")
+        check_size_schedule(self.size_schedule, self.image_size)
         check_range(self, 2, 2**40, "batch_size")  # batch norm needs two
         check_range(self, 1, self.batch_size // 2, "accumulate")
         if self.batch_size % self.accumulate:
@@ -198,6 +204,18 @@ class TrainConfig:
         return Reading(**{name: getattr(self, name) for name in READING})
 
     @property
+    def phases(self) -> list[tuple[int, int]]:
+        """(image size, the epoch that it ends before) of each phase; the last has one at least."""
+        if not self.size_schedule:
+            return [(self.image_size, self.epochs)]
+        ends = sizes_of(self.size_schedule)
+        return [(size, int(share * self.epochs + 1e-9)) for size, share in ends]
+
+    def size_in(self, epoch: int) -> int:
+        """The image size in an epoch, counted from 0."""
+        return next((size for size, end in self.phases if epoch < end), self.image_size)
+
+    @property
     def warmup(self) -> float:
         """Learning-rate warm-up as a share of the run."""
         most = 0.1 if self.epochs < 50 else 1.0
@@ -212,73 +230,3 @@ class TrainConfig:
 READING = tuple(Reading.__annotations__)
 # What another value changes in a resumed run, by the name of the setting.
 CHANGES: dict[str, str] = {f.name: f.metadata["changes"] for f in dataclasses.fields(TrainConfig)}
-
-
-def from_dict(config_class: type[Config], values: dict[str, Any], complete: bool = True) -> Config:
-    """A dataclass from JSON values; unless ``complete``, keys that have a default may be missing.
-
-    Raises:
-        InputError: an unknown key, a value of another type, or a missing key.
-    """
-    name = config_class.__qualname__
-    kinds = get_type_hints(config_class)
-    optional = _optional(config_class)
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    for key, value in values.items():
-        if key not in kinds:
-            near = difflib.get_close_matches(key, kinds, n=1)
-            names = ", ".join(list(kinds)[:12]) + (", ..." if len(kinds) > 12 else "")
-            hint = f"did you mean {near[0]}?" if near else f"the keys are {names}"
-            raise InputError(f"{name}: there is no key {key!r}, {hint}")
-        kind = kinds[key]
-        if not _is_of_type(value, kind):
-            expected = str(kind).removeprefix("typing.") if get_origin(kind) else kind.__name__
-            raise InputError(f"{name}: {key}={value!r}: expected {expected}")
-    missing = [k for k in kinds if k not in values and (complete or k not in optional)]
-    if missing:
-        raise InputError(f"{name}: the keys {', '.join(missing)} are missing")
-    return config_class(**values)
-
-
-def _optional(config_class: type) -> set[str]:
-    """Names of the fields that have a default."""
-    missing = dataclasses.MISSING
-    fields = dataclasses.fields(config_class)
-    return {f.name for f in fields if (f.default, f.default_factory) != (missing, missing)}
-
-
-def meant_before(config_class: type) -> dict[str, object]:
-    """JSON values that a file without these fields meant, as it is older than they are.
-
-    That is a field's value in `BEFORE`, else its default.
-    """
-    fields = dataclasses.fields(config_class)
-    values = {f.name: BEFORE.get(f.name, f.default) for f in fields}
-    values = {key: value for key, value in values.items() if value is not dataclasses.MISSING}
-    return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
-
-
-def from_older(config_class: type[Config], values: dict[str, object]) -> Config:
-    """`from_dict` of a file that may be older than some fields of the dataclass."""
-    return from_dict(config_class, meant_before(config_class) | values, complete=False)
-
-
-def _is_of_type(value: object, kind: object) -> bool:
-    """Whether a JSON value is an int, float, bool, str, Literal or tuple as annotated."""
-    kinds = get_args(kind)
-    if get_origin(kind) is Literal:
-        return value in kinds
-    if get_origin(kind) is tuple:
-        if not isinstance(value, tuple):
-            return False
-        if kinds[1:] == (...,):
-            return all(_is_of_type(item, kinds[0]) for item in value)
-        if len(value) != len(kinds):
-            return False
-        return all(map(_is_of_type, value, kinds))
-    return type(value) is kind or (kind is float and type(value) is int)
-
-
-def to_dict(config: object) -> dict[str, Any]:
-    """JSON values of a dataclass."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(config).items()}

@@ -4,7 +4,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, get_type_hints
 
-from .config import TrainConfig, from_dict
+from .config import TrainConfig
+from .dataclass_json import from_dict
 from .errors import InputError
 
 Values = dict[str, Any]

@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 
 from cgh_models.cli import demo
-from cgh_models.config import TrainConfig, from_dict, from_older, to_dict
+from cgh_models.config import TrainConfig
+from cgh_models.dataclass_json import from_dict, from_older, to_dict
 from cgh_models.errors import InputError
 from cgh_models.methods import METHODS
 from cgh_models.methods.cgh import CGH

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from cgh_models.cli.pretrain import Pretrain
-from cgh_models.config import to_dict
 from cgh_models.data.image_set import ImageSet, load_splits
+from cgh_models.dataclass_json import to_dict
 from cgh_models.evaluate import knn_accuracy
 from cgh_models.evaluate.splits import draw, held_out, subset
 from cgh_models.methods import build_method, preprocessing
@@ -41,6 +41,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--base-lr", type=float)
     parser.add_argument("--warmup-epochs", type=float)
     parser.add_argument("--image-size", type=int)
+    parser.add_argument("--size-schedule")
+    parser.add_argument("--optimizer")
     parser.add_argument("--paper-faithful", action="store_true", default=None)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
@@ -70,7 +72,7 @@ def images_of(given: argparse.Namespace) -> tuple[ImageSet, ImageSet]:
 def run(given: argparse.Namespace, seed: int, train: ImageSet, val: ImageSet) -> dict[str, Any]:
     """Trains and measures; what the line of the results holds."""
     names = ["epochs", "batch_size", "base_lr", "warmup_epochs", "image_size"]
-    names += ["paper_faithful", "cuda_graphs"]
+    names += ["size_schedule", "optimizer", "paper_faithful", "cuda_graphs"]
     flags = {name: getattr(given, name) for name in names if getattr(given, name) is not None}
     flags |= {"seed": seed, "eval_every": -1.0, "checkpoint_every": 10**6, "quiet": True}
     command = Pretrain(
@@ -79,11 +81,11 @@ def run(given: argparse.Namespace, seed: int, train: ImageSet, val: ImageSet) ->
     config, method_config = command.configs()
     torch.manual_seed(seed)
     method = build_method(given.method, given.arch, preprocessing(config), method_config)
-    start = time.perf_counter()
+    start, worked = time.perf_counter(), time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         pretrain(method, train, config, folder)
         versions = checkpoint.read_run(Path(folder))["versions"]
-    seconds = time.perf_counter() - start
+    seconds, worked = time.perf_counter() - start, time.process_time() - worked
     knn = knn_accuracy(method.student.backbone.eval(), train, val)
     return {
         "data": given.data.name,
@@ -97,6 +99,8 @@ def run(given: argparse.Namespace, seed: int, train: ImageSet, val: ImageSet) ->
         "base_lr": config.base_lr,
         "warmup_epochs": config.warmup_epochs,
         "image_size": config.image_size,
+        "size_schedule": config.size_schedule,
+        "optimizer": config.optimizer,
         "paper_faithful": config.paper_faithful,
         "set": given.set,
         "method_config": to_dict(method_config),
@@ -104,6 +108,7 @@ def run(given: argparse.Namespace, seed: int, train: ImageSet, val: ImageSet) ->
         "knn": round(knn, 2),
         "n": len(val),
         "seconds": round(seconds),
+        "cpu_seconds": round(worked),
         "device": versions["device"],
         "threads": torch.get_num_threads(),
         "cuda_graphs": config.cuda_graphs,

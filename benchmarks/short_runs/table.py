@@ -11,8 +11,8 @@ from typing import Any
 
 Result = dict[str, Any]
 HEAD = (
-    "| method | settings | batch | base_lr | warm-up | kNN %, by seed | mean | standard error |\n"
-    "|---|---|---|---|---|---|---|---|"
+    "| method | settings | batch | base_lr | warm-up | CPU s | kNN %, by seed | mean | standard error |"
+    "\n|---|---|---|---|---|---|---|---|---|"
 )
 NAMES = {"cifar10": "CIFAR-10", "tiny-imagenet-200": "Tiny ImageNet"}
 
@@ -30,9 +30,12 @@ def title_of(result: Result) -> str:
 
 def settings_of(result: Result) -> tuple[Any, ...]:
     """What a row of a table is: all that runs of other seeds have in common."""
-    settings = " ".join(f"`{setting}`" for setting in result["set"])
-    if result["paper_faithful"]:
-        settings = f"`--paper-faithful` {settings}".strip()
+    flags = ["--paper-faithful"] if result["paper_faithful"] else []
+    if result.get("optimizer", "sgd") != "sgd":
+        flags.append(f"--optimizer {result['optimizer']}")
+    if result.get("size_schedule"):
+        flags.append(f"--size-schedule {result['size_schedule']}")
+    settings = " ".join(f"`{setting}`" for setting in [*flags, *result["set"]])
     numbers = [result[name] for name in ("batch_size", "base_lr", "warmup_epochs")]
     return result["method"], settings or "-", *numbers
 
@@ -43,7 +46,9 @@ def row_of(settings: tuple[Any, ...], results: list[Result]) -> tuple[float, str
     average = mean(values)
     error = f"{stdev(values) / len(values) ** 0.5:.2f}" if len(values) > 1 else ""
     seeds = ", ".join(f"{value:.2f}" for value in values)
-    cells = [*map(str, settings), seeds, f"{average:.2f}", error]
+    timed = [result["cpu_seconds"] for result in results if "cpu_seconds" in result]
+    seconds = f"{mean(timed):.0f}" if timed else ""
+    cells = [*map(str, settings), seconds, seeds, f"{average:.2f}", error]
     return average, "| " + " | ".join(cells) + " |"
 
 

@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 
-from cgh_models.config import TrainConfig, to_dict
+from cgh_models.config import TrainConfig
 from cgh_models.data.image_set import ImageSet, load_splits
+from cgh_models.dataclass_json import to_dict
 from cgh_models.errors import InputError, Interrupted, say, shell_command
 from cgh_models.evaluate.devices import pick_device
 from cgh_models.evaluate.splits import subset

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import FlagCreatePairsOff, UseAppendAction, arg
 
-from ..config import CHANGES, MOST_CHANNELS, TrainConfig, from_dict, to_dict
+from ..config import CHANGES, MOST_CHANNELS, TrainConfig
+from ..dataclass_json import from_dict, to_dict
 from ..errors import InputError, printable, say
 from ..recipes import RECIPES, method_config, short_run, train_config
 from ..view_recipes import recipe_of
@@ -127,7 +128,7 @@ class Pretrain:
 
         from ..hub.registry import start_from
         from ..methods import METHODS, build_method, preprocessing
-        from ..train.arguments import open_images
+        from ..train.arguments import check_sizes, open_images
 
         train, config = self.configs()
         images = open_images(self.data, train)
@@ -147,7 +148,7 @@ class Pretrain:
         torch.manual_seed(train.seed)
         arch = self.arch or RECIPES[self.recipe].arch
         method = build_method(self.method, arch, preprocessing(train), config)
-        recipe_of(method.view_recipe, train.view)  # refuses what is no view
+        check_sizes(method, recipe_of(method.view_recipe, train.view), train)
         if self.init:
             say(start_from(method, self.init))
         return method, images, train

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from ..config import BEFORE
+from ..dataclass_json import BEFORE
 from ..errors import ERRORS, InputError, NotReproduced, printable, say, shell_command
 from ..evaluate.protocols import EvalSettings
 from ..hub import manifest

@@ -134,24 +134,25 @@ class ViewDataset(Dataset[Sample]):
     def __init__(self, images: "ImageSet", recipe: Recipe, config: TrainConfig):
         self.images = images
         self.recipe = recipe
-        self.size = config.image_size
-        self.seed = config.seed
+        self.config = config
         self.exact = config.views == "exact"
-        self.min_side = 0.0
-        if not self.exact:
-            # Large photos are decoded smaller, but never so that a crop is smaller than its view.
-            drawn = [view for view in recipe if isinstance(view, View)]
-            sides = [v.side(self.size) * (v.ratio[1] / v.scale[0]) ** 0.5 for v in drawn]
-            self.min_side = max(sides)
+
+    def min_side(self, size: int) -> float:
+        """Large photos are decoded smaller, but never so that a crop is smaller than its view."""
+        if self.exact:
+            return 0.0
+        drawn = [view for view in self.recipe if isinstance(view, View)]
+        return max(view.side(size) * (view.ratio[1] / view.scale[0]) ** 0.5 for view in drawn)
 
     def __getitem__(self, key: Key) -> Sample:
         epoch, index = key
-        image, bad_files = self.images.load_or_substitute(index, self.min_side)
+        size = self.config.size_in(epoch)
+        image, bad_files = self.images.load_or_substitute(index, self.min_side(size))
         pixels = torch.empty(0) if self.exact else torch.from_numpy(np.array(image))
         views = []
         for number, view in enumerate(self.recipe):
-            u = uniform(self.seed, epoch, np.array([index]), COLUMNS, _VIEW_STREAM + number)
-            side = view.side(self.size)
+            u = uniform(self.config.seed, epoch, np.array([index]), COLUMNS, _VIEW_STREAM + number)
+            side = view.side(size)
             if isinstance(view, OwnView):
                 made = own_view(view, image, u, side, self.images.names[index])
             elif not self.exact:
@@ -209,7 +210,8 @@ def batches(
                     stream = _VIEW_STREAM + number
                     u = uniform(config.seed, epoch, batch.indices, COLUMNS, stream)
                     box = None if whole is None else boxes(view, u, *part.shape[1:3])
-                    requests[number] = ViewRequest(view, part, u, view.side(config.image_size), box)
+                    side = view.side(config.size_in(epoch))
+                    requests[number] = ViewRequest(view, part, u, side, box)
                 made = fast_views(list(requests.values()), mean, std)
                 views |= dict(zip(requests, made, strict=True))
                 yield [views[number] for number in range(len(parts))], batch.indices

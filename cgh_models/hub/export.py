@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import TrainConfig, from_dict, to_dict
+from ..config import TrainConfig
+from ..dataclass_json import from_dict, to_dict
 from ..errors import InputError, IntegrityError, printable, say
 from ..tensors import rounded, write_tensors
 from ..train import checkpoint

@@ -5,7 +5,8 @@ from pathlib import Path
 import torch
 
 from ..backbone import OWN
-from ..config import TrainConfig, from_dict
+from ..config import TrainConfig
+from ..dataclass_json import from_dict
 from ..errors import InputError, IntegrityError, printable, say
 from ..files import write_json
 from ..methods import preprocessing

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from .. import backbone, small_resnets
-from ..config import TrainConfig, from_dict
+from ..config import TrainConfig
+from ..dataclass_json import from_dict
 from ..errors import InputError, IntegrityError, NetworkError, printable, say
 from ..methods import method_of_file, preprocessing
 from ..tensors import describe_mismatch, plain_defaults

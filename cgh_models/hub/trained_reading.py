@@ -2,7 +2,8 @@
 
 import os
 
-from ..config import BEFORE, Reading
+from ..config import Reading
+from ..dataclass_json import BEFORE
 from ..train import checkpoint
 from ..train.checkpoint import is_run
 from . import manifest

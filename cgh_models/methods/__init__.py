@@ -8,7 +8,8 @@ that ``--method`` takes to its class, and `build_method` makes one on a new back
 from typing import Any
 
 from ..backbone import create, start_norms_at_one
-from ..config import TrainConfig, from_dict, from_older
+from ..config import TrainConfig
+from ..dataclass_json import from_dict, from_older
 from ..errors import InputError, printable
 from .byol import BYOL
 from .cgh import CGH

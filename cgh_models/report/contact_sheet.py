@@ -73,9 +73,11 @@ def first_views(
     """The views [(n, 3, S, S)], normalized, of the first images of a run's epoch 0, their indices.
 
     Order and views depend on seed, epoch and index alone: a smaller batch begins with the same.
+    Those of a run that begins with smaller views have the size of its last.
     """
     count = min(count, len(images))
-    config = dataclasses.replace(config, batch_size=count, accumulate=1, workers=0, device="cpu")
+    small = {"batch_size": count, "accumulate": 1, "workers": 0, "device": "cpu"}
+    config = dataclasses.replace(config, **small, size_schedule="")
     with contextlib.closing(batches(images, views, config, 0, 1, torch.device("cpu"))) as loader:
         return next(loader)
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from ..config import READING, Reading, TrainConfig, from_dict
+from ..config import READING, Reading, TrainConfig
 from ..data.image_set import ImageSet, load
+from ..dataclass_json import from_dict
 from ..errors import InputError, printable, say
 from ..evaluate.protocols import EvalSettings
 from ..hub import manifest

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..backbone import channels
+from ..backbone import channels, check_size
 from ..config import TrainConfig
 from ..data import kept_index
 from ..data.image_set import ImageSet, load
@@ -37,6 +37,7 @@ def checked_run(
     folder = check_arguments(method, config, run_dir)
     device = pick_device(own_device(processes, config.device))
     recipe, config = settle_views(method, views, settle(config, device, folder, resume))
+    check_sizes(method, recipe, config)
     images = open_images(data, config, folder / kept_index.FILE if resume else None)
     check_batch(images, config)
     check_shares(processes, config)
@@ -89,8 +90,19 @@ def settle_views(
         raise InputError(f"{given}; give one of the two")
     config = dataclasses.replace(config, view=tuple(changes))
     if any(isinstance(view, OwnView) for view in recipe):
+        if config.size_schedule:
+            given = f"size_schedule={config.size_schedule} with views that functions of yours make"
+            raise InputError(f"{given}, which are of one size; leave one of the two out")
         config = dataclasses.replace(config, views="exact")
     return recipe, config
+
+
+def check_sizes(method: Any, recipe: Recipe, config: TrainConfig) -> None:
+    """Raises InputError unless the backbone takes the smaller views that a run begins with."""
+    for size, _ in config.phases[:-1]:
+        for side in {view.side(size) for view in recipe}:
+            what = f"size_schedule={config.size_schedule}"
+            check_size(method.student.backbone, side, side, what)
 
 
 def open_images(data: object, config: TrainConfig, kept: Path | None = None) -> ImageSet:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..config import TrainConfig, from_dict, from_older, to_dict
+from ..config import TrainConfig
+from ..dataclass_json import from_dict, from_older, to_dict
 from ..errors import DiskError, InputError, IntegrityError, os_error_as, printable, shell_command
 from ..files import read_json, write_json
 from ..hashing import sha256

@@ -1,14 +1,19 @@
-"""Parameter groups: what is decayed, what keeps its learning rate. LARS; the others are timm's."""
+"""Parameter groups: what is decayed, what keeps its rate. LARS and Muon; the others are timm's."""
 
+import itertools
 from typing import Any
 
 import torch
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
 
+from ..backbone import TimmModel
 from ..config import TrainConfig
+from ..evaluate.devices import pick_precision
 from ..methods.method import Method
+
+_MUON_MOMENTUM = 0.95
 
 
 def parameter_groups(method: Method, config: TrainConfig) -> list[dict]:
@@ -16,7 +21,8 @@ def parameter_groups(method: Method, config: TrainConfig) -> list[dict]:
 
     Without it: norms (by type), biases, scales and what timm exempts. With ``decay_norms``, as on
     small images, all are decayed. Parameters under one of the method's ``constant_lr`` names are
-    in groups of their own, marked ``constant_lr``.
+    in groups of their own, marked ``constant_lr``; so are, for `Muon`, matrices of the backbone but
+    its first layer's, marked ``orthogonal``.
 
     Differs from the authors' code: CGH, ReSSL and LEWEL go by name ("bn", "bias"), which misses
     the norms of heads and, in CGH and ReSSL, of a ResNet's downsampling; MoCo v2 and MNCLGLF decay
@@ -38,26 +44,43 @@ def parameter_groups(method: Method, config: TrainConfig) -> list[dict]:
         exempt = full_name.removeprefix("backbone.") in timm_exempts
         return not (exempt or is_norm or is_vector or full_name.endswith("bias"))
 
+    matrices = _inner_matrices(method.student.backbone)
     # The state of the optimizer in a checkpoint is numbered in this order.
-    groups = []
-    for constant_lr in (False, True):
-        for decayed in (True, False):
-            group = {"params": [], "weight_decay": config.weight_decay if decayed else 0.0}
-            group["constant_lr"] = constant_lr
-            if config.optimizer == "lars":
-                group["always_adapt"] = decayed
-            groups.append(group)
+    groups = {}
+    for key in itertools.product((False, True), (False, True), (True, False)):
+        orthogonal, constant_lr, decayed = key
+        group = {"params": [], "weight_decay": config.weight_decay if decayed else 0.0}
+        group["constant_lr"] = constant_lr
+        if config.optimizer == "lars":
+            group["always_adapt"] = decayed
+        if config.optimizer == "muon":
+            group |= {"orthogonal": orthogonal, "momentum": 0.0 if orthogonal else config.momentum}
+        groups[key] = group
     for prefix, owner in method.student.named_modules():
         for name, parameter in owner.named_parameters(recurse=False):
             full_name = f"{prefix}.{name}"
             constant_lr = full_name.partition(".")[0] in constant_lr_names
-            exempt = not is_decayed(owner, full_name, parameter)
-            groups[2 * constant_lr + exempt]["params"].append(parameter)
-    return [group for group in groups if group["params"]]
+            decayed = is_decayed(owner, full_name, parameter)
+            orthogonal = config.optimizer == "muon" and id(parameter) in matrices
+            groups[orthogonal, constant_lr, decayed]["params"].append(parameter)
+    return [group for group in groups.values() if group["params"]]
+
+
+def _inner_matrices(backbone: TimmModel) -> set[int]:
+    """The ids of its weights with two dimensions or more, but the first layer's."""
+    first = backbone.pretrained_cfg.get("first_conv") or ()
+    firsts = {first} if isinstance(first, str) else set(first)
+    found = set()
+    for name, parameter in backbone.named_parameters():
+        layer, _, kind = name.rpartition(".")
+        is_matrix = parameter.ndim > 1 and min(parameter.shape[:2]) > 1
+        if kind == "weight" and is_matrix and layer not in firsts:
+            found.add(id(parameter))
+    return found
 
 
 def create_optimizer(method: Method, config: TrainConfig) -> Optimizer:
-    """SGD with momentum or AdamW, as timm makes them, or `Lars`, for the method's student.
+    """SGD with momentum or AdamW, as timm makes them, `Lars` or `Muon`, for the method's student.
 
     SGD and AdamW are fused: the kind that a flag on the device can hold back. Meta tensors have no
     fused kernel. The momentum starts at zero, so that a first step can be held back, too.
@@ -68,11 +91,14 @@ def create_optimizer(method: Method, config: TrainConfig) -> Optimizer:
         return create_optimizer_v2(groups, opt="adamw", lr=config.lr, fused=fused)
     if config.optimizer == "lars":
         return Lars(groups, config.lr, config.momentum, config.lr_in_momentum)
-    optimizer = create_optimizer_v2(
-        groups, opt="momentum", lr=config.lr, momentum=config.momentum, fused=fused
-    )
-    if config.momentum:
-        for group in groups:
+    options: dict[str, Any] = {"lr": config.lr, "momentum": config.momentum, "fused": fused}
+    if config.optimizer == "muon":
+        device = groups[0]["params"][0].device
+        optimizer = Muon(groups, pick_precision(config.precision, device), **options)
+    else:
+        optimizer = create_optimizer_v2(groups, opt="momentum", **options)
+    for group in optimizer.param_groups:
+        if group["momentum"] or group.get("orthogonal"):
             for parameter in group["params"]:
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     return optimizer
@@ -124,3 +150,57 @@ class Lars(Optimizer):
         torch._foreach_copy_(updates, buffers)
         torch._foreach_mul_(updates, finite.float())
         torch._foreach_add_(parameters, updates, alpha=-lr)
+
+
+class Muon(SGD):
+    """SGD whose steps of matrices, in groups marked ``orthogonal``, are orthogonal: Muon.
+
+    Of each, Nesterov's gradient (out, rest) is replaced by the nearest matrix whose singular values
+    are equal, about 1, so that no direction is learned much faster than the others. Held back where
+    ``found_inf`` is 1, as torch's fused SGD, which takes the steps.
+
+    Source: K. Jordan et al., Muon (2024), kellerjordan.github.io/posts/muon: the momentum and the
+    iteration's five steps and coefficients. Its steps are not scaled by the matrix's shape.
+    """
+
+    found_inf: Tensor  # float, 0-dim; set by `train_step`
+
+    def __init__(self, groups: list[dict], precision: torch.dtype, **options: Any):
+        super().__init__(groups, **options)
+        self.precision = precision
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Takes a step. ``closure`` is torch's and not used."""
+        finite = self.found_inf == 0
+        same_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
+        for group in self.param_groups:
+            for parameter in group["params"] if group["orthogonal"] else ():
+                if parameter.grad is not None:
+                    pair = (parameter.grad, self.state[parameter]["momentum_buffer"])
+                    same_shape.setdefault(parameter.shape, []).append(pair)
+        for pairs in same_shape.values():
+            for gradient, momentum in pairs:
+                moved = momentum.lerp(gradient, 1 - _MUON_MOMENTUM)
+                torch.where(finite, moved, momentum, out=momentum)
+                gradient.lerp_(momentum, _MUON_MOMENTUM)
+            matrices = torch.stack([gradient.flatten(1) for gradient, _ in pairs])
+            steps = orthogonalized(matrices.to(self.precision))
+            for (gradient, _), step in zip(pairs, steps, strict=True):
+                gradient.copy_(step.view(gradient.shape))
+        return super().step()
+
+
+def orthogonalized(matrices: Tensor) -> Tensor:
+    """(G, M, N) -> for each the nearest matrix whose singular values are 1, within about 0.3.
+
+    By five steps of a Newton-Schulz iteration, whose coefficients are `Muon`'s source's.
+    """
+    if matrices.shape[1] > matrices.shape[2]:
+        return orthogonalized(matrices.mT).mT
+    x = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    for _ in range(5):
+        square = x @ x.mT
+        polynomial = torch.baddbmm(square, square, square, beta=-4.7750, alpha=2.0315)
+        x = torch.baddbmm(x, polynomial, x, beta=3.4445)
+    return x

@@ -60,9 +60,17 @@ def plan(
     steps = len(images) // config.batch_size
     total = steps * config.epochs
     of_process = dataclasses.replace(config, batch_size=config.batch_size // processes)
-    seconds = total * seconds_of_step(method, images, of_process, device, recipe)
+    seconds = 0.0
+    sizes = []
+    begun = 0
+    for size, end in config.phases:
+        of_phase = dataclasses.replace(of_process, image_size=size, size_schedule="")
+        seconds += (end - begun) * steps * seconds_of_step(method, images, of_phase, device, recipe)
+        sizes.append(", ".join(str(view.side(size)) for view in recipe) + " pixels")
+        if end < config.epochs:
+            sizes[-1] += f" before epoch {end}"
+        begun = end
     warmup = math.ceil(config.warmup * total)
-    views = ", ".join(str(view.side(config.image_size)) for view in recipe)
     trained = _count(p for p in method.student.parameters() if p.requires_grad)
     backbone = _count(method.student.backbone.parameters())
     queue = _queue_length(method)
@@ -70,7 +78,7 @@ def plan(
         f"images   {len(images):,} of {printable(images.place)}",
         f"steps    {total:,}: {config.epochs} epochs of {steps:,}, {config.batch_size} images "
         f"each; warm-up of {warmup:,}",
-        f"views    {len(recipe)} of each image ({method.view_recipe}; {views} pixels"
+        f"views    {len(recipe)} of each image ({method.view_recipe}; {', '.join(sizes)}"
         f"{'; ' if config.view else ''}{' '.join(config.view)})",
         f"networks {method.name} on {architecture(method.student.backbone)}: backbone "
         f"{backbone / 1e6:.1f} M parameters, {trained / 1e6:.1f} M trained with its heads",
@@ -127,7 +135,9 @@ def _warnings(
 def _within_an_hour(config: TrainConfig, seconds: float) -> str:
     """Flags with which a run ends within an hour on this CPU."""
     flags = ""
-    if config.image_size > _SMALL:  # convolutions cost as many times less as there are pixels
+    if (
+        config.image_size > _SMALL and not config.size_schedule
+    ):  # convolutions cost as many times less as there are pixels
         seconds *= (_SMALL / config.image_size) ** 2
         flags = f"--image-size {_SMALL} "
     epochs = int(config.epochs * _HOUR / seconds)

@@ -19,10 +19,11 @@ import torch
 
 from .. import files
 from ..backbone import OWN, architecture
-from ..config import CHANGES, TrainConfig, meant_before, to_dict
+from ..config import CHANGES, TrainConfig
 from ..data import kept_index
 from ..data.archive import GIVEN
 from ..data.listing import further_endings
+from ..dataclass_json import meant_before, to_dict
 from ..errors import InputError, os_error_as, printable, say, shell_command
 from ..evaluate.devices import pick_precision
 from ..methods.method import Method

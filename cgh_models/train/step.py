@@ -15,7 +15,7 @@ from ..one_process import ALONE, OneProcess
 from .distributed import method_of, unless_last
 from .launch import tell
 from .norm_sync import running_statistics
-from .optim import Lars
+from .optim import Lars, Muon
 
 
 def train_step(
@@ -53,8 +53,8 @@ def train_step(
     finite = processes.all_finite(torch.isfinite(norm + losses["loss"]))
     if clip_norm:
         torch._foreach_mul_(gradients, (clip_norm / (norm + 1e-6)).clamp(max=1))
-    if optimizer.defaults.get("fused") or isinstance(optimizer, Lars):
-        # Torch's fused kernels and our LARS do nothing where this is 1.
+    if optimizer.defaults.get("fused") or isinstance(optimizer, (Lars, Muon)):
+        # Torch's fused kernels, our LARS and Muon do nothing where this is 1.
         setattr(optimizer, "found_inf", (~finite).float())  # noqa: B010 - no declared attribute
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

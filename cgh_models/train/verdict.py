@@ -7,7 +7,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from ..config import TrainConfig, from_older
+from ..config import TrainConfig
+from ..dataclass_json import from_older
 from ..evaluate.collapse import COLLAPSED
 
 Row = dict[str, float]

@@ -409,7 +409,7 @@ MISTAKES = [
     ),
     ("pretrain --data {images}/train --out= --arch test_resnet", "neither may be empty"),
     ("{pretrain} --arch resnet18.a1_in1k --batch-size 9", "--init resnet18.a1_in1k to start from"),
-    ("{pretrain} --arch test_vit --image-size 100 --batch-size 9", "give a larger --image-size"),
+    ("{pretrain} --arch test_vit --image-size 100 --batch-size 9", "give a larger one or an arch"),
     ("{pretrain} --device meta --batch-size 9", "--device meta: cannot be used"),
     ("{pretrain} --recipe cifar --batch-size 9 --set batch_norm_splits=8", "2 images a part"),
     ("{pretrain} --base-lr nan", "base_lr=nan: at least 0"),

@@ -210,6 +210,7 @@ CASES = {name: (name, {}, {}) for name in METHODS} | {
     "multi-crop": ("ressl", {"clip_norm": 1.0}, {"multi_crop": True}),
     "adamw": ("cgh", {"optimizer": "adamw"}, {}),
     "lars": ("lewel", {"optimizer": "lars"}, {}),
+    "muon": ("cgh", {"optimizer": "muon"}, {}),
 }
 
 
@@ -245,7 +246,8 @@ def test_from_pixels_to_the_moved_teacher_nothing_waits_for_the_device(case):
 
 
 @pytest.mark.parametrize(
-    "name, optimizer", [*((name, "sgd") for name in METHODS), ("cgh", "adamw"), ("lewel", "lars")]
+    "name, optimizer",
+    [*((name, "sgd") for name in METHODS), ("cgh", "adamw"), ("lewel", "lars"), ("cgh", "muon")],
 )
 @pytest.mark.parametrize("before", [0, 2], ids=["first step", "third step"])
 def test_a_step_that_is_not_finite_moves_no_weights_momentum_or_queue(name, optimizer, before):

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from cgh_models.backbone import create
-from cgh_models.config import TrainConfig, from_older
+from cgh_models.config import TrainConfig
+from cgh_models.dataclass_json import from_older
 from cgh_models.errors import InputError
 from cgh_models.methods import METHODS, build_method
 from cgh_models.methods.losses import MIN_TEMPERATURE

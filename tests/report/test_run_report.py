@@ -14,9 +14,10 @@ from browser import look, needs_browser
 from conftest import PACKAGED
 from small_runs import train_run
 
-from cgh_models.config import TrainConfig, from_dict
+from cgh_models.config import TrainConfig
 from cgh_models.data.image_set import load
 from cgh_models.data.loader import batches
+from cgh_models.dataclass_json import from_dict
 from cgh_models.errors import InputError
 from cgh_models.evaluate.protocols import EvalSettings
 from cgh_models.methods.mnclglf import tile_cosines

@@ -35,7 +35,7 @@ FAMILIES = {  # small members of ten families; the last ones keep attention bias
 CASES = [(name, arch) for arch in list(FAMILIES)[:10] for name in METHODS]
 CASES.append(("lewel", "efficientformerv2_s0"))  # whose teacher is in eval mode
 SMALL = {"projection_width": 8, "hidden_width": 8, "queue_length": 24, "predictor_width": 8}
-OPTIMIZERS = ("sgd", "lars", "adamw")
+OPTIMIZERS = ("sgd", "lars", "adamw", "muon")
 
 
 def side_of(name, arch):
@@ -72,7 +72,7 @@ def test_five_steps_and_seven_equal_twelve_to_the_bit_for_every_method_and_famil
     """Twelve were measured in between, which changes nothing."""
     side = side_of(name, arch)
     number = list(METHODS).index(name) + list(FAMILIES).index(arch)
-    config = TrainConfig(optimizer=OPTIMIZERS[number % 3])
+    config = TrainConfig(optimizer=OPTIMIZERS[number % 4])
     whole = build(name, arch, seed=0)
     optimizer = create_optimizer(whole, config)
     train(whole, optimizer, side, range(5))

@@ -7,7 +7,8 @@ import torch
 from small_runs import lines
 
 from cgh_models.backbone import create
-from cgh_models.config import TrainConfig, from_dict, from_older
+from cgh_models.config import TrainConfig
+from cgh_models.dataclass_json import from_dict, from_older
 from cgh_models.hub.registry import new_method_of_run
 from cgh_models.methods import METHODS
 from cgh_models.tensors import read_tensors

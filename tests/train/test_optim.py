@@ -7,9 +7,10 @@ import timm
 import torch
 from small_runs import QUICK, build
 
+from cgh_models.backbone import start_norms_at_one
 from cgh_models.methods import METHODS
 from cgh_models.recipes import train_config
-from cgh_models.train.optim import Lars, create_optimizer, parameter_groups
+from cgh_models.train.optim import Lars, create_optimizer, orthogonalized, parameter_groups
 from cgh_models.train.step import train_step
 
 
@@ -130,7 +131,7 @@ def test_gradients_are_clipped_to_the_norm_together():
 
 
 @pytest.mark.parametrize("taken", [0, 1])
-@pytest.mark.parametrize("optimizer", ["sgd", "lars", "lars in momentum", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", "lars", "lars in momentum", "adamw", "muon"])
 def test_a_non_finite_step_leaves_student_optimizer_and_queue_as_they_were(optimizer, taken):
     """The first step, and one after others; what follows is what would have come without it."""
     name, *inside = optimizer.split(" ", 1)
@@ -216,3 +217,72 @@ def test_lars_scales_a_decayed_weights_step_by_its_norm_and_leaves_norms_alone()
         weight.detach(), before[0] - 0.2 * trust * (gradients[0] + 0.5 * before[0])
     )
     torch.testing.assert_close(norm.detach(), before[1] - 0.2 * gradients[1])
+
+
+@pytest.mark.parametrize(
+    "arch, left_out",
+    [
+        ("test_resnet", {"conv1.0.weight"}),
+        ("test_vit", {"patch_embed.proj.weight", "pos_embed", "cls_token"}),
+        ("test_convnext", {"stem.0.weight"}),  # and convolutions of single channels
+    ],
+)
+def test_muon_takes_the_matrices_of_the_backbone_but_its_first_layers(arch, left_out):
+    method = build("cgh", arch=arch)
+    config = dataclasses.replace(QUICK, optimizer="muon", weight_decay=0.5)
+    groups = parameter_groups(method, config)
+    of_backbone = dict(method.student.backbone.named_parameters())
+    matrices = {name for name, p in of_backbone.items() if p.ndim > 1 and p.shape[1] > 1}
+    matrices -= left_out
+    assert left_out <= set(of_backbone) and len(matrices) > 8
+    found = names(method, groups, orthogonal=True, momentum=0.0)
+    assert found == {f"backbone.{name}" for name in matrices}
+    assert names(method, groups, orthogonal=True, weight_decay=0.5) == found
+    rest = {name for name, _ in method.student.named_parameters()} - found
+    assert names(method, groups, orthogonal=False, momentum=0.9) == rest
+    same = parameter_groups(method, dataclasses.replace(config, optimizer="sgd"))
+    assert names(method, groups, weight_decay=0.0) == names(method, same, weight_decay=0.0)
+
+
+def test_muons_steps_of_matrices_are_orthogonal_and_the_others_are_those_of_sgd():
+    views = list(torch.randn(2, 8, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
+    moved = {}
+    for optimizer in ("sgd", "muon"):
+        method = build("cgh")
+        start_norms_at_one(method.student)  # else no gradient passes the residuals' last norms
+        before = {name: p.clone() for name, p in method.student.named_parameters()}
+        changes = {"weight_decay": 0.0, "precision": "float32"}
+        config = dataclasses.replace(QUICK, optimizer=optimizer, **changes)
+        steps = create_optimizer(method, config)
+        train_step(method, steps, views, 0.5, 0.1, "cpu", torch.float32)
+        after = dict(method.student.named_parameters())
+        moved[optimizer] = {name: (p - after[name]).detach() for name, p in before.items()}
+    taken = names(method, steps.param_groups, orthogonal=True)
+    for name, step in moved["muon"].items():
+        gradient = moved["sgd"][name]
+        if name not in taken:
+            assert torch.equal(step, gradient)
+            continue
+        # Nesterov's first gradient differs from the gradient by a factor alone.
+        nearest = 0.1 * orthogonalized(gradient.flatten(1)[None]).view(step.shape)
+        torch.testing.assert_close(step, nearest, rtol=1e-3, atol=1e-5)
+
+
+def test_an_orthogonalized_matrix_turns_as_the_gradient_and_has_equal_singular_values():
+    matrices = torch.randn(3, 16, 144, generator=torch.Generator().manual_seed(0))
+    for made, matrix in zip(orthogonalized(matrices), matrices, strict=True):
+        u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+        values = torch.linalg.svdvals(made)
+        assert values.min() > 0.6 and values.max() < 1.3
+        assert torch.cosine_similarity(made.flatten(), (u @ v).flatten(), dim=0) > 0.97
+    assert not orthogonalized(torch.zeros(1, 4, 8)).any()
+
+
+def test_the_iteration_is_timms():
+    muon = pytest.importorskip("timm.optim.muon", reason="timm has it from 1.0.23 on")
+    for shape in ((3, 16, 144), (1, 64, 16)):
+        matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        same = muon.zeropower_via_newtonschulz(
+            matrices, 5, [(3.4445, -4.7750, 2.0315)], dtype=torch.float32
+        )
+        torch.testing.assert_close(orthogonalized(matrices), same)

@@ -29,7 +29,10 @@ CASES = {
     "streamed": ("cgh", {"memory_gib": 0, "eval_every": -1}, {}),
     "exact": ("cgh", {"views": "exact", "eval_every": -1}, {}),
     "two workers": ("mnclglf", {"memory_gib": 0, "workers": 2, "eval_every": -1}, {}),
+    "smaller views": ("cgh", {"size_schedule": "20:0.7,32"}, {}),  # until step 8
+    "smaller views, streamed": ("ressl", {"size_schedule": "20:0.7,32", "memory_gib": 0}, {}),
     "lars": ("lewel", {"optimizer": "lars", "eval_every": -1}, {}),
+    "muon": ("cgh", {"optimizer": "muon", "eval_every": -1}, {}),
     "adamw": ("cgh", {"optimizer": "adamw", "eval_every": -1}, {}),
     "multi-crop": ("ressl", {"eval_every": -1}, {"multi_crop": True, "arch": "resnet18_cifar_w16"}),
     "symmetric": ("moco_v2", {"eval_every": -1}, {"symmetric": True}),
