@@ -43,11 +43,8 @@ def _register() -> None:
         import warnings
 
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        warnings.warn(
-            f"cgh_models: timm does not know its weights ({reason}); "
-            "cgh_models.create_model may load them all the same",
-            stacklevel=2,
-        )
+        what = f"cgh_models: timm does not know its weights ({reason})"
+        warnings.warn(f"{what}; cgh_models.create_model may load them all the same", stacklevel=2)
 
 
 class _RegisterAfterImport:

@@ -6,9 +6,8 @@ def public_names(package: str, modules: dict[str, str]):
 
     def get(name: str):
         if name not in modules:
-            raise AttributeError(
-                f"module {package!r} has no attribute {name!r}; it offers {', '.join(modules)}"
-            )
+            offered = f"it offers {', '.join(modules)}"
+            raise AttributeError(f"module {package!r} has no attribute {name!r}; {offered}")
         from importlib import import_module
 
         return getattr(import_module(f"{package}.{modules[name]}"), name)

@@ -76,11 +76,9 @@ def _table(found: "Comparison") -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     lines.append(f"neighbours in common, of {found.k}: {_share(found.common)} %")
-    resamples = f"95 % of {found.resamples:,} bootstrap samples of the val images"
-    lines.append(
-        f"{found.val:,} val images against {found.train:,}; in brackets {resamples} "
-        f"(seed {found.seed}), the same for A and B"
-    )
+    drawn = f"{found.resamples:,} bootstrap samples of the val images (seed {found.seed})"
+    counts = f"{found.val:,} val images against {found.train:,}"
+    lines.append(f"{counts}; in brackets 95 % of {drawn}, the same for A and B")
     return "\n".join(lines)
 
 
@@ -94,6 +92,7 @@ def _difference(of: "Interval") -> str:
 
 
 _GIVEN = arg(metavar="RUN [RUN ...] | WEIGHTS", help_behavior_hint="")
+_IMAGES = arg(metavar="IMAGES", help_behavior_hint="(default: the first run's)")
 
 
 @dataclass
@@ -104,9 +103,7 @@ class Report:
     """Run folders, finished or going on; or a name of `cgh list`, or a weights folder."""
     out: File = "report.html"
     """The page to write: one file, which fetches nothing."""
-    data: Annotated[str, arg(metavar="IMAGES", help_behavior_hint="(default: the first run's)")] = (
-        ""
-    )
+    data: Annotated[str, _IMAGES] = ""
     """Images to show; weights have neighbours and a map only with it."""
     reader: Name = ""
     """MODULE:FUNCTION that reads the files; what a run's folder names is not called."""

@@ -1,10 +1,10 @@
 """Labels of images that stand in a table, beside the images."""
 
 import csv
-import dataclasses
 import math
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -63,9 +63,7 @@ def load_labelled(
     count = len(found["train"])
     _check_splits(values, count, kept, columns)
     train, val = (
-        dataclasses.replace(
-            subset(images, np.array(chosen[part])), labels=values[part], classes=names
-        )
+        replace(subset(images, np.array(chosen[part])), labels=values[part], classes=names)
         for part in (slice(count), slice(count, None))
     )
     kinds = {"accuracy": "classes (accuracy)", "map": "0 and 1 of several (mAP)"}
@@ -143,9 +141,8 @@ def _found(
         name = os.path.normpath(row.cells[file])
         if name not in index_of:
             example = printable(images.names[0])
-            raise row.wrong(
-                file, f"no such image in {printable(images.place)}, as {example} is one"
-            )
+            problem = f"no such image in {printable(images.place)}, as {example} is one"
+            raise row.wrong(file, problem)
         index = index_of[name]
         if any(index in rows_of for rows_of in found.values()):
             raise row.wrong(file, "is named again; give it one line")
@@ -157,9 +154,8 @@ def _found(
         found[split][index] = row
     for split in ("train", "val"):
         if not found[split]:
-            what = f"{rows[0].place}: neither it nor a later one is of {split}"
             give = f"give lines of images in {split}/, or with {split} in a column split"
-            raise InputError(f"{what}; {give}")
+            raise InputError(f"{rows[0].place}: neither it nor a later one is of {split}; {give}")
     return found
 
 

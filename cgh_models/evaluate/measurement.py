@@ -31,12 +31,11 @@ def knn(
     check_classes(train)
     memory, labels = extract_labelled(model, train, settings)
     queries, query_labels = extract_labelled(model, val, settings)
-    predicted = neighbours.knn(
-        memory, labels, queries, k=k, temperature=temperature, device=settings.device
-    )
+    nearest = {"k": k, "temperature": temperature}
+    predicted = neighbours.knn(memory, labels, queries, **nearest, device=settings.device)
     value = 100 * float((predicted == query_labels).mean())
     protocol = "kNN top-1 of val/ against train/, votes weighted by exp(cosine / temperature)"
-    parameters = {"k": k, "temperature": temperature, "memory": len(memory), **settings.recorded}
+    parameters = {**nearest, "memory": len(memory), **settings.recorded}
     return Measurement(protocol, parameters, value, len(queries))
 
 
@@ -99,7 +98,6 @@ def _check_counts(
 ) -> None:
     for count, wanted in zip(found, expected, strict=True):
         if not wanted <= count <= wanted + bad_share * count:
-            raise InputError(
-                f"{found[0]} images in train/ and {found[1]} in val/, expected {expected[0]} and "
-                f"{expected[1]} of {printable(data)}; give --data those"
-            )
+            what = f"{found[0]} images in train/ and {found[1]} in val/"
+            published = f"{expected[0]} and {expected[1]} of {printable(data)}"
+            raise InputError(f"{what}, expected {published}; give --data those")

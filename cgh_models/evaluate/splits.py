@@ -56,10 +56,8 @@ def draw(labels: np.ndarray, percent: int, seed: int) -> np.ndarray:
         return np.arange(total)
     if count < classes:
         enough = 10 if total * 10 // 100 >= classes else 100
-        raise InputError(
-            f"--labels {percent}%: {count} of {total} training images, fewer labels than the "
-            f"{classes} classes; give --labels {enough}%, or more images"
-        )
+        found = f"{count} of {total} training images, fewer labels than the {classes} classes"
+        raise InputError(f"--labels {percent}%: {found}; give --labels {enough}%, or more images")
     return np.flatnonzero(_class_ranks(labels, seed, _LABELS_STREAM) < count // classes)
 
 
@@ -113,10 +111,9 @@ def _read(file: Path, images: "ImageSet", percent: int, drawn: int) -> np.ndarra
     elif missing:
         problem = f"has no image of {missing} classes"
     if problem:
-        raise InputError(
-            f"{printable(file)}: {problem}; expected {drawn} to {most} names of images in "
-            f"{printable(images.place)}, one a line: give another --labels or a new --splits-file"
-        )
+        names = f"{drawn} to {most} names of images in {printable(images.place)}, one a line"
+        hint = "give another --labels or a new --splits-file"
+        raise InputError(f"{printable(file)}: {problem}; expected {names}: {hint}")
     return np.sort(indices)
 
 

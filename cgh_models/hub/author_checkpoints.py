@@ -138,10 +138,9 @@ def read(path: Path, method: str) -> Original:
     layout = next((other for other in RELEASES if _find(content, RELEASES[other])), "")
     if found is None:
         hint = f"give --method {layout}" if layout else "give a file with the student's backbone"
-        raise InputError(
-            f"{name}: expected {release.names[0]}{_FIRST_BLOCK}* in {release.places[0]!r}, "
-            f"found {printable(_contents(content))[:120]}; {hint}"
-        )
+        expected = f"expected {release.names[0]}{_FIRST_BLOCK}* in {release.places[0]!r}"
+        held = printable(_contents(content))[:120]
+        raise InputError(f"{name}: {expected}, found {held}; {hint}")
     state, prefix = found
     tensors = {}
     for key, value in state.items():
@@ -173,10 +172,9 @@ def _load(path: Path) -> object:
     with open(path, "rb") as file:
         begin = file.read(len(_MAGIC))
     if not begin.startswith(_ARCHIVE) and begin != _MAGIC:
-        raise IntegrityError(
-            f"{name}: begins with {printable(ascii(begin[:12]))}, not as torch.save begins; "
-            "expected a checkpoint of PyTorch or a .safetensors file, get it again"
-        )
+        what = f"begins with {printable(ascii(begin[:12]))}, not as torch.save begins"
+        expected = "expected a checkpoint of PyTorch or a .safetensors file"
+        raise IntegrityError(f"{name}: {what}; {expected}, get it again")
     try:
         if begin.startswith(_ARCHIVE):
             _check_archive(path)
@@ -187,10 +185,9 @@ def _load(path: Path) -> object:
     except pickle.UnpicklingError as error:
         kind = re.search(r"GLOBAL ([\w.]+)|[Uu]nsupported (?:class|type) ([\w.]+)", str(error))
         what = f", {printable(kind[1] or kind[2])[:60]}," if kind else ""
-        raise IntegrityError(
-            f"{name}: damaged, or holds more than tensors{what} which only running its code would "
-            "restore, and none is run here; ask its authors for tensors in dicts"
-        ) from error
+        held = f"more than tensors{what} which only running its code would restore"
+        reason = f"damaged, or holds {held}, and none is run here"
+        raise IntegrityError(f"{name}: {reason}; ask its authors for tensors in dicts") from error
     except OSError:
         raise
     except Exception as error:  # damaged bytes raise some twenty kinds in zipfile and torch

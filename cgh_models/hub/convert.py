@@ -99,10 +99,9 @@ def _build(original: Original, arch: str, cfg: dict[str, object], file: str) -> 
     if not arch and stock is None:
         raise InputError(f"{file}: {blocks}; give --arch")
     if not arch and "conv1.weight" in tensors and tensors["conv1.weight"].shape[2:] == (3, 3):
-        raise InputError(
-            f"{file}: its first convolution is 3x3, and tensors do not say whether a max-pool "
-            f"follows it; give --arch {' or '.join(default_cfgs)} (max-pool: those with _small)"
-        )
+        what = "its first convolution is 3x3, and tensors do not say whether a max-pool follows it"
+        hint = f"give --arch {' or '.join(default_cfgs)} (max-pool: those with _small)"
+        raise InputError(f"{file}: {what}; {hint}")
     model = backbone.create(arch or stock or "", cfg).eval()
     expected = model.state_dict()
     # What files of PyTorch before 0.4.1 do not hold and no feature depends on stays zero.
@@ -115,10 +114,8 @@ def _build(original: Original, arch: str, cfg: dict[str, object], file: str) -> 
     if len(stems) > 1 or _layout(expected) != _layout(tensors):
         hint = f"{blocks}, give the --arch of the file"
         raise InputError(f"{file}: --arch {arch} does not fit: {mismatch}; {hint}")
-    raise IntegrityError(
-        f"{file}: {original.source.prefix}* does not fill {backbone.architecture(model)}: "
-        f"{mismatch}; give a file with exactly its tensors"
-    )
+    what = f"{original.source.prefix}* does not fill {backbone.architecture(model)}: {mismatch}"
+    raise IntegrityError(f"{file}: {what}; give a file with exactly its tensors")
 
 
 def _layout(tensors: dict[str, Tensor]) -> tuple[tuple[int, ...], bool]:

@@ -83,10 +83,9 @@ def _check_description(folder: Path, row: Row) -> None:
     expected = _flatten(json.loads(json.dumps(timm_models.timm_config(row))))
     for key in expected | found:
         if key not in found or key not in expected or found[key] != expected[key]:
-            raise IntegrityError(
-                f"{printable(path)}: {printable(key)[:60]} is {printable(found.get(key))[:60]}, "
-                f"{manifest.ROW_FILE} says {printable(expected.get(key))[:60]}; export it again"
-            )
+            what = f"{printable(key)[:60]} is {printable(found.get(key))[:60]}"
+            described = f"{manifest.ROW_FILE} says {printable(expected.get(key))[:60]}"
+            raise IntegrityError(f"{printable(path)}: {what}, {described}; export it again")
 
 
 def _flatten(config: dict[str, Any]) -> dict[str, Any]:

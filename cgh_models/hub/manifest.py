@@ -104,11 +104,9 @@ def read(path: Path) -> list[Row]:
     content = files.read_json(path, "a weights manifest")
     file = printable(path)
     if content.keys() != {"schema", "weights"} or content["schema"] != 1:
-        shown = printable(", ".join(content))[:80]
+        found = f"schema {content.get('schema')!r}, keys {printable(', '.join(content))[:80]}"
         expected = "expected a weights manifest: schema 1, and the key weights"
-        raise InputError(
-            f"{file}: schema {content.get('schema')!r}, keys {shown}; {expected}"[:300]
-        )
+        raise InputError(f"{file}: {found}; {expected}"[:300])
     if not isinstance(content["weights"], list):
         raise InputError(f"{file}: {refused('weights', content['weights'], 'a list of rows')}")
     return _parse(content["weights"], path)

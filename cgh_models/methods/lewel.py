@@ -44,11 +44,10 @@ class AlignedBranch(nn.Module):
         common = math.gcd(width, config.projection_width)
         if common % config.heads:
             largest = max(heads for heads in range(1, config.heads) if common % heads == 0)
-            raise InputError(
-                f"heads={config.heads}: has to divide the embedding's width "
-                f"({width} of {architecture(backbone)}) and "
-                f"projection_width={config.projection_width}; give --set heads={largest}"
-            )
+            both = f"the embedding's width ({width} of {architecture(backbone)})"
+            both += f" and projection_width={config.projection_width}"
+            what = f"heads={config.heads}: has to divide {both}"
+            raise InputError(f"{what}; give --set heads={largest}")
         self.backbone = backbone
         self.heads = config.heads
         self.map_temperature = config.map_temperature

@@ -210,9 +210,8 @@ def own_device(processes: OneProcess, name: str) -> str:
         raise InputError(f"{given}: all would use it; leave it out, each takes a GPU of its own")
     number, found = int(os.environ.get("LOCAL_RANK", processes.rank)), torch.cuda.device_count()
     if number >= found:
-        given = f"{processes.on_machine} processes"
         hint = f"start {found} (--nproc-per-node {found}), or give --device cpu"
-        raise InputError(f"{given} on a machine with {found} GPUs; {hint}")
+        raise InputError(f"{processes.on_machine} processes on a machine with {found} GPUs; {hint}")
     torch.cuda.set_device(number)
     return f"cuda:{number}"
 
