@@ -94,11 +94,9 @@ class Embed:
         features = Features(self.layer, self.taps if self.hypercolumn else 0, self.dense)
         settings = given.settings
         model, images = given.load()
+        arguments = (model, images, Path(self.out), settings, features, self.dtype, given.shown)
         with StopSignals() as signals:
-            found = write_embeddings(
-                *(model, images, Path(self.out), settings, features, self.dtype, given.shown),
-                until=signals.until_stopped,
-            )
+            found = write_embeddings(*arguments, until=signals.until_stopped)
         print(json.dumps({"out": self.out, **found._asdict(), "dtype": self.dtype}))
 
 

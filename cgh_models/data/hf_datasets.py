@@ -102,9 +102,8 @@ class _Fetched:
         for file in files.values():
             file.open().close()
         # What is opened stays readable when its names are gone, here and in the cache.
-        with tempfile.TemporaryDirectory(
-            dir=cache.folder.parent, ignore_cleanup_errors=True
-        ) as folder:
+        links = tempfile.TemporaryDirectory(dir=cache.folder.parent, ignore_cleanup_errors=True)
+        with links as folder:
             for name, file in files.items():
                 file.link(Path(folder, name))
             self.archive = _open_part(Path(folder), address)

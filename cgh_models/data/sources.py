@@ -174,11 +174,10 @@ def _open_named(data: Any, split: str, cache: Cache, endings: Endings) -> Opened
 def splits_of(root: Any) -> dict[str, str] | None:
     """The names of train and val in what holds both; None if they are folders or files in it."""
     text = str(root)
+    splits = ("train", "val")
     if text.startswith("hfds/") and not os.path.exists(root):
         names = hf_datasets.hub_splits(text)
-        return {
-            split: f"{text}:{listing.pick_split(names, split, text)}" for split in ("train", "val")
-        }
+        return {split: f"{text}:{listing.pick_split(names, split, text)}" for split in splits}
     if os.path.isdir(root) and not hf_datasets.is_saved(root):
         files = _only_containers(Path(root))
         kinds = {container(file.name) for file in files}
@@ -186,7 +185,7 @@ def splits_of(root: Any) -> dict[str, str] | None:
             return None
     elif not (os.path.exists(root) or is_address(text) or PATTERN.search(text)):
         return None
-    return {split: f"{text}:{split}" for split in ("train", "val")}
+    return {split: f"{text}:{split}" for split in splits}
 
 
 def _only_containers(path: Path) -> list[Path]:

@@ -76,10 +76,8 @@ def embeddings(
         count = 0
         kept = np.empty(len(indices), np.int64)
         rows = np.empty((len(indices), *embedder.shape), np.float32)
-        batch_size, workers = embedder.batch_size, settings.workers
-        for batch, batch_indices in eval_batches(
-            images, indices, eval_transform(plain), batch_size, workers, on_bad
-        ):
+        how = (eval_transform(plain), embedder.batch_size, settings.workers)
+        for batch, batch_indices in eval_batches(images, indices, *how, on_bad):
             end = count + len(batch)
             rows[count:end] = embedder.embed(batch).cpu().numpy()
             kept[count:end] = batch_indices

@@ -170,11 +170,9 @@ class _Parts:
                 if np.isfinite(exact).all():
                     advice = f"give --dtype float32, {dtype} ends at {np.finfo(dtype).max}"
                 raise InputError(f"the embeddings are not finite; {advice}")
-        with (
-            files.atomic(self.folder / f"{behind:012}.npz") as temporary,
-            open(temporary, "wb") as f,
-        ):
-            np.savez(f, **part)  # pyright: ignore[reportArgumentType]
+        path = self.folder / f"{behind:012}.npz"
+        with files.atomic(path) as temporary, open(temporary, "wb") as file:
+            np.savez(file, **part)  # pyright: ignore[reportArgumentType]
 
     def read(self, *names: str, until: Until = iter) -> Iterator[dict[str, np.ndarray]]:
         """These arrays of the parts, in order. Raises Interrupted if ``until`` ended early."""

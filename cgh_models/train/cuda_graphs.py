@@ -78,12 +78,8 @@ class ReplayedPass:
         buffers = list(self.backbone.buffers())
         before = [buffer.clone() for buffer in buffers]
         # A recording keeps no weights that autocast cast before it.
-        with torch.autocast(
-            "cuda",
-            torch.get_autocast_dtype("cuda"),
-            enabled=torch.is_autocast_enabled("cuda"),
-            cache_enabled=False,
-        ):
+        dtype = torch.get_autocast_dtype("cuda")
+        with torch.autocast("cuda", dtype, torch.is_autocast_enabled("cuda"), cache_enabled=False):
             graph = torch.cuda.make_graphed_callables(
                 _FlatPass(self.backbone, self.function, options),
                 (images.clone(),),

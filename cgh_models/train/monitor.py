@@ -109,9 +109,8 @@ class Monitor:
         # Equal shares, the last of which begin again with the first images.
         even = np.resize(indices, -(-len(indices) // self.processes.count) * self.processes.count)
         share = even[self.processes.rank :: self.processes.count]
-        found, _ = self._unless_stopped(
-            lambda: embeddings(backbone, images, share, self.settings, "substitute")
-        )
+        asked = (backbone, images, share, self.settings)
+        found, _ = self._unless_stopped(lambda: embeddings(*asked, "substitute"))
         if self.processes.count > 1:
             found = self.processes.gather(torch.from_numpy(found)).numpy()[: len(indices)]
         if not np.isfinite(found).all():
