@@ -192,10 +192,7 @@ def _check_end(file: IO[bytes], offset: int, location: str, last: str) -> None:
     file.seek(offset)
     if file.read(_BLOCK) != bytes(_BLOCK):
         raise _damaged(location, last, "its end is missing")
-    while True:
-        block = file.read(2**20)
-        if not block:
-            return
+    while block := file.read(2**20):
         zeros = len(block) - len(block.lstrip(b"\0"))
         if zeros < len(block):
             header = block[zeros - zeros % _BLOCK :][:_BLOCK]

@@ -20,13 +20,8 @@ PATHS = {"path", "file", "filename", "filepath", "image", "imagepath", "imagefil
 PATHS |= {"img", "imgpath", "imgfile", "imgname", "name", "paths", "files", "images", "relpath"}
 LABELS = {"label", "labels", "class", "classname", "classid", "target", "category", "y"}
 SPLITS = {"split", "splits", "subset", "fold", "partition"}
-_CONTAINERS = {
-    ".tar": "tar",
-    ".tar.gz": "tar.gz",
-    ".tgz": "tar.gz",
-    ".zip": "zip",
-    ".parquet": "parquet",
-}
+_CONTAINERS = {f".{kind}": kind for kind in ("tar", "tar.gz", "zip", "parquet")}
+_CONTAINERS[".tgz"] = "tar.gz"
 PATTERN = re.compile(r"[*?[{]")  # how one is told from a name
 _SPLITS = {
     "train": {"train", "training"},

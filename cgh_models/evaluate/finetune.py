@@ -54,7 +54,8 @@ def finetune(
             optimizer.zero_grad()
             epoch = step.epoch_to_report
             if epoch:
-                if not (loss.isfinite() and _all_finite(model) and _all_finite(layer)):
+                trained = nn.ModuleList([model, layer]).state_dict().values()
+                if not all(tensor.isfinite().all() for tensor in (loss, *trained)):
                     what = f"epoch {epoch}: loss or weights are not finite"
                     raise InputError(f"{what}; give a lower --lr or --head-lr")
                 settings.log(f"epoch {epoch} of {config.epochs}: loss {loss:.4f}")
@@ -82,7 +83,3 @@ def finetune_on_share(
     found = found.with_parameters(labels=f"{percent}%", names_sha256=names_sha256)
     text = found.protocol.replace("train/", f"{percent}% of train/")
     return dataclasses.replace(found, protocol=text)
-
-
-def _all_finite(module: nn.Module) -> bool:
-    return all(bool(tensor.isfinite().all()) for tensor in module.state_dict().values())

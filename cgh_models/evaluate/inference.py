@@ -1,5 +1,6 @@
 """A faster copy of a network for inference: batch norms folded, bfloat16, channels_last."""
 
+import contextlib
 import copy
 
 import torch
@@ -44,7 +45,6 @@ def _conv_norm_pairs(model: nn.Module) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]
     """Convolutions and norms that only feed each other, as one forward shows."""
     outputs: list[tuple[nn.Conv2d, Tensor]] = []
     pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
-    hooks = []
 
     def after_conv(conv: nn.Conv2d, _inputs: tuple[Tensor], output: Tensor) -> None:
         outputs.append((conv, output))
@@ -52,15 +52,13 @@ def _conv_norm_pairs(model: nn.Module) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]
     def before_norm(norm: nn.BatchNorm2d, inputs: tuple[Tensor]) -> None:
         pairs.extend((conv, norm) for conv, output in outputs if output is inputs[0])
 
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            hooks.append(module.register_forward_hook(after_conv))
-        elif isinstance(module, nn.BatchNorm2d):
-            hooks.append(module.register_forward_pre_hook(before_norm))
-    with torch.inference_mode():
+    with contextlib.ExitStack() as hooks, torch.inference_mode():
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d):
+                hooks.enter_context(module.register_forward_hook(after_conv))
+            elif isinstance(module, nn.BatchNorm2d):
+                hooks.enter_context(module.register_forward_pre_hook(before_norm))
         model(_noise(model))
-    for hook in hooks:
-        hook.remove()
     convs = [conv for conv, _ in pairs]
     norms = [norm for _, norm in pairs]
     return [(c, n) for c, n in pairs if convs.count(c) == norms.count(n) == 1]

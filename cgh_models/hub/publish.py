@@ -13,7 +13,7 @@ from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
 
-from ..errors import DiskError, InputError, IntegrityError, printable
+from ..errors import DiskError, InputError, IntegrityError, os_error_as, printable
 from . import manifest
 from .card import card_of
 from .integrity import verify
@@ -91,15 +91,13 @@ def _with_known_urls(row: Row, path: Path) -> Row:
 
 
 def _check_writable(folder: Path, manifests: list[Path]) -> None:
-    path = folder
-    try:
-        for path in manifests:
+    what = ("cannot be written", "nothing was published")
+    for path in manifests:
+        with os_error_as(DiskError, path, *what):
             open(path, "rb+").close()
-        for path in (folder, *(path.parent for path in manifests)):
+    for path in (folder, *(path.parent for path in manifests)):
+        with os_error_as(DiskError, path, *what):
             tempfile.TemporaryFile(dir=path).close()
-    except OSError as error:
-        reason = f"cannot be written ({error.strerror}); nothing was published"
-        raise DiskError(f"{printable(path)}: {reason}") from error
 
 
 def _content(folder: Path, row: Row) -> tuple[dict[str, bytes], list[str]]:

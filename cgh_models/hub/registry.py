@@ -59,8 +59,7 @@ def create_model(
             raise InputError(f"{name}={value!r}: expected a whole number of at least {least}")
     with plain_defaults():
         model = _create(weights, pretrained, cache_dir, kwargs)
-    device = torch.get_default_device()
-    return model if device.type == "cpu" else model.to(device)
+    return model.to(torch.get_default_device())
 
 
 def _create(
@@ -109,9 +108,8 @@ def _from_row(
     """A row's model: filled without initializing it first if it is headless, else built by timm."""
     file = tags.VerifiedFile(row, cache_dir) if folder is None else folder / BACKBONE
     if pretrained and kwargs in ({}, {"num_classes": 0}):
-        return timm_models.model_with_tensors(
-            row, fetch.read(row, BACKBONE, folder, cache_dir), file
-        )
+        tensors = fetch.read(row, BACKBONE, folder, cache_dir)
+        return timm_models.model_with_tensors(row, tensors, file)
     if folder is None:
         timm_models.skeleton(row)  # raises if this timm cannot build it
     else:  # what VerifiedFile does when timm opens it
@@ -120,9 +118,7 @@ def _from_row(
     cfg = timm_models.pretrained_cfg(row, file)
     args = {"num_classes": 0, **row.model_args, **kwargs}
     try:
-        return timm.create_model(
-            row.architecture, pretrained=pretrained, pretrained_cfg=cfg, **args
-        )
+        return timm.create_model(row.architecture, pretrained, cfg, **args)
     except _TIMMS as error:
         raise _cannot_build(row.name, kwargs, error) from error
 
@@ -190,8 +186,7 @@ def load_method(weights: str | os.PathLike[str], *, cache_dir: CacheDir = None) 
     method, loaded = read_method(weights, cache_dir)
     if "anew" in loaded:
         say(f"{printable(weights)}: {loaded}")
-    device = torch.get_default_device()
-    return method if device.type == "cpu" else method.to(device)
+    return method.to(torch.get_default_device())
 
 
 @plain_defaults()

@@ -94,11 +94,8 @@ class Preprocessing:
     @classmethod
     def from_timm(cls, cfg: dict[str, object]) -> "Preprocessing":
         """The fields of a timm pretrained_cfg."""
-        values: dict[str, Any] = {}
-        for name in cls.__dataclass_fields__:
-            value = cfg[name]
-            values[name] = list(value) if isinstance(value, tuple) else value
-        return cls(**values)
+        values: dict[str, Any] = {name: cfg[name] for name in cls.__dataclass_fields__}
+        return cls(**{k: list(v) if isinstance(v, tuple) else v for k, v in values.items()})
 
     def to_timm(self) -> dict[str, object]:
         """Keyword arguments for a timm PretrainedCfg."""

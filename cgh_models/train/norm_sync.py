@@ -36,8 +36,7 @@ def synced_norms(method: nn.Module, how: str, processes: Any) -> Iterator[None]:
     shuffle: `teacher_forward` asks ``processes.shuffles``. sync: on CUDA devices by torch's
     SyncBatchNorm, which the method keeps; it has none for a CPU.
     """
-    if how == "shuffle":
-        processes.shuffles = True
+    processes.shuffles = how == "shuffle"
     norms: list[Any] = []
     if how == "sync":
         if next(method.parameters()).is_cuda:
@@ -51,8 +50,7 @@ def synced_norms(method: nn.Module, how: str, processes: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        if how == "shuffle":
-            processes.shuffles = False
+        processes.shuffles = False
         for norm in norms:
             del norm.forward
 
