@@ -73,7 +73,7 @@ FILES = {
 METHOD_FILES = {method.__module__.removeprefix("cgh_models.") for method in METHODS.values()}
 LONGEST_CHAIN = 7
 # What has to be read to trust a number; the pages for people are counted apart.
-MOST_LINES = 19_330
+MOST_LINES = 19_280
 MOST_LINES_OF_PAGES = 2_085
 
 

@@ -59,7 +59,8 @@ def create_model(
             raise InputError(f"{name}={value!r}: expected a whole number of at least {least}")
     with plain_defaults():
         model = _create(weights, pretrained, cache_dir, kwargs)
-    return model.to(torch.get_default_device())
+    device = torch.get_default_device()
+    return model if device.type == "cpu" else model.to(device)
 
 
 def _create(
@@ -186,7 +187,8 @@ def load_method(weights: str | os.PathLike[str], *, cache_dir: CacheDir = None) 
     method, loaded = read_method(weights, cache_dir)
     if "anew" in loaded:
         say(f"{printable(weights)}: {loaded}")
-    return method.to(torch.get_default_device())
+    device = torch.get_default_device()
+    return method if device.type == "cpu" else method.to(device)
 
 
 @plain_defaults()
