@@ -259,7 +259,7 @@ def check_size(backbone: TimmModel, height: int, width: int, what: str) -> None:
     if reason:
         raise InputError(
             f"{what}: {architecture(backbone)} cannot take images of {height} x {width} "
-            f"({reason}); give a larger one or an architecture that takes any"
+            f"({reason}); give a larger --image-size or an architecture that takes any size"
         )
 
 

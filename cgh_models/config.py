@@ -55,16 +55,11 @@ def check_reader(reader: str) -> None:
 
 def check_size_schedule(schedule: str, image_size: int) -> None:
     """Raises InputError for a text that is no schedule, or does not end at the image size."""
-    try:
-        last = sizes_of(schedule)[-1][0] if schedule else image_size
-    except ValueError:
-        expected = "expected SIZE:SHARE,...,SIZE, shares of the epochs that leave a rest"
-        example = "for example --size-schedule 24:0.75,32"
-        given = f"--size-schedule {printable(schedule)[:60]}"
-        raise InputError(f"{given}: {expected}, {example}") from None
-    if last != image_size:
-        given = f"size_schedule={schedule}: ends at {last} pixels"
-        raise InputError(f"{given}, image_size is {image_size}; give --image-size {last}")
+    sizes = [size for size, _ in sizes_of(schedule)]
+    if schedule and sizes[-1:] != [image_size]:
+        expected = "expected SIZE:SHARE,...,SIZE, sizes that rise and shares that leave a rest"
+        last = f"the last the --image-size ({image_size}), for example 24:0.75,32"
+        raise InputError(f"--size-schedule {printable(schedule)[:60]}: {expected}, {last}")
 
 
 @dataclass(frozen=True)
@@ -205,11 +200,12 @@ class TrainConfig:
 
     @property
     def phases(self) -> list[tuple[int, int]]:
-        """(image size, the epoch that it ends before) of each phase; the last has one at least."""
+        """(image size, the epoch that it ends before) of each phase that has an epoch."""
         if not self.size_schedule:
             return [(self.image_size, self.epochs)]
-        ends = sizes_of(self.size_schedule)
-        return [(size, int(share * self.epochs + 1e-9)) for size, share in ends]
+        rising = reversed(sizes_of(self.size_schedule))
+        ends = {int(share * self.epochs + 1e-9): size for size, share in rising}
+        return [(size, end) for end, size in sorted(ends.items()) if end]
 
     def size_in(self, epoch: int) -> int:
         """The image size in an epoch, counted from 0."""

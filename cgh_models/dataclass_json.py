@@ -27,7 +27,8 @@ def from_dict(config_class: type[Config], values: dict[str, Any], complete: bool
     """
     name = config_class.__qualname__
     kinds = get_type_hints(config_class)
-    optional = _optional(config_class)
+    fields = dataclasses.fields(config_class)  # pyright: ignore[reportArgumentType]
+    needed = {f.name for f in fields if f.default is f.default_factory}  # neither is there
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     for key, value in values.items():
         if key not in kinds:
@@ -39,17 +40,10 @@ def from_dict(config_class: type[Config], values: dict[str, Any], complete: bool
         if not _is_of_type(value, kind):
             expected = str(kind).removeprefix("typing.") if get_origin(kind) else kind.__name__
             raise InputError(f"{name}: {key}={value!r}: expected {expected}")
-    missing = [k for k in kinds if k not in values and (complete or k not in optional)]
+    missing = [k for k in kinds if k not in values and (complete or k in needed)]
     if missing:
         raise InputError(f"{name}: the keys {', '.join(missing)} are missing")
     return config_class(**values)
-
-
-def _optional(config_class: type) -> set[str]:
-    """Names of the fields that have a default."""
-    missing = dataclasses.MISSING
-    fields = dataclasses.fields(config_class)
-    return {f.name for f in fields if (f.default, f.default_factory) != (missing, missing)}
 
 
 def meant_before(config_class: type) -> dict[str, object]:

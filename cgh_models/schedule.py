@@ -1,10 +1,8 @@
-"""Learning rate, teacher momentum and size of the views as functions of a run's progress. No torch.
-
-Progress is in [0, 1].
-"""
+"""Learning rate, teacher momentum and views' size by a run's progress in [0, 1]. No torch."""
 
 import itertools
 import math
+import re
 
 
 def learning_rate(progress: float, lr: float, warmup: float, step: float = 0.0) -> float:
@@ -25,13 +23,13 @@ def cosine_momentum(start: float, progress: float) -> float:
 def sizes_of(schedule: str) -> list[tuple[int, float]]:
     """(pixels, share of the epochs done when it ends) of each phase; ``24:0.75,32``.
 
-    Raises ValueError for text that is no such schedule.
+    Empty for text that is no such schedule, or whose sizes do not rise.
     """
+    if not re.fullmatch(r"(\d+:0?\.\d+,)+\d+", schedule, re.ASCII):
+        return []
     *phases, last = schedule.split(",")
     pairs = [phase.split(":") for phase in phases]
     sizes = [int(size) for size, _ in pairs] + [int(last)]
     ends = [*itertools.accumulate(float(share) for _, share in pairs), 1.0]
-    rising = all(before < after for before, after in itertools.pairwise([0.0, *ends]))
-    if len(sizes) < 2 or min(sizes) < 1 or not rising:
-        raise ValueError("sizes of at least 1 pixel, shares that leave a rest")
-    return list(zip(sizes, ends, strict=True))
+    rising = all(a < b for row in (sizes, ends) for a, b in itertools.pairwise([0, *row]))
+    return list(zip(sizes, ends, strict=True)) if rising else []

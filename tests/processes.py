@@ -116,10 +116,12 @@ def train_until(step: int, rank: int, runs: list[tuple], data: Path, name: str =
     train(runs, data)
 
 
-def train_synchronized(name: str, data: Path, folder: Path, device: str = "cpu") -> None:
+def train_synchronized(
+    name: str, optimizer: str, data: Path, folder: Path, device: str = "cpu"
+) -> None:
     """Trains a network of timm's norms with activations for an epoch; each keeps its state."""
     changes = {"epochs": 1, "warmup_epochs": 0, "eval_every": -1, "device": device}
-    config = dataclasses.replace(SHARED, **changes)
+    config = dataclasses.replace(SHARED, optimizer=optimizer, **changes)
     method = build(name, config, "test_efficientnet")
     pretrain(method, data, config, folder / "run")
     torch.save(method.cpu().state_dict(), folder / os.environ["RANK"])

@@ -74,6 +74,15 @@ def test_sce_on_cifar_is_its_authors_run():
     assert (config.hidden_width, config.projection_width) == (512, 128)
 
 
+def test_the_fast_recipe_is_that_of_cifar_but_for_the_network_and_the_steps():
+    fast, cifar = RECIPES["cifar-fast"], RECIPES["cifar"]
+    assert (fast.method, fast.method_of) == (cifar.method, cifar.method_of)
+    train, slow = to_dict(train_config("cifar-fast", "cgh")), to_dict(train_config("cifar", "cgh"))
+    changed = {key for key, value in train.items() if slow[key] != value}
+    assert changed == {"epochs", "batch_size", "optimizer", "base_lr"}
+    assert train_config("cifar-fast", "moco_v2").base_lr == train["base_lr"]  # not its demo's
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("name", METHODS)
 def test_a_recipe_gives_every_method_values_that_its_fields_take(name, recipe):

@@ -108,7 +108,7 @@ def run(given: argparse.Namespace, seed: int, train: ImageSet, val: ImageSet) ->
         "knn": round(knn, 2),
         "n": len(val),
         "seconds": round(seconds),
-        "cpu_seconds": round(worked),
+        "cpu_seconds": round(worked) if versions["device"] == "cpu" else None,
         "device": versions["device"],
         "threads": torch.get_num_threads(),
         "cuda_graphs": config.cuda_graphs,

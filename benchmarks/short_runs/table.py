@@ -11,8 +11,8 @@ from typing import Any
 
 Result = dict[str, Any]
 HEAD = (
-    "| method | settings | batch | base_lr | warm-up | CPU s | kNN %, by seed | mean | standard error |"
-    "\n|---|---|---|---|---|---|---|---|---|"
+    "| method | settings | batch | base_lr | warm-up | CPU s | kNN %, by seed | mean | standard "
+    "error |\n|---|---|---|---|---|---|---|---|---|"
 )
 NAMES = {"cifar10": "CIFAR-10", "tiny-imagenet-200": "Tiny ImageNet"}
 
@@ -46,8 +46,8 @@ def row_of(settings: tuple[Any, ...], results: list[Result]) -> tuple[float, str
     average = mean(values)
     error = f"{stdev(values) / len(values) ** 0.5:.2f}" if len(values) > 1 else ""
     seeds = ", ".join(f"{value:.2f}" for value in values)
-    timed = [result["cpu_seconds"] for result in results if "cpu_seconds" in result]
-    seconds = f"{mean(timed):.0f}" if timed else ""
+    timed = [result.get("cpu_seconds") for result in results]
+    seconds = f"{mean(timed):.0f}" if all(timed) else ""
     cells = [*map(str, settings), seconds, seeds, f"{average:.2f}", error]
     return average, "| " + " | ".join(cells) + " |"
 

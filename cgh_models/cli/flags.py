@@ -27,11 +27,13 @@ RunFolder = Annotated[Positional[str], arg(metavar="RUN")]
 Weights = Annotated[Positional[str], arg(metavar="WEIGHTS")]
 Pattern = Annotated[Positional[str], arg(metavar="PATTERN", help_behavior_hint=_default)]
 Recipe = Literal["imagenet", "cifar", "tiny"]
+OfRun = Literal["imagenet", "cifar", "tiny", "cifar-fast"]
 OfRecipe = Annotated[T | None, arg(help_behavior_hint="(default: the recipe's)")]
 # Words in the help whose values may be paths.
 _PATHS = {"FOLDER", "FILE", "RUN", "WEIGHTS", "[WEIGHTS ...]", "IMAGES", "A", "B"}
 _POSITIONAL = Positional[None].__metadata__[0]  # pyright: ignore
 METAVARS = {"device": "NAME", "eval_data": "FOLDER", "pixel_range": "RANGE", "reader": "NAME"}
+METAVARS |= {"size_schedule": "SIZES"}
 
 
 @dataclasses.dataclass

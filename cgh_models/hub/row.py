@@ -94,8 +94,9 @@ class Preprocessing:
     @classmethod
     def from_timm(cls, cfg: dict[str, object]) -> "Preprocessing":
         """The fields of a timm pretrained_cfg."""
-        values: dict[str, Any] = {name: cfg[name] for name in cls.__dataclass_fields__}
-        return cls(**{k: list(v) if isinstance(v, tuple) else v for k, v in values.items()})
+        found = [(name, cfg[name]) for name in cls.__dataclass_fields__]
+        values: dict[str, Any] = {k: list(v) if isinstance(v, tuple) else v for k, v in found}
+        return cls(**values)
 
     def to_timm(self) -> dict[str, object]:
         """Keyword arguments for a timm PretrainedCfg."""

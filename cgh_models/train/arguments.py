@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..backbone import channels, check_size
+from ..backbone import channels
 from ..config import TrainConfig
 from ..data import kept_index
 from ..data.image_set import ImageSet, load
@@ -22,6 +22,7 @@ from .distributed import own_device
 from .norm_sync import norm_sync_of
 from .run import Run
 from .run_folder import settle
+from .step import check_sizes
 
 
 def checked_run(
@@ -95,14 +96,6 @@ def settle_views(
             raise InputError(f"{given}, which are of one size; leave one of the two out")
         config = dataclasses.replace(config, views="exact")
     return recipe, config
-
-
-def check_sizes(method: Any, recipe: Recipe, config: TrainConfig) -> None:
-    """Raises InputError unless the backbone takes the smaller views that a run begins with."""
-    for size, _ in config.phases[:-1]:
-        for side in {view.side(size) for view in recipe}:
-            what = f"size_schedule={config.size_schedule}"
-            check_size(method.student.backbone, side, side, what)
 
 
 def open_images(data: object, config: TrainConfig, kept: Path | None = None) -> ImageSet:

@@ -70,6 +70,9 @@ class ReplayedPass:
         key += (torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda"))
         self.calls += 1
         if key not in self.graphs:
+            # Of views that have become larger, the smaller ones' memory is free again.
+            kept = self.graphs.items()
+            self.graphs = {k: v for k, v in kept if k[0] != key[0] or k[1] == images.shape}
             self.graphs[key] = self._record(images, options)
         first, *maps = self.graphs[key](images)
         return (first, maps) if options else first

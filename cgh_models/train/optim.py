@@ -44,7 +44,8 @@ def parameter_groups(method: Method, config: TrainConfig) -> list[dict]:
         exempt = full_name.removeprefix("backbone.") in timm_exempts
         return not (exempt or is_norm or is_vector or full_name.endswith("bias"))
 
-    matrices = _inner_matrices(method.student.backbone)
+    is_muon = config.optimizer == "muon"
+    matrices = _inner_matrices(method.student.backbone) if is_muon else set()
     # The state of the optimizer in a checkpoint is numbered in this order.
     groups = {}
     for key in itertools.product((False, True), (False, True), (True, False)):
@@ -53,7 +54,7 @@ def parameter_groups(method: Method, config: TrainConfig) -> list[dict]:
         group["constant_lr"] = constant_lr
         if config.optimizer == "lars":
             group["always_adapt"] = decayed
-        if config.optimizer == "muon":
+        if is_muon:
             group |= {"orthogonal": orthogonal, "momentum": 0.0 if orthogonal else config.momentum}
         groups[key] = group
     for prefix, owner in method.student.named_modules():
@@ -61,22 +62,24 @@ def parameter_groups(method: Method, config: TrainConfig) -> list[dict]:
             full_name = f"{prefix}.{name}"
             constant_lr = full_name.partition(".")[0] in constant_lr_names
             decayed = is_decayed(owner, full_name, parameter)
-            orthogonal = config.optimizer == "muon" and id(parameter) in matrices
-            groups[orthogonal, constant_lr, decayed]["params"].append(parameter)
+            key = (id(parameter) in matrices, constant_lr, decayed)
+            groups[key]["params"].append(parameter)
     return [group for group in groups.values() if group["params"]]
 
 
 def _inner_matrices(backbone: TimmModel) -> set[int]:
-    """The ids of its weights with two dimensions or more, but the first layer's."""
-    first = backbone.pretrained_cfg.get("first_conv") or ()
-    firsts = {first} if isinstance(first, str) else set(first)
-    found = set()
+    """The ids of its weights with two dimensions or more, but the first layer's.
+
+    A convolution in groups counts as one matrix; one of single channels, as of ConvNeXt, as none.
+    """
+    matrices = {}
     for name, parameter in backbone.named_parameters():
         layer, _, kind = name.rpartition(".")
-        is_matrix = parameter.ndim > 1 and min(parameter.shape[:2]) > 1
-        if kind == "weight" and is_matrix and layer not in firsts:
-            found.add(id(parameter))
-    return found
+        if kind == "weight" and parameter.ndim > 1 and min(parameter.shape[:2]) > 1:
+            matrices[layer] = id(parameter)
+    first = backbone.pretrained_cfg.get("first_conv") or next(iter(matrices), ())
+    firsts = {first} if isinstance(first, str) else set(first)
+    return {found for layer, found in matrices.items() if layer not in firsts}
 
 
 def create_optimizer(method: Method, config: TrainConfig) -> Optimizer:

@@ -60,16 +60,17 @@ def plan(
     steps = len(images) // config.batch_size
     total = steps * config.epochs
     of_process = dataclasses.replace(config, batch_size=config.batch_size // processes)
-    seconds = 0.0
+    times = []
     sizes = []
     begun = 0
     for size, end in config.phases:
         of_phase = dataclasses.replace(of_process, image_size=size, size_schedule="")
-        seconds += (end - begun) * steps * seconds_of_step(method, images, of_phase, device, recipe)
-        sizes.append(", ".join(str(view.side(size)) for view in recipe) + " pixels")
-        if end < config.epochs:
-            sizes[-1] += f" before epoch {end}"
+        of_step = seconds_of_step(method, images, of_phase, device, recipe)
+        times.append((end - begun) * steps * of_step)
+        before = f" before epoch {end}" if end < config.epochs else ""
+        sizes.append(f"{', '.join(str(view.side(size)) for view in recipe)} pixels{before}")
         begun = end
+    seconds = sum(times) if all(times) else 0.0
     warmup = math.ceil(config.warmup * total)
     trained = _count(p for p in method.student.parameters() if p.requires_grad)
     backbone = _count(method.student.backbone.parameters())

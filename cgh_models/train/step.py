@@ -8,10 +8,11 @@ from torch.optim import Optimizer
 
 from ..backbone import architecture, norm_momentum
 from ..config import TrainConfig
-from ..errors import InputError, out_of_memory, say
+from ..errors import InputError, out_of_memory, printable, say
 from ..methods.feature_queue import FeatureQueue
 from ..methods.method import Losses
 from ..one_process import ALONE, OneProcess
+from ..view_recipes import Recipe
 from .distributed import method_of, unless_last
 from .launch import tell
 from .norm_sync import running_statistics
@@ -146,6 +147,24 @@ def half_fits(
             guard.restore()
     _free(method)
     return losses is not None
+
+
+def check_sizes(method: Any, recipe: Recipe, config: TrainConfig) -> None:
+    """Raises InputError unless the method takes the smaller views of a run's phases, by trying."""
+    guard = MemoryGuard(method)
+    count = 2 * getattr(method.config, "batch_norm_splits", 1)
+    for size, _ in config.phases[:-1]:
+        shapes = [(count, config.in_chans, *[view.side(size)] * 2) for view in recipe]
+        with guard, torch.no_grad():
+            try:
+                method([torch.zeros(shape, device=guard.device) for shape in shapes], 0.0)
+            except (AssertionError, IndexError, RuntimeError, ValueError) as error:
+                given = f"{method.name} on {architecture(method.student.backbone)}"
+                given = f"size_schedule={config.size_schedule}: {given} cannot take {size} pixels"
+                reason = printable(" ".join(str(error).split()))[:120]
+                raise InputError(f"{given} ({reason}); give a larger size") from error
+            finally:
+                guard.restore()
 
 
 def _free(method: nn.Module) -> None:

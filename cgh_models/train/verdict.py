@@ -81,7 +81,6 @@ def verdict(rows: list[Row], run: dict[str, Any]) -> Verdict | None:
         or _of_teacher(rows)
         or _of_queue(rows[-1])
         or _of_weights(rows, run)
-        or _of_order(rows[-1])
         or _of_learning(rows, run)
     )
 
@@ -145,7 +144,9 @@ def _of_collapse(rows: list[Row]) -> Verdict | None:
     if len(rows) < 2:
         return None
     for name, found in _SPREADS.items():
-        if name in last and not last[name] >= _least(name, rows[0]):
+        # Deep networks begin below the usual limit: half their start, then.
+        least = max(_NOTHING, min(NORMAL[name][0], 0.5 * rows[0].get(name, math.inf)))
+        if name in last and not last[name] >= least:
             return Verdict("collapsed", f"{found} ({name} {last[name]:.1e})")
     for name in ("feature_std", "effective_rank"):
         highest = max(row.get(name, 0.0) for row in rows)
@@ -153,11 +154,6 @@ def _of_collapse(rows: list[Row]) -> Verdict | None:
             found = f"{name} has fallen from {highest:.3g} to {last[name]:.3g}"
             return Verdict("collapsing", f"{found}; a lower --base-lr may help")
     return None
-
-
-def _least(name: str, first: Row) -> float:
-    """The limit of a spread. Deep networks begin below the usual one: half their start, then."""
-    return max(_NOTHING, min(NORMAL[name][0], 0.5 * first.get(name, math.inf)))
 
 
 def _of_teacher(rows: list[Row]) -> Verdict | None:
@@ -203,15 +199,11 @@ def _of_weights(rows: list[Row], run: dict[str, object]) -> Verdict | None:
     return None
 
 
-def _of_order(last: Row) -> Verdict | None:
+def _of_learning(rows: list[Row], run: dict[str, object]) -> Verdict | None:
+    """By kNN where there are labels, else by the views nearest to each other, once shuffled."""
+    first, last = rows[0], rows[-1]
     if not _is_normal(last, "order_jump"):
         return _wrong("the images come in the order of their names; they must be shuffled")
-    return None
-
-
-def _of_learning(rows: list[Row], run: dict[str, object]) -> Verdict | None:
-    """By kNN where there are labels, else by the views that are nearest to each other."""
-    first, last = rows[0], rows[-1]
     queries = last.get("knn_queries", QUERIES)
     of_classes = "kNN {:.1f} % of a sample, {:.1f} untrained"
     for name, count, text in (

@@ -185,6 +185,7 @@ def test_every_command_explains_its_flags(command, printed):
             "INT",
             "FLOAT",
             "RANGE",
+            "SIZES",
             "PROJECT",
         ]
     }
@@ -208,8 +209,13 @@ def test_pretrain_explains_every_flag_and_its_defaults_by_recipe(printed):
     for flag in (*promised.split(), "eval-data", "log-every", "set"):
         assert f"--{flag} " in text
     assert {"--" + field.name.replace("_", "-") for field in fields(TrainConfig)} <= flags_in(text)
-    assert "Side of the square views, in pixels. (default: 224; cifar 32; tiny 64)" in text
-    assert "(default: 0.05; cifar 0.06; tiny 0.06; adamw 0.0005)" in text
+    assert (
+        "Side of the square views, in pixels. (default: 224; cifar 32; tiny 64; cifar-fast 32)"
+        in text
+    )
+    assert (
+        "(default: 0.05; cifar 0.06; tiny 0.06; cifar-fast 0.12; muon 0.12; adamw 0.0005)" in text
+    )
     assert "folder (flat, nested or class folders), a text file with a path a line" in text
     assert "a tar, zip or parquet file, a folder or pattern of those, hfds/NAME" in text
 
@@ -409,7 +415,7 @@ MISTAKES = [
     ),
     ("pretrain --data {images}/train --out= --arch test_resnet", "neither may be empty"),
     ("{pretrain} --arch resnet18.a1_in1k --batch-size 9", "--init resnet18.a1_in1k to start from"),
-    ("{pretrain} --arch test_vit --image-size 100 --batch-size 9", "give a larger one or an arch"),
+    ("{pretrain} --arch test_vit --image-size 100 --batch-size 9", "give a larger --image-size"),
     ("{pretrain} --device meta --batch-size 9", "--device meta: cannot be used"),
     ("{pretrain} --recipe cifar --batch-size 9 --set batch_norm_splits=8", "2 images a part"),
     ("{pretrain} --base-lr nan", "base_lr=nan: at least 0"),

@@ -56,11 +56,11 @@ def test_two_processes_compute_what_one_does(laws, law):
 
 
 @TWO
-@pytest.mark.parametrize("name", ["byol", "lewel"])
+@pytest.mark.parametrize("name, optimizer", [("byol", "muon"), ("lewel", "sgd")])
 def test_with_synchronized_norms_all_processes_keep_equal_states_to_the_bit(
-    image_root, tmp_path, name
+    image_root, tmp_path, name, optimizer
 ):
-    work = (train_synchronized, name, image_root / "train", tmp_path, DEVICE)
+    work = (train_synchronized, name, optimizer, image_root / "train", tmp_path, DEVICE)
     assert in_processes(2, *work) == [0, 0]
     assert_equal_states(tmp_path)
 

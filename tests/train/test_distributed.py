@@ -67,12 +67,12 @@ def rows(run):
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("name", ["byol", "lewel"])
+@pytest.mark.parametrize("name, optimizer", [("byol", "muon"), ("lewel", "sgd")])
 def test_with_synchronized_norms_all_processes_keep_equal_states_to_the_bit(
-    image_root, tmp_path, name
+    image_root, tmp_path, name, optimizer
 ):
     """Without averaging running statistics, those of LEWEL's teacher in eval mode included."""
-    work = (train_synchronized, name, image_root / "train", tmp_path)
+    work = (train_synchronized, name, optimizer, image_root / "train", tmp_path)
     assert in_processes(2, *work) == [0, 0]
     assert_equal_states(tmp_path)
 

@@ -8,8 +8,10 @@ import torch
 from small_runs import QUICK, build
 
 from cgh_models.backbone import start_norms_at_one
+from cgh_models.cli.main import parse
 from cgh_models.methods import METHODS
 from cgh_models.recipes import train_config
+from cgh_models.train.checkpoint import read_run
 from cgh_models.train.optim import Lars, create_optimizer, orthogonalized, parameter_groups
 from cgh_models.train.step import train_step
 
@@ -276,6 +278,15 @@ def test_an_orthogonalized_matrix_turns_as_the_gradient_and_has_equal_singular_v
         assert values.min() > 0.6 and values.max() < 1.3
         assert torch.cosine_similarity(made.flatten(), (u @ v).flatten(), dim=0) > 0.97
     assert not orthogonalized(torch.zeros(1, 4, 8)).any()
+
+
+def test_the_fast_recipe_trains_from_the_command_line(image_root, tmp_path):
+    words = ["pretrain", "--data", str(image_root / "train"), "--out", str(tmp_path / "run")]
+    words += ["--recipe", "cifar-fast", "--epochs", "1", "--batch-size", "32", "--device", "cpu"]
+    parse([*words, "--set", "hidden_width=16"]).run()
+    run = read_run(tmp_path / "run")
+    assert (run["arch"], run["train"]["optimizer"]) == ("resnet18_cifar_w16", "muon")
+    assert run["train"]["base_lr"] == train_config("imagenet", "lewel", "muon").base_lr == 0.12
 
 
 def test_the_iteration_is_timms():

@@ -17,6 +17,7 @@ from cgh_models.report.contact_sheet import first_views
 from cgh_models.train.checkpoint import read_run
 from cgh_models.train.loop import pretrain
 from cgh_models.train.plan import plan
+from cgh_models.train.step import check_sizes
 from cgh_models.view_recipes import RECIPES
 
 SCHEDULE = dataclasses.replace(QUICK, size_schedule="20:0.7,32")  # 20 pixels until step 8 of 12
@@ -56,16 +57,9 @@ def test_every_method_trains_with_it(image_root, tmp_path, name):
     sizes = []
     method.register_forward_pre_hook(lambda _, given: sizes.append(given[0][0].shape[2]))
     pretrain(method, image_root / "train", SCHEDULE, tmp_path / "run")
-    trained = [size for size in sizes if size]
-    assert trained == [20] * 8 + [32] * 4
+    assert sizes == [20] + [20] * 8 + [32] * 4  # the first is the try before the run
     assert read_run(tmp_path / "run")["train"]["size_schedule"] == "20:0.7,32"
     assert method.student.backbone.pretrained_cfg["input_size"] == (3, 32, 32)
-
-
-def test_views_of_other_sizes_follow():
-    """A small view of multi-crop keeps its share of the image size."""
-    sides = [[view.side(size) for view in RECIPES["multi_crop"]] for size in (20, 32)]
-    assert sides[0] < sides[1] and len(set(sides[0])) > 1
 
 
 @pytest.mark.parametrize(
@@ -73,9 +67,10 @@ def test_views_of_other_sizes_follow():
     [
         ("24:0.75,32", 20, [(24, 15), (32, 20)]),
         ("16:0.3,24:0.4,32", 10, [(16, 3), (24, 7), (32, 10)]),
-        ("40:0.5,32", 3, [(40, 1), (32, 3)]),
+        ("24:0.5,32", 3, [(24, 1), (32, 3)]),
         ("24:0.29,32", 100, [(24, 29), (32, 100)]),
-        ("24:0.9,32", 1, [(24, 0), (32, 1)]),  # the last size has an epoch at least
+        ("24:0.9,32", 1, [(32, 1)]),  # the last size has an epoch at least
+        ("8:0.1,24:0.5,32", 2, [(24, 1), (32, 2)]),
         ("", 7, [(32, 7)]),
     ],
 )
@@ -87,30 +82,46 @@ def test_shares_of_the_run_are_whole_epochs(schedule, epochs, phases):
     for size, end in phases:
         assert seen[begun:end] == [size] * (end - begun)
         begun = end
-    assert config.size_in(2**31) == 32  # the monitor's own views
+    assert config.size_in(2**31) == 32  # of the views that health is measured on
 
 
 OTHERS = "24 24:0.75 24:1,32 24:0.6,28:0.4,32 24:-0.1,32 24:0,32 0:0.5,32 24:nan,32 a:0.5,32"
-OTHERS += " 24:0.5, 24:0.5:1,32 24.5:0.5,32 , 24:0.5\t,b"
+OTHERS += " 24:0.5, 24:0.5:1,32 24.5:0.5,32 , 24:0.5\t,b 40:0.5,32 32:0.5,32 24:1e-1,32 2_4:.5,32"
 
 
-@pytest.mark.parametrize("text", [*OTHERS.split(" "), "24:0.5\n,32:0.1"])
+@pytest.mark.parametrize("text", [*OTHERS.split(" "), "24:0.5\n,32:0.1", "24:0.5,\n32"])
 def test_other_texts_are_refused_in_one_sentence(text):
-    with pytest.raises(InputError, match="for example --size-schedule 24:0.75,32") as found:
+    with pytest.raises(
+        InputError,
+        match="shares that leave a rest, the last the --image-size .32., for example 24:0.75,32",
+    ) as found:
         TrainConfig(image_size=32, size_schedule=text)
     assert "\n" not in str(found.value)
 
 
 def test_the_last_size_is_the_image_size():
-    with pytest.raises(InputError, match="ends at 32 pixels, image_size is 64; give --image-size"):
+    with pytest.raises(InputError, match="24:0.75,32: .* the last the --image-size .64."):
         TrainConfig(image_size=64, size_schedule="24:0.75,32")
 
 
 def test_a_size_that_the_network_cannot_take_is_refused_before_work_begins(image_root, tmp_path):
     method = build("cgh", SCHEDULE, arch="test_vit")
-    with pytest.raises(InputError, match="size_schedule=20:0.7,32: test_vit cannot take images of"):
+    expected = "size_schedule=20:0.7,32: cgh on test_vit cannot take 20 pixels"
+    with pytest.raises(InputError, match=expected):
         pretrain(method, image_root / "train", SCHEDULE, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_so_is_one_that_only_a_part_of_the_method_cannot_take():
+    """Tiles of 24 pixels vanish in VGG's five pools; its views of 48 do not."""
+    config = dataclasses.replace(SCHEDULE, image_size=64, size_schedule="48:0.7,64")
+    method = build("mnclglf", config, arch="vgg11_bn")
+    before = {key: value.clone() for key, value in method.state_dict().items()}
+    random = torch.get_rng_state()
+    with pytest.raises(InputError, match="mnclglf on vgg11_bn cannot take 48 pixels .*larger size"):
+        check_sizes(method, RECIPES[method.view_recipe], config)
+    assert all(torch.equal(value, before[key]) for key, value in method.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random)
 
 
 def test_functions_of_the_callers_are_refused(image_root, tmp_path):
@@ -138,5 +149,5 @@ def test_from_the_command_line(image_root, tmp_path, capsys):
     given += ["--set", "hidden_width=16", "--device", "cpu", "--eval-every=-1", "--size-schedule"]
     parse([*given, "24:0.5,32"]).run()
     assert "24, 24 pixels before epoch 1, 32, 32 pixels" in capsys.readouterr().err
-    with pytest.raises(InputError, match="ends at 28 pixels, image_size is 32; give --image-size"):
+    with pytest.raises(InputError, match="24:0.5,28: .* the last the --image-size .32."):
         parse([*given, "24:0.5,28"]).run()
