@@ -48,7 +48,7 @@ class Pretrain:
     resnet18_cifar_w16 (cifar-fast)."""
     recipe: OfRun = "imagenet"
     """Values of all other flags that go together, for images of 224, 32, 64 or 32 pixels;
-    cifar-fast: half an hour of two processor cores."""
+    cifar-fast: CGH on two processor cores."""
     init: Annotated[Name, arg(metavar="WEIGHTS")] = ""
     """Weights to start from: a name of `cgh list` or of timm, a weights or a run folder."""
     set: Annotated[UseAppendAction[tuple[str, ...]], arg(metavar="KEY=VALUE")] = ()
