@@ -12,6 +12,7 @@ from cgh_models.cli.main import parse
 from cgh_models.data.image_set import load
 from cgh_models.errors import InputError, Interrupted
 from cgh_models.methods import METHODS
+from cgh_models.train import plan as plans
 from cgh_models.train.checkpoint import newest
 from cgh_models.train.loop import pretrain
 from cgh_models.train.plan import plan
@@ -134,3 +135,19 @@ def test_one_image_is_no_set_to_train_on(image_root, tmp_path):
     words = ["pretrain", "--data", str(tmp_path / "images"), "--out", str(tmp_path / "run")]
     with pytest.raises(InputError, match="1 images: at least 2 are needed"):
         parse([*words, "--arch", "test_resnet"]).run()
+
+
+def test_a_step_of_the_whole_batch_is_timed_once_its_memory_is_there(images, monkeypatch):
+    taken, train_step = [], plans.train_step
+
+    def counted(method, optimizer, views, *settings):
+        taken.append(len(views[0]))
+        return train_step(method, optimizer, views, *settings)
+
+    monkeypatch.setattr(plans, "train_step", counted)
+    config = dataclasses.replace(QUICK, batch_size=32)
+    for fast, expected in ((float("inf"), [16, 16, 32, 32]), (0.0, [16, 16])):
+        monkeypatch.setattr(plans, "_FAST", fast)
+        plan_of(build(), images, config)
+        assert taken == expected
+        taken.clear()
