@@ -99,17 +99,14 @@ _SHORT, _LONG = 100, 200  # epochs
 # The rate and decay of AdamW have nothing to do with those of SGD or LARS: ours, for any method,
 # recipe and batch size.
 _ADAMW = {"optimizer": "adamw", "base_lr": 5e-4, "weight_decay": 0.05, "decay_norms": False}
+OF_OPTIMIZER: dict[str, Values] = {"muon": _MUON, "adamw": _ADAMW}  # what any recipe then has
 
 
 def train_config(recipe: str, method: str = "", optimizer: str = "") -> TrainConfig:
     """The trainer's settings of a recipe, for the method and the optimizer of that name."""
     chosen = RECIPES[recipe]
     values = chosen.train | chosen.train_of.get(method, {})
-    if optimizer == "adamw":
-        values |= _ADAMW
-    if optimizer == "muon":
-        values |= _MUON
-    return TrainConfig(**values)
+    return TrainConfig(**values | OF_OPTIMIZER.get(optimizer, {}))
 
 
 def method_config(

@@ -10,7 +10,7 @@ from tyro.conf import FlagCreatePairsOff, UseAppendAction, arg
 from ..config import CHANGES, MOST_CHANNELS, TrainConfig
 from ..dataclass_json import from_dict, to_dict
 from ..errors import InputError, printable, say
-from ..recipes import RECIPES, method_config, short_run, train_config
+from ..recipes import OF_OPTIMIZER, RECIPES, method_config, short_run, train_config
 from ..view_recipes import recipe_of
 from .flags import Folder, Name, OfRun, Pattern, RunFolder, Text, flags_of
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..data.image_set import ImageSet
 
 DEFAULTS = {recipe: train_config(recipe, "cgh") for recipe in RECIPES}
-DEFAULTS |= {name: train_config("imagenet", "cgh", name) for name in ("muon", "adamw")}
+DEFAULTS |= {name: train_config("imagenet", "cgh", name) for name in OF_OPTIMIZER}
 KEPT = [name for name, changes in CHANGES.items() if not changes.startswith("nothing")]
 TrainFlags = flags_of(TrainConfig, DEFAULTS, left_out=["view"])
 ResumeFlags = flags_of(TrainConfig, {}, left_out=KEPT)

@@ -201,6 +201,7 @@ def batches(
                     say_unless_normalized(recipe, batch.tensors)
                 parts = [part.to(device, non_blocking=True) for part in batch.tensors]
                 epoch = step // (len(images) // config.batch_size)
+                size = config.size_in(epoch)
                 views, requests = {}, {}
                 for number, (view, part) in enumerate(zip(recipe, parts, strict=True)):
                     if config.views == "exact" or isinstance(view, OwnView):
@@ -210,8 +211,7 @@ def batches(
                     stream = _VIEW_STREAM + number
                     u = uniform(config.seed, epoch, batch.indices, COLUMNS, stream)
                     box = None if whole is None else boxes(view, u, *part.shape[1:3])
-                    side = view.side(config.size_in(epoch))
-                    requests[number] = ViewRequest(view, part, u, side, box)
+                    requests[number] = ViewRequest(view, part, u, view.side(size), box)
                 made = fast_views(list(requests.values()), mean, std)
                 views |= dict(zip(requests, made, strict=True))
                 yield [views[number] for number in range(len(parts))], batch.indices

@@ -136,9 +136,8 @@ def _warnings(
 def _within_an_hour(config: TrainConfig, seconds: float) -> str:
     """Flags with which a run ends within an hour on this CPU."""
     flags = ""
-    if (
-        config.image_size > _SMALL and not config.size_schedule
-    ):  # convolutions cost as many times less as there are pixels
+    if config.image_size > _SMALL and not config.size_schedule:
+        # Convolutions cost as many times less as there are pixels.
         seconds *= (_SMALL / config.image_size) ** 2
         flags = f"--image-size {_SMALL} "
     epochs = int(config.epochs * _HOUR / seconds)

@@ -151,9 +151,9 @@ def half_fits(
 
 def check_sizes(method: Any, recipe: Recipe, config: TrainConfig) -> None:
     """Raises InputError unless the method takes the smaller views of a run's phases, by trying."""
-    guard = MemoryGuard(method)
     count = 2 * getattr(method.config, "batch_norm_splits", 1)
     for size, _ in config.phases[:-1]:
+        guard = MemoryGuard(method)
         shapes = [(count, config.in_chans, *[view.side(size)] * 2) for view in recipe]
         with guard, torch.no_grad():
             try:

@@ -14,9 +14,9 @@ from cgh_models.data.loader import batches
 from cgh_models.errors import InputError
 from cgh_models.methods import METHODS
 from cgh_models.report.contact_sheet import first_views
+from cgh_models.train import plan as plans
 from cgh_models.train.checkpoint import read_run
 from cgh_models.train.loop import pretrain
-from cgh_models.train.plan import plan
 from cgh_models.train.step import check_sizes
 from cgh_models.view_recipes import RECIPES
 
@@ -130,10 +130,18 @@ def test_functions_of_the_callers_are_refused(image_root, tmp_path):
         pretrain(build(), image_root / "train", SCHEDULE, tmp_path / "run", views=views)
 
 
-def test_a_plan_says_the_sizes_and_times_each(image_root):
+def test_a_plan_says_the_sizes_and_times_each(image_root, monkeypatch):
+    timed, train_step = set(), plans.train_step
+
+    def noted(method, optimizer, views, *settings):
+        timed.add(views[0].shape[2])
+        return train_step(method, optimizer, views, *settings)
+
+    monkeypatch.setattr(plans, "train_step", noted)
     images = load(image_root / "train")
     method = build("cgh", SCHEDULE)
-    text = "\n".join(plan(method, images, SCHEDULE, RECIPES[method.view_recipe]))
+    text = "\n".join(plans.plan(method, images, SCHEDULE, RECIPES[method.view_recipe]))
+    assert timed == {20, 32}
     assert "(weak_strong; 20, 20 pixels before epoch 2, 32, 32 pixels)" in text
 
 
