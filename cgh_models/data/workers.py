@@ -6,12 +6,14 @@ import os
 import pickle
 import re
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing import connection
 from multiprocessing.util import Finalize
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -244,6 +246,13 @@ def _start_worker(_worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
     setattr(multiprocessing.queues.Queue, "_on_queue_feeder_error", _send_error)  # noqa: B010
+    sys.excepthook = _print_unless_left
+
+
+def _print_unless_left(kind: type, error: BaseException, trace: TracebackType | None) -> None:
+    """A trainer that stops may leave a worker in the middle of a greeting, which is no fault."""
+    if not isinstance(error, (ConnectionError, EOFError)):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _processors() -> int:

@@ -2,11 +2,13 @@
 
 import contextlib
 import multiprocessing
+import multiprocessing.connection
 import os
 import re
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -85,6 +87,24 @@ def test_an_exception_of_a_signal_handler_ends_slow_readers_at_once(images_that,
         signal.signal(signal.SIGUSR1, before)
     assert time.monotonic() - start < SLOW / 5
     assert not multiprocessing.active_children()
+
+
+@both
+def test_workers_say_nothing_of_a_trainer_that_leaves_them_in_the_middle_of_a_greeting(
+    make, image_root, monkeypatch, capfd
+):
+    """As a signal's exception does that comes between a connection and its first words."""
+
+    def greet(address):
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(address)
+        time.sleep(0.5)  # in which the worker meets the end of the connection
+        raise StopTraining
+
+    monkeypatch.setattr(multiprocessing.connection, "SocketClient", greet)
+    with pytest.raises(StopTraining):
+        next(make(load(image_root / "train")))
+    assert capfd.readouterr().err == ""
 
 
 @both
