@@ -19,6 +19,7 @@ GROUND = {
     "errors",
     "files",
     "hashing",
+    "kept_memory",
     "one_process",
     "progress",
     "public_names",

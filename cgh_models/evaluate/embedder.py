@@ -14,6 +14,7 @@ from ..config import TrainConfig
 from ..data.eval_loader import OnBad, eval_batches, eval_size, eval_transform
 from ..data.reading import check_channels
 from ..errors import InputError, out_of_memory, printable, say
+from ..kept_memory import freed_memory_kept
 from ..progress import bar
 from . import cache
 from .devices import pick_device, pick_precision
@@ -175,7 +176,8 @@ def eval_mode_on(model: nn.Module, device: torch.device) -> Iterator[None]:
     training = {module: module.training for module in model.modules()}
     model.to(device).eval()
     try:
-        yield
+        with freed_memory_kept(device):
+            yield
     finally:
         model.to(original_device)
         for module, mode in training.items():

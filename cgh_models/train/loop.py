@@ -18,6 +18,7 @@ from ..config import TrainConfig
 from ..data.loader import batches
 from ..errors import InputError, Interrupted, NetworkError, say, shell_command
 from ..evaluate.devices import pick_precision
+from ..kept_memory import freed_memory_kept
 from ..schedule import learning_rate
 from ..tensors import plain_defaults
 from . import checkpoint
@@ -73,7 +74,8 @@ def pretrain(
         run = processes.together(lambda: checked_run(*arguments))
         signals = StopSignals(launched=is_launched())
         monitor = processes.together(lambda: Monitor(run, signals))
-        with locked_by_first(run.folder, processes), signals:
+        kept = freed_memory_kept(run.device)
+        with locked_by_first(run.folder, processes), signals, kept:
             done, file = processes.from_first(lambda: _open_folder(method, run, resume))
             log = MetricLogger(run, monitor, done, resume, on_log)
             if done == run.total and not log.unmeasured(done):
