@@ -35,6 +35,7 @@ from .plan import say_plan, say_processes
 from .run import Run
 from .run_folder import how_to_resume, locked_by_first, write_or_check_config
 from .signals import StopSignals
+from .small_outputs import small_outputs_by_products
 from .step import MemoryGuard, batch_too_large, does_not_fit, half_fits, prepare, train_step
 from .verdict import verdict_at
 
@@ -135,6 +136,7 @@ def _train(
         log,
         contextlib.closing(loader),
         replayed_passes(method, config, device),
+        small_outputs_by_products(method, device),
         synced_norms(method, run.norm_sync, processes),
         connected(method, processes, config) as network,
         _saved_at(NetworkError, lambda: log.rescue(done)),  # batches and measurements read images

@@ -20,6 +20,7 @@ from ..view_recipes import Recipe
 from .liveness import Watch
 from .optim import create_optimizer
 from .run import Run
+from .small_outputs import small_outputs_by_products
 from .step import prepare, train_step
 from .verdict import FEW_IN_BATCH, swapped_temperatures
 
@@ -164,8 +165,8 @@ def seconds_of_step(
         return 0.0
     devices = [device] if device.type == "cuda" else []
     try:
-        with torch.random.fork_rng(devices):
-            trained: Any = copy.deepcopy(method)
+        trained: Any = copy.deepcopy(method)
+        with torch.random.fork_rng(devices), small_outputs_by_products(trained, device):
             trained.to(device, memory_format=torch.channels_last).train()
             prepare(trained, config, device)
             optimizer = create_optimizer(trained, config)
