@@ -42,11 +42,8 @@ def create(arch: str, preprocessing: dict[str, Any] | None = None, **model_args)
         advice = "`cgh export RUN --format state-dict` writes its tensors"
         raise InputError(f"{arch}: a network of your own, which only your code can build; {advice}")
     if "." in arch:
-        name, _, _ = arch.partition(".")
-        raise InputError(
-            f"architecture {arch!r}: has a tag; "
-            f"give --arch {name}, and --init {arch} to start from its weights"
-        )
+        hint = f"give --arch {arch.partition('.')[0]}, and --init {arch} to start from its weights"
+        raise InputError(f"architecture {arch!r}: has a tag; {hint}")
     if not timm.is_model(arch):
         near = ", ".join(difflib.get_close_matches(arch, timm.list_models(), n=3))
         hint = f"did you mean {near}?" if near else "timm.list_models('*') lists the names"
@@ -58,9 +55,8 @@ def create(arch: str, preprocessing: dict[str, Any] | None = None, **model_args)
     try:
         return timm.create_model(arch, num_classes=0, pretrained_cfg_overlay=overlay, **model_args)
     except (TypeError, AssertionError, ValueError, RuntimeError) as error:
-        raise InputError(
-            f"architecture {arch!r} cannot be built with {model_args}: {error}"
-        ) from error
+        what = f"architecture {arch!r} cannot be built with {model_args}"
+        raise InputError(f"{what}: {error}") from error
 
 
 class _ParametersOnMeta(TorchFunctionMode):
@@ -132,10 +128,8 @@ def embed(
     """
     if splits > 1:
         if len(images) < 2 * splits:
-            raise InputError(
-                f"batch_norm_splits={splits}: "
-                f"a batch of {len(images)} is too small; 2 images a part"
-            )
+            given = f"batch_norm_splits={splits}: a batch of {len(images)}"
+            raise InputError(f"{given} is too small; 2 images a part")
         pieces = images.tensor_split(splits)
         parts = [embed(backbone, pieces[part], taps) for part in count_parts(backbone, splits)]
         embedding = torch.cat([embedding for embedding, _ in parts])
@@ -188,9 +182,7 @@ def count_parts(module: nn.Module, splits: int) -> Iterator[int]:
     """
     for part in range(splits):
         left = splits - 1 - part
-        with norm_momentum(
-            module, lambda momentum, left=left: momentum / (splits - left * momentum)
-        ):
+        with norm_momentum(module, lambda m, left=left: m / (splits - left * m)):
             yield part
 
 
@@ -257,10 +249,9 @@ def check_size(backbone: TimmModel, height: int, width: int, what: str) -> None:
     """Raises InputError unless the backbone takes images of this size, which ``what`` needs."""
     reason = _refusal(backbone, height, width)
     if reason:
-        raise InputError(
-            f"{what}: {architecture(backbone)} cannot take images of {height} x {width} "
-            f"({reason}); give a larger --image-size or an architecture that takes any size"
-        )
+        found = f"{architecture(backbone)} cannot take images of {height} x {width} ({reason})"
+        hint = "give a larger --image-size or an architecture that takes any size"
+        raise InputError(f"{what}: {found}; {hint}")
 
 
 def check_views(backbone: TimmModel, views: "Iterable[View]", what: str) -> None:
@@ -290,8 +281,6 @@ def widths(backbone: TimmModel, taps: int = 0) -> tuple[int, list[int]]:
     try:
         embedding, maps = on_zeros(partial(embed, taps=taps), backbone, *size)
     except (AssertionError, AttributeError, IndexError, RuntimeError) as error:
-        raise InputError(
-            f"taps={taps}: {architecture(backbone)} does not give that many feature maps "
-            f"({error}); use fewer"
-        ) from error
+        what = f"taps={taps}: {architecture(backbone)} does not give that many feature maps"
+        raise InputError(f"{what} ({error}); use fewer") from error
     return embedding.shape[1], [m.shape[1] for m in maps]

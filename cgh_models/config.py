@@ -214,8 +214,7 @@ class TrainConfig:
     @property
     def warmup(self) -> float:
         """Learning-rate warm-up as a share of the run."""
-        most = 0.1 if self.epochs < 50 else 1.0
-        return min(self.warmup_epochs / self.epochs, most)
+        return min(self.warmup_epochs / self.epochs, 0.1 if self.epochs < 50 else 1.0)
 
     @property
     def lr(self) -> float:

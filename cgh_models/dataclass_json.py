@@ -51,8 +51,7 @@ def meant_before(config_class: type) -> dict[str, object]:
 
     That is a field's value in `BEFORE`, else its default.
     """
-    fields = dataclasses.fields(config_class)
-    values = {f.name: BEFORE.get(f.name, f.default) for f in fields}
+    values = {f.name: BEFORE.get(f.name, f.default) for f in dataclasses.fields(config_class)}
     values = {key: value for key, value in values.items() if value is not dataclasses.MISSING}
     return {key: list(v) if isinstance(v, tuple) else v for key, v in values.items()}
 

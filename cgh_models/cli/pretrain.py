@@ -110,9 +110,8 @@ class Pretrain:
             method, images, train = processes.together(lambda: self.prepared(processes.count))
             if self.dry_run:
                 recipe = recipe_of(method.view_recipe, train.view)
-                processes.from_first(
-                    lambda: say_plan(method, images, train, recipe, processes.count)
-                )
+                asked = (method, images, train, recipe, processes.count)
+                processes.from_first(lambda: say_plan(*asked))
                 return
             # Only those beside the one that ended may know of it.
             restarted = processes.any(was_restarted())
@@ -197,10 +196,8 @@ class Resume:
 
         run_dir = Path(self.run_dir)
         if read_run(run_dir)["arch"].startswith(OWN):
-            what = (
-                f"{printable(run_dir)}: has a network of your own, which only your code can build"
-            )
-            raise InputError(f"{what}; go on with {how_to_resume(run_dir)}")
+            what = "has a network of your own, which only your code can build"
+            raise InputError(f"{printable(run_dir)}: {what}; go on with {how_to_resume(run_dir)}")
         with joined() as processes:
             method, run = processes.together(lambda: new_method_of_run(run_dir))
             train = dataclasses.replace(from_dict(TrainConfig, run["train"]), **self.train)
@@ -274,8 +271,7 @@ class Export:
         else:
             for name in ("heads", "with_queue", "tag", "license", "data_name", "data_license"):
                 if options[name] not in ("all", False, ""):
-                    flag = f"--{name.replace('_', '-')}"
-                    hint = f"leave out {flag}, which is of --format timm"
+                    hint = f"leave out --{name.replace('_', '-')}, which is of --format timm"
                     raise InputError(f"--format {self.format}: writes tensors alone; {hint}")
             export_tensors(self.run_dir, self.out, DTYPES[self.dtype], self.format)
             loads = f"safetensors.torch.load_file({self.out + '/model.safetensors'!r})"

@@ -86,8 +86,7 @@ class Verify:
         from ..hub.fetch import HERE, location
         from ..hub.integrity import verify
 
-        rows = manifest.rows()
-        here = [name for name, row in rows.items() if location(row, BACKBONE) in HERE]
+        here = [name for name, row in manifest.rows().items() if location(row, BACKBONE) in HERE]
         if not self.weights and not here:
             print("no published weights are on this machine")
         errors = []

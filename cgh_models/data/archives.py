@@ -19,7 +19,7 @@ from typing import IO, Any
 from ..errors import InputError, printable
 from .archive import Archive, below, number_classes
 from .file_cache import CachedFile
-from .file_names import bare_name, common_folder, why_hidden
+from .file_names import bare_name, visible, why_hidden
 
 _MOST_BYTES = 2**28  # of an image that are unpacked; `decode` refuses more
 _BLOCK = 512  # bytes; an archive ends in one or two of zeros
@@ -86,15 +86,9 @@ def _index(
         unpacked = posixpath.normpath(member.name.lstrip("/"))
         skipped["named again"] += unpacked in found
         found[unpacked] = member
-    shared = common_folder([member.name for member in found.values()])
-    members = []
-    for member in sorted(found.values(), key=lambda member: member.name):
-        kind = why_hidden(member.name, shared)
-        if kind:
-            skipped[kind] += 1
-        else:
-            members.append(member)
-    names = [member.name for member in members]
+    by_name = {member.name: member for member in found.values()}
+    names = visible(sorted(by_name), skipped)
+    members = [by_name[name] for name in names]
     labels, classes = number_classes([_label(name) for name in names])
     lines = sorted(f"{member.name}\t{member.size}\n" for member in members)
     digest = hashlib.sha256("".join(lines).encode("utf-8", "replace")).hexdigest()
@@ -177,8 +171,7 @@ def _kind(info: tarfile.TarInfo) -> str:
 def _member(tar: Path | CachedFile, name: str, info: tarfile.TarInfo, start: int) -> Member:
     nanoseconds = info.mtime * 1e9
     changed = int(nanoseconds) if abs(nanoseconds) < 2**63 else 0  # not for nan
-    offset = start + info.offset_data
-    return Member(tar, name, info.size, offset, info.sparse, changed)
+    return Member(tar, name, info.size, start + info.offset_data, info.sparse, changed)
 
 
 def _label(name: str) -> str:

@@ -73,9 +73,8 @@ def of_tiff(file: IO[bytes], in_chans: int) -> np.ndarray:
 def of_npy(file: IO[bytes]) -> np.ndarray:
     """The array of a .npy file."""
     file.seek(0)
-    version = np.lib.format.read_magic(file)
     read_header = np.lib.format.read_array_header_2_0
-    if version == (1, 0):
+    if np.lib.format.read_magic(file) == (1, 0):
         read_header = np.lib.format.read_array_header_1_0
     _check_count(read_header(file)[0])  # before memory is taken for it
     file.seek(0)

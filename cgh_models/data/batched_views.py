@@ -112,8 +112,7 @@ def _apply(request: ViewRequest, params: dict[str, Tensor], mean: Tensor, std: T
         flip = params["flip"][chunk]
         blur = None
         if f"blurred {start}" in params:
-            exponents = params[f"exponents {start}"]
-            blur = params[f"blurred {start}"], _blur_weights(exponents, size)
+            blur = params[f"blurred {start}"], _blur_weights(params[f"exponents {start}"], size)
         if box is None:
             x = _flip_and_blur(images[chunk], flip, blur)
         else:

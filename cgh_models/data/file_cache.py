@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -225,7 +225,8 @@ def _answer(address: str, ask: Callable[[], T]) -> T:
 
 def _entry(system: Any, path: str, info: dict[str, Any], cache: Cache) -> CachedFile:
     size = -1 if info.get("size") is None else int(info["size"])
-    return CachedFile(system.unstrip_protocol(path), size, _tag(info), cache)
+    tag = str(next((info[key] for key in ("ETag", "etag", "mtime") if info.get(key)), ""))
+    return CachedFile(system.unstrip_protocol(path), size, tag, cache)
 
 
 def persistently(what: str, work: Callable[[], T]) -> T:
@@ -288,10 +289,6 @@ def _is_missing(error: Exception) -> bool:
     says_so = getattr(error.__cause__, "status", 0) in (401, 403, 410)
     is_silent = type(error.__cause__).__module__.startswith("aiohttp") and not says_so
     return isinstance(error, (FileNotFoundError, PermissionError)) and not is_silent
-
-
-def _tag(info: Mapping[str, object]) -> str:
-    return str(next((info[key] for key in ("ETag", "etag", "mtime") if info.get(key)), ""))
 
 
 def _reason(error: Exception) -> str:

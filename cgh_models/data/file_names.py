@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 
 ARCHIVES = frozenset({".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".rar"})
@@ -54,6 +55,14 @@ def why_hidden(name: str, shared: str) -> str:
         if is_hidden(folder):
             return f"{HIDDEN}: in {folder}/"
     return f"{HIDDEN} file" if is_hidden(file) else ""
+
+
+def visible(names: Collection[str], skipped: Counter[str]) -> list[str]:
+    """The paths that nothing below their common folder hides; ``skipped`` counts the others."""
+    shared = common_folder(names)
+    kinds = [why_hidden(name, shared) for name in names]
+    skipped.update(filter(None, kinds))
+    return [name for name, kind in zip(names, kinds, strict=True) if not kind]
 
 
 def container(name: str) -> str:

@@ -7,13 +7,13 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 
-from ..errors import InputError, printable, say
+from ..errors import InputError, os_error_as, printable, say
 from .file_names import bare_name, common_folder, container, is_hidden, split_of
 from .formats import EXTENSIONS, FURTHER
 
@@ -27,6 +27,8 @@ _UNPACK = {  # by how a file begins
     b"7z\xbc\xaf": "7z x {0} -o{1}",
     b"Rar!": "unrar x {0} {1}/",
 }
+# For a file or folder of the images; raises InputError.
+readable = partial(os_error_as, InputError, what="cannot be read", advice="mend or remove it")
 
 
 def further_endings(names: Sequence[str]) -> Counter[str]:
@@ -141,10 +143,8 @@ def refuse_splits(root: Path, names: Sequence[str], fewest: int = 1) -> None:
         place = root / shared
         what = f"{printable(place)}: holds the splits {printable(', '.join(splits))}"
         first = min(splits, key=lambda folder: splits[folder] != "train")
-        give = f"give one of them: {printable(place / first)}"
-        if not os.path.isdir(place):
-            give = f"give one of them: {printable(root)}:{printable(first)}"
-        raise InputError(f"{what}; {give}")
+        named = place / first if os.path.isdir(place) else f"{root}:{first}"
+        raise InputError(f"{what}; give one of them: {printable(named)}")
 
 
 def counted(kinds: Counter[str], most: int) -> str:
@@ -162,11 +162,8 @@ def refuse_compressed(path: Path) -> None:
     """
     if container(path.name) in ("tar.gz", "zip"):
         return
-    try:
-        with path.open("rb") as file:
-            head = file.read(8)
-    except OSError as error:
-        unreadable(error)
+    with readable(path), path.open("rb") as file:
+        head = file.read(8)
     command = next((command for magic, command in _UNPACK.items() if head.startswith(magic)), "")
     if command:
         folder = path.with_name(re.sub(r"(\.tar)?\.\w+$", "", path.name) or "images")
@@ -177,21 +174,13 @@ def refuse_compressed(path: Path) -> None:
         raise InputError(f"{what}; type `{command.format(*words)}` and give {printable(folder)}")
 
 
-def unreadable(error: OSError) -> NoReturn:
-    """Raises InputError for a file or folder that cannot be read."""
-    what = f"{printable(error.filename)}: cannot be read ({error.strerror})"
-    raise InputError(f"{what}; mend or remove it") from error
-
-
 def find_split(root: Path, split: str) -> Path:
     """The folder, or archive, of a split in ``root``, also under its other usual names.
 
     Raises InputError if there is none, or more than one but none that has the plain name.
     """
-    try:
+    with readable(root):
         entries = sorted(root.iterdir()) if os.path.isdir(root) else []
-    except OSError as error:
-        unreadable(error)
     if (root / split).is_dir():
         return root / split
     found = [entry for entry in entries if split_of(entry.name) == split and _may_hold(entry)]

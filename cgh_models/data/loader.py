@@ -181,9 +181,8 @@ def batches(
     that read. ``stop`` is the step after the last. Raises InputError for too many bad images, a
     worker that died, or no memory on the device.
     """
-    share = (processes.rank, processes.count)
     steps = (config.batch_size, config.seed, start, stop)
-    sampler = ResumableBatchSampler(len(images), *steps, *share)
+    sampler = ResumableBatchSampler(len(images), *steps, processes.rank, processes.count)
     mean = torch.tensor(config.mean, device=device)
     std = torch.tensor(config.std, device=device)
     with _explain_full_memory(config, device):
@@ -208,8 +207,7 @@ def batches(
                         views[number] = normalized(view, part, mean, std)
                         continue
                     # A worker that cut the crop drew these same numbers for its box.
-                    stream = _VIEW_STREAM + number
-                    u = uniform(config.seed, epoch, batch.indices, COLUMNS, stream)
+                    u = uniform(config.seed, epoch, batch.indices, COLUMNS, _VIEW_STREAM + number)
                     box = None if whole is None else boxes(view, u, *part.shape[1:3])
                     requests[number] = ViewRequest(view, part, u, view.side(size), box)
                 made = fast_views(list(requests.values()), mean, std)
@@ -224,10 +222,9 @@ def _explain_full_memory(config: TrainConfig, device: torch.device) -> Iterator[
     except RuntimeError as error:
         if not out_of_memory(error):
             raise
-        raise InputError(
-            f"the views of {config.batch_size} images do not fit in the memory of {device}; give a "
-            "smaller --batch-size, or --memory-gib 0, which keeps no images there"
-        ) from None
+        what = f"the views of {config.batch_size} images do not fit in the memory of {device}"
+        hint = "give a smaller --batch-size, or --memory-gib 0, which keeps no images there"
+        raise InputError(f"{what}; {hint}") from None
 
 
 def _whole_images(images: "ImageSet", config: TrainConfig, device: torch.device) -> Tensor | None:
@@ -273,5 +270,4 @@ def normalized(view: View | OwnView, views: Tensor, mean: Tensor, std: Tensor) -
     """
     if isinstance(view, OwnView) and views.is_floating_point():
         return views
-    pixels = unit(views.permute(0, 3, 1, 2))
-    return pixels.sub_(mean[:, None, None]).div_(std[:, None, None])
+    return unit(views.permute(0, 3, 1, 2)).sub_(mean[:, None, None]).div_(std[:, None, None])

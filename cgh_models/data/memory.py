@@ -34,8 +34,7 @@ def pixels_in_memory(images: "ImageSet", budget: float) -> "Tensor | list[Tensor
     used = 0
     pixels: list[Tensor] = []
     stacked = None  # never two copies of the set at once: images as large as the first go here
-    decoded_images = watched(_decode_all(images, budget), "decoding", len(images))
-    for image, bad_files in decoded_images:
+    for image, bad_files in watched(_decode_all(images, budget), "decoding", len(images)):
         images.record_bad_files(bad_files)
         decoded = torch.from_numpy(np.array(image))
         used += decoded.nbytes
@@ -51,8 +50,7 @@ def pixels_in_memory(images: "ImageSet", budget: float) -> "Tensor | list[Tensor
     if len(pixels) < len(images):
         return None
     kinds = {(image.shape, image.dtype) for image in pixels}
-    alike = stacked is not None and len(kinds) == 1
-    return stacked if alike else pixels
+    return stacked if stacked is not None and len(kinds) == 1 else pixels
 
 
 def _decode_all(images: "ImageSet", budget: float) -> Iterator[tuple[object, "list[BadFile]"]]:

@@ -18,7 +18,7 @@ from ..errors import InputError, printable, say
 from ..progress import watched
 from .archive import Archive
 from .file_cache import Cache, CachedFile, is_address, looked_up
-from .file_names import LABELS, PATHS, SPLITS, column_of, common_folder, why_hidden
+from .file_names import LABELS, PATHS, SPLITS, column_of, visible
 from .listing import digest_of, numbered, pick_split
 
 _BOMS = {
@@ -66,8 +66,7 @@ def named_files(path: Any, rows: list[Row], split: str = "", find: Find | None =
     missing = []
     reason = ""  # why labels are not used
     skipped: Counter[str] = Counter()
-    found = find([row[0] for row in rows])
-    for (written, label, _), name in zip(rows, found, strict=True):
+    for (written, label, _), name in zip(rows, find([row[0] for row in rows]), strict=True):
         if not name:
             missing.append(written)
             continue
@@ -82,23 +81,16 @@ def named_files(path: Any, rows: list[Row], split: str = "", find: Find | None =
         first = f"the first is {printable(missing[0])[:80]!r}"
         expected = "expected one image path a line, relative to the list's folder"
         raise InputError(f"{printable(path)}: {what}, {first}; {expected}")
-    shared = common_folder(list(name_of.values()))
-    images = []
-    for file, name in name_of.items():
-        kind = why_hidden(name, shared)
-        if kind:
-            skipped[kind] += 1
-        else:
-            images.append((name, label_of[file]))
-    images.sort()
-    labels = [label for _, label in images]
+    label_by_name = {name: label_of[file] for file, name in name_of.items()}
+    names = sorted(visible(label_by_name, skipped))
+    labels = [label_by_name[name] for name in names]
     bare = labels.count("")
     if any(labels) and bare:
-        reason = reason or f"{bare} of its {len(images)} images have no label"
+        reason = reason or f"{bare} of its {len(names)} images have no label"
     if reason:
         say(f"{printable(path)}: {reason}, so no labels are used; give each image one")
     is_labelled = all(labels) and not reason
-    return [name for name, _ in images], labels if is_labelled else None, +skipped
+    return names, labels if is_labelled else None, +skipped
 
 
 def _of_split(path: Path | CachedFile | str, rows: list[Row], split: str) -> list[Row]:

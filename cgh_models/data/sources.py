@@ -194,10 +194,9 @@ def _only_containers(path: Path) -> list[Path]:
     try:
         with os.scandir(path) as entries:
             for entry in entries:
-                kind = container(entry.name)
                 if is_hidden(entry.name) or Path(entry).suffix in _BESIDE_PARQUET:
                     continue
-                if not kind or not entry.is_file():
+                if not container(entry.name) or not entry.is_file():
                     return []
                 files.append(Path(entry))
     except OSError:  # no folder, or one that cannot be read: whoever reads it as a folder says so

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from ..progress import bar
 from .file_names import HIDDEN, is_hidden
 from .formats import EXTENSIONS
-from .listing import unreadable
+from .listing import readable
 from .names import Names
 
 
@@ -68,23 +68,21 @@ def _list_folder(
     """
     names: list[str] = []
     sizes = array("q")
-    try:
-        with os.scandir(os.path.join(root, prefix[:-1]) if prefix else root) as entries:
-            # Before the first entry is read, so that what comes later is seen as a change.
-            changed = os.stat(root / prefix).st_mtime_ns
-            for entry in entries:
-                is_folder = _is_folder(entry)
-                if is_folder:
-                    kind = _why_not_entered(Path(entry), follow_links)
-                else:
-                    kind = _why_left_out(entry, home, follow_links, endings)
-                if kind:
-                    skipped[kind] += 1
-                else:
-                    names.append(prefix + entry.name + ("/" if is_folder else ""))
-                    sizes.append(0 if is_folder else _size(entry))
-    except OSError as error:
-        unreadable(error)
+    folder = os.path.join(root, prefix[:-1]) if prefix else root
+    with readable(folder), os.scandir(folder) as entries:
+        # Before the first entry is read, so that what comes later is seen as a change.
+        changed = os.stat(folder).st_mtime_ns
+        for entry in entries:
+            is_folder = _is_folder(entry)
+            if is_folder:
+                kind = _why_not_entered(entry, follow_links)
+            else:
+                kind = _why_left_out(entry, home, follow_links, endings)
+            if kind:
+                skipped[kind] += 1
+            else:
+                names.append(prefix + entry.name + ("/" if is_folder else ""))
+                sizes.append(0 if is_folder else _size(entry))
     order = sorted(range(len(names)), key=names.__getitem__)
     return changed, len(names), ((names[index], sizes[index]) for index in order)
 
@@ -118,12 +116,13 @@ def _why_left_out(
     return ""
 
 
-def _why_not_entered(folder: Path, follow_links: bool) -> str:
+def _why_not_entered(folder: os.DirEntry[str], follow_links: bool) -> str:
     if is_hidden(folder.name):
         return f"{HIDDEN} folder {folder.name}/"
     if not folder.is_symlink():
         return ""
     if not follow_links:
         return "linked folder (--follow-links reads it)"
-    parent = folder.parent.resolve()
-    return "link to a folder around it" if folder.resolve() in (parent, *parent.parents) else ""
+    around = Path(folder).parent.resolve()
+    real = Path(folder).resolve()
+    return "link to a folder around it" if real in (around, *around.parents) else ""

@@ -75,8 +75,7 @@ def training_steps(
     device = next(model.parameters()).device
     labels = torch.from_numpy(images.labels).to(device, torch.int64)  # pyright: ignore
     loaded = batches(images, (CROP,), train_config, 0, total, device)
-    loaded = watched(loaded, "training", total, "step")
-    for step, ((views,), indices) in enumerate(loaded):
+    for step, ((views,), indices) in enumerate(watched(loaded, "training", total, "step")):
         for index, reason in images.bad.items():  # a substitute would have the wrong label
             raise InputError(f"{printable(images.where(index))}: {reason}; mend or remove it")
         views = views.contiguous(memory_format=torch.channels_last)

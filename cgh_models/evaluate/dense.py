@@ -77,8 +77,7 @@ def measure_maps(
             score, parameters = _layer(cells, settings)
         table = np.zeros((IGNORED, IGNORED), np.int64)  # (classes, classes found)
         count = 0
-        every = np.arange(len(val.images))
-        for maps, masks, _ in _maps(network, embedder, val, every, settings):
+        for maps, masks, _ in _maps(network, embedder, val, np.arange(len(val.images)), settings):
             rows = maps.permute(0, 2, 3, 1).flatten(0, 2).numpy()
             scores = torch.from_numpy(score(rows)).unflatten(0, (len(maps), *maps.shape[2:]))
             for of_image, mask in zip(scores.permute(0, 3, 1, 2), masks, strict=True):
@@ -192,8 +191,7 @@ def class_counts(mask: np.ndarray, height: int, width: int) -> np.ndarray:
 
 def _confusion(mask: np.ndarray, scores: Tensor) -> np.ndarray:
     """Pixels (255, 255) by class and by the class with the largest score (classes, h, w)."""
-    resized = F.interpolate(scores[None], mask.shape, mode="bilinear")[0]
-    found = resized.argmax(0).numpy()
+    found = F.interpolate(scores[None], mask.shape, mode="bilinear")[0].argmax(0).numpy()
     known = mask != IGNORED
     pairs = mask[known].astype(np.int64) * IGNORED + found[known]
     return np.bincount(pairs, minlength=IGNORED**2).reshape(IGNORED, IGNORED)

@@ -129,7 +129,6 @@ class _Parts:
 
     def begin(self, about: dict[str, object]) -> None:
         """Makes the folder, or takes one that was begun with the same weights, images, settings."""
-        name = printable(self.folder)
         with os_error_as(InputError, self.folder, "cannot be made", "give another --out"):
             self.folder.mkdir(parents=True, exist_ok=True)
         described = self.folder / _SETTINGS
@@ -138,8 +137,8 @@ class _Parts:
         before = files.read_json(described, "what embeddings were begun with")
         differing = [key for key in about if before.get(key) != about[key]]
         if differing:
-            what = f"was begun with other {', '.join(differing)}"
-            raise InputError(f"{name}: {what}; remove it to begin anew, or give another --out")
+            what = f"{printable(self.folder)}: was begun with other {', '.join(differing)}"
+            raise InputError(f"{what}; remove it to begin anew, or give another --out")
         self._record_left_out()
 
     def _record_left_out(self) -> None:

@@ -54,8 +54,7 @@ def extract(
     """
     check_pixel_range(pixel_range)
     settings = EvalSettings(batch_size, workers, device, fast, cache_dir)
-    in_chans = channels(getattr(model, "_orig_mod", model))
-    images = open_images(data, pixel_range, in_chans, reader)
+    images = open_images(data, pixel_range, channels(getattr(model, "_orig_mod", model)), reader)
     rows, kept = embeddings(model, images, _positions(indices, len(images)), settings)
     return (rows, [images.names[index] for index in kept]) if return_names else rows
 

@@ -37,10 +37,7 @@ def sgd(
     check_classes(train)
     queries, labels = extract_labelled(model, val, settings)
     train = readable_images(train, settings.workers)
-    lr = config.lr
-    choice = None
-    if not lr:
-        lr, choice = _choose_rate(model, train, config, settings)
+    lr, choice = (config.lr, None) if config.lr else _choose_rate(model, train, config, settings)
     (layer,) = _train_layers(model, train, (lr,), config, settings)
     if not (layer.weight.isfinite().all() and layer.bias.isfinite().all()):
         what = f"learning rate {lr:g}: the linear layer is not finite"

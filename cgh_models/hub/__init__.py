@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from .registry import create_model, list_models, list_pretrained, load_method, weights_info
 
 __all__ = ["create_model", "list_models", "list_pretrained", "load_method", "weights_info"]
-__getattr__, __dir__ = public_names(
-    __name__, dict.fromkeys(__all__, "registry") | {"verify": "integrity"}
-)
+_HOMES = dict.fromkeys(__all__, "registry") | {"verify": "integrity"}
+__getattr__, __dir__ = public_names(__name__, _HOMES)
 __all__ += ["verify"]

@@ -110,9 +110,8 @@ def _training(folder: Path, row: Row) -> str:
             held += "; queues begin anew"
         if row.heads_file == STUDENT_HEADS:
             held = "the student's heads; what its method has beside them begins anew"
-        heads = f"`{row.heads_file}` holds {held}: "
-        heads += "`cgh_models.load_method` restores them, `cgh pretrain --init FOLDER` goes on "
-        heads += "from here.\n"
+        heads = f"`{row.heads_file}` holds {held}: `cgh_models.load_method` restores them, "
+        heads += "`cgh pretrain --init FOLDER` goes on from here.\n"
     return f"""```sh
 {row.command}
 ```

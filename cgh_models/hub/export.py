@@ -96,9 +96,8 @@ def _check_arguments(run_dir: Path, dtype: str, heads: str, with_queue: bool) ->
             shown = printable(repr(given))[:60]
             raise InputError(f"{name}={shown}: expected one of {', '.join(choices)}")
     if with_queue and heads != "all":
-        given = f"--heads {heads} (--no-heads is none)"
         reason = "leaves the queues out, --with-queue keeps them; give one of the two"
-        raise InputError(f"{given} {reason}")
+        raise InputError(f"--heads {heads} (--no-heads is none) {reason}")
 
 
 def record(folder: Path, name: str, metric: Metric) -> None:

@@ -243,21 +243,19 @@ def start_from(method: Any, weights: str | os.PathLike[str]) -> str:
     """
     folder = manifest.find_folder(weights)
     name = folder or str(weights)
-    of_run = folder is not None and is_run(folder)
     reason = "the weights have none"
     source = None
-    taken = ""
     if _has_heads(weights, folder):
         source, taken = read_method(name)
         reason = f"they are {source.name}'s and not {method.name}'s"
         if source.name == method.name:
             taken = weights_folder.renew_queue(source, method, taken)
             reason = describe_mismatch(method.state_dict(), source.state_dict())
-    if source is not None and not reason:
-        method.load_state_dict(source.state_dict())
-        method.started_from = f"started from {name}: {taken}"
-        return method.started_from
-    if source is not None and of_run:
+        if not reason:
+            method.load_state_dict(source.state_dict())
+            method.started_from = f"started from {name}: {taken}"
+            return method.started_from
+    if source is not None and folder is not None and is_run(folder):
         loaded = source.student.backbone
     else:  # timm resamples position embeddings to the new image size
         loaded = create_model(name, **backbone.model_args(method.student.backbone))

@@ -26,7 +26,6 @@ Url = Annotated[
 ]
 Count = Annotated[int, Limits(1)]
 Side = Annotated[int, Limits(1, 4096)]
-Three = Limits(3, 3)
 Channels = Limits(1, MOST_CHANNELS)
 _PAPER = r"arXiv:[0-9]{4}\.[0-9]{4,5}"
 _METRIC = "(knn|linear|finetune)_[a-z0-9_]+"
@@ -84,7 +83,7 @@ class HubPin:
 class Preprocessing:
     """The images that the model expects, in the words of timm's pretrained_cfg."""
 
-    input_size: Annotated[list[Side], Three]
+    input_size: Annotated[list[Side], Limits(3, 3)]
     mean: Annotated[list[Annotated[float, Limits()]], Channels]
     std: Annotated[list[Annotated[float, Limits(above=0)]], Channels]
     crop_pct: Annotated[float, Limits(0.01, 1)]
@@ -196,10 +195,9 @@ class Row:
     @property
     def of_method(self) -> dict[str, Any]:
         """What `methods.method_of_file` takes."""
-        values = self.method_config or {}
         images = self.preprocessing.to_timm()
         found = {"name": self.method, "arch": self.architecture, "preprocessing": images}
-        return found | {"values": values} | self.model_args
+        return found | {"values": self.method_config or {}} | self.model_args
 
     def to_json(self) -> dict[str, object]:
         """A new JSON object of the row."""

@@ -41,9 +41,8 @@ def check_config(config: object) -> None:
     """
     types = typing.get_type_hints(type(config))
     for name, value in vars(config).items():
-        is_word = typing.get_origin(types[name]) is Literal
         choices = typing.get_args(types[name])
-        if is_word and value not in choices:
+        if typing.get_origin(types[name]) is Literal and value not in choices:
             raise InputError(f"{name}={value!r}: expected one of {', '.join(choices)}")
         if name.endswith("temperature"):
             check_range(config, MIN_TEMPERATURE, 1e6, name)

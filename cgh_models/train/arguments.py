@@ -49,9 +49,8 @@ def checked_run(
 def check_arguments(method: object, config: object, run_dir: object) -> Path:
     """The run folder; InputError for what cannot be trained, or would be as something else."""
     kind = f"method: a {type(method).__name__}"
-    if isinstance(method, (torch.jit.ScriptModule, nn.parallel.DataParallel)) or hasattr(
-        method, "_orig_mod"
-    ):
+    is_wrapped = isinstance(method, (torch.jit.ScriptModule, nn.parallel.DataParallel))
+    if is_wrapped or hasattr(method, "_orig_mod"):
         hint = "give the method itself (compile=True in TrainConfig compiles it)"
         raise InputError(f"{kind}: its state would have other names; {hint}")
     members = [*Method.__annotations__, "forward", "after_step"]
@@ -114,10 +113,9 @@ def open_images(data: object, config: TrainConfig, kept: Path | None = None) -> 
 def check_batch(images: ImageSet, config: TrainConfig) -> None:
     """Raises InputError if there are fewer images than in one batch."""
     if config.batch_size > len(images):
-        raise InputError(
-            f"batch size {config.batch_size}: larger than the set of {len(images)} images in "
-            f"{printable(images.place)}; give --batch-size {len(images)} or less"
-        )
+        found = f"the set of {len(images)} images in {printable(images.place)}"
+        given = f"batch size {config.batch_size}: larger than {found}"
+        raise InputError(f"{given}; give --batch-size {len(images)} or less")
 
 
 def check_shares(processes: OneProcess, config: TrainConfig) -> None:

@@ -184,10 +184,8 @@ def read_index(run_dir: Path) -> list[CheckpointEntry]:
         if isinstance(error.__cause__, OSError):
             raise DiskError(str(error)) from error
         return []
-    for entry in entries:
-        if not re.fullmatch(_CHECKPOINT, entry.file) or _step(entry.file) != entry.step:
-            return []
-    return entries
+    are_ours = all(re.fullmatch(_CHECKPOINT, e.file) and _step(e.file) == e.step for e in entries)
+    return entries if are_ours else []
 
 
 def temporary_files(run_dir: Path) -> list[Path]:

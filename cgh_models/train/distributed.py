@@ -90,8 +90,7 @@ class Processes:
         raise kind(text if rank == 0 else f"process {rank} of {self.count}: {text}") from error
 
     def from_first(self, work: Callable[[], Item]) -> Item:
-        result = self.together(lambda: work() if self.rank == 0 else None)
-        results: list[Any] = [result]
+        results: list[Any] = [self.together(lambda: work() if self.rank == 0 else None)]
         dist.broadcast_object_list(results)
         return results[0]
 

@@ -59,10 +59,8 @@ class Health:
 
     def _make_views(self) -> list[Tensor]:
         images, config = self.run.images, self.run.config
-        of_image = config.in_chans * config.image_size**2
-        if config.in_chans != 3:
-            of_image *= 4  # float32
-        fits = _MOST_BYTES // (2 * of_image)
+        bytes_a_value = 1 if config.in_chans == 3 else 4  # float32
+        fits = _MOST_BYTES // (2 * bytes_a_value * config.in_chans * config.image_size**2)
         chosen = order(0, 0, len(images))[: min(VIEWS, max(_FEWEST, fits))]
         return exact_views(images, self.run.recipe[:2], config, _EPOCH, chosen)
 
@@ -128,8 +126,7 @@ class Health:
             weights = sample_of(teacher.backbone)
             values["teacher_distance"] = float((weights - student).norm() / size)
             values |= self._moved("teacher_moved", weights)
-            wanted = [parameter.requires_grad for parameter in teacher.parameters()]
-            values["teacher_gradient"] = float(any(wanted))
+            values["teacher_gradient"] = float(any(p.requires_grad for p in teacher.parameters()))
         return values
 
     def _moved(self, name: str, now: Tensor) -> Values:

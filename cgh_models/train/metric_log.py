@@ -208,12 +208,10 @@ class MetricLogger:
 
     def _finished_rows(self) -> list[Row]:
         """The lines of the collected steps. One that is not finite ends the run."""
-        steps = self._steps
-        self._steps = []
+        steps, self._steps = self._steps, []
         if not steps:
             return []
-        tensors = [value.float() for step in steps for value in step.losses.values()]
-        means = torch.stack(tensors)
+        means = torch.stack([value.float() for step in steps for value in step.losses.values()])
         self.processes.average([means])
         values = iter(means.tolist())  # one transfer for all
         rows = []

@@ -90,8 +90,7 @@ class Monitor:
 
     def _measure(self, method: Any) -> dict[str, float]:
         backbone = method.student.backbone
-        embedded = self._embed(backbone, self.spread)
-        self.embedded = embedded
+        self.embedded = embedded = self._embed(backbone, self.spread)
         values = spread(embedded) | {"dead_channels": dead_channels(embedded)}
         if self.knn:
             name, memory, queries = self.knn

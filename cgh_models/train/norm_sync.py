@@ -92,8 +92,6 @@ def _forward(norm: Any, processes: Any, x: Tensor) -> Tensor:
 @torch.no_grad()
 def _follow(norm: Any, mean: Tensor, variance: Tensor, count: int) -> None:
     norm.num_batches_tracked.add_(1)
-    share = norm.momentum
-    if share is None:
-        share = 1 / norm.num_batches_tracked.item()
+    share = 1 / norm.num_batches_tracked.item() if norm.momentum is None else norm.momentum
     norm.running_mean.lerp_(mean, share)
     norm.running_var.lerp_(variance * (count / (count - 1)), share)

@@ -35,11 +35,9 @@ def say_processes(run: Run) -> None:
     """Says how many there are, what each does, and what happens when one goes silent."""
     count = run.processes.count
     if count > 1 and run.processes.rank == 0:
-        say(
-            f"{count} processes, {run.config.batch_size // count} images of a batch each, "
-            f"norms: {run.norm_sync}; one that is silent for {Watch.SILENT} s ends the run, which "
-            "can then be resumed"
-        )
+        share = f"{run.config.batch_size // count} images of a batch each"
+        end = f"one that is silent for {Watch.SILENT} s ends the run, which can then be resumed"
+        say(f"{count} processes, {share}, norms: {run.norm_sync}; {end}")
 
 
 def say_plan(
@@ -72,14 +70,13 @@ def plan(
         sizes.append(f"{', '.join(str(view.side(size)) for view in recipe)} pixels{before}")
         begun = end
     seconds = sum(times) if all(times) else 0.0
-    warmup = math.ceil(config.warmup * total)
     trained = _count(p for p in method.student.parameters() if p.requires_grad)
     backbone = _count(method.student.backbone.parameters())
     queue = _queue_length(method)
     lines = [
         f"images   {len(images):,} of {printable(images.place)}",
         f"steps    {total:,}: {config.epochs} epochs of {steps:,}, {config.batch_size} images "
-        f"each; warm-up of {warmup:,}",
+        f"each; warm-up of {math.ceil(config.warmup * total):,}",
         f"views    {len(recipe)} of each image ({method.view_recipe}; {', '.join(sizes)}"
         f"{'; ' if config.view else ''}{' '.join(config.view)})",
         f"networks {method.name} on {architecture(method.student.backbone)}: backbone "
@@ -91,8 +88,7 @@ def plan(
         f"{_megabytes(4 * backbone)} of an export",
     ]
     if queue:
-        times = queue / len(images)
-        lines.append(f"queue    {queue:,} images, {times:.2g} times those of the set")
+        lines.append(f"queue    {queue:,} images, {queue / len(images):.2g} times those of the set")
     warnings = _warnings(method, images, config, total, seconds, device)
     return lines + [f"warning: {text}" for text in warnings]
 
@@ -108,24 +104,17 @@ def _warnings(
     """What speaks against the run, and what to type instead."""
     found = []
     if total < FEW_STEPS:
-        steps = max(1, len(images) // config.batch_size)
-        epochs = math.ceil(FEW_STEPS / steps)
-        found.append(
-            f"{total} steps are few to learn from: --epochs {epochs} makes {FEW_STEPS} or more, a "
-            "smaller --batch-size more of an epoch"
-        )
+        epochs = math.ceil(FEW_STEPS / max(1, len(images) // config.batch_size))
+        few = f"{total} steps are few to learn from: --epochs {epochs} makes {FEW_STEPS} or more"
+        found.append(f"{few}, a smaller --batch-size more of an epoch")
     queue = _queue_length(method)
     if queue > len(images):
         smaller = 2 ** max(0, len(images).bit_length() - 2)
-        found.append(
-            f"the queue ({queue:,}) is larger than the set, so that an image meets itself in it: "
-            f"--set queue_length={smaller} is smaller"
-        )
+        larger = f"the queue ({queue:,}) is larger than the set, so that an image meets itself"
+        found.append(f"{larger} in it: --set queue_length={smaller} is smaller")
     if config.batch_size < FEW_IN_BATCH:
-        found.append(
-            f"{config.batch_size} images a batch are few for batch norms: "
-            f"--batch-size {FEW_IN_BATCH} or more"
-        )
+        few = f"{config.batch_size} images a batch are few for batch norms"
+        found.append(f"{few}: --batch-size {FEW_IN_BATCH} or more")
     swapped = swapped_temperatures(vars(method.config))
     if swapped:
         found.append(swapped)
@@ -163,10 +152,10 @@ def seconds_of_step(
     """
     if config.compile:
         return 0.0
-    devices = [device] if device.type == "cuda" else []
     try:
         trained: Any = copy.deepcopy(method)
-        with torch.random.fork_rng(devices), small_outputs_by_products(trained, device):
+        on_gpu = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(on_gpu), small_outputs_by_products(trained, device):
             trained.to(device, memory_format=torch.channels_last).train()
             prepare(trained, config, device)
             optimizer = create_optimizer(trained, config)

@@ -62,8 +62,7 @@ class ProgressLine:
     def _left(self) -> str:
         taken = self._done - self._first
         seconds = time.monotonic() - self._start
-        left = seconds / taken * (self._total - self._done) if taken else 0
-        return Bar.format_interval(left)
+        return Bar.format_interval(seconds / taken * (self._total - self._done) if taken else 0)
 
 
 def progress_texts(

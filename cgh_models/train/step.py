@@ -75,7 +75,6 @@ def add_gradients(
 ) -> Losses:
     """Forward and backward of a batch in equal parts. Returns the means of the losses, detached."""
     totals: Losses = {}
-    student = method_of(network).student
     for number, part in enumerate(zip(*(view.chunk(parts) for view in views), strict=True), 1):
         images = [view.contiguous(memory_format=torch.channels_last) for view in part]
         with unless_last(network, number == parts):
@@ -84,7 +83,7 @@ def add_gradients(
             if parts > 1:
                 losses = {name: loss / parts for name, loss in losses.items()}
             # Gradient checkpointing repeats forwards here; batch norms move their statistics once.
-            with norm_momentum(student, lambda _: 0.0):
+            with norm_momentum(method_of(network).student, lambda _: 0.0):
                 losses["loss"].backward()
         for name, loss in losses.items():
             share = loss.detach()
