@@ -19,11 +19,23 @@ def test_make_bench_runs_every_benchmark_and_the_readme_describes_each():
     measure = {
         file.stem
         for file in (REPO / "benchmarks").glob("*.py")
-        if "milliseconds(" in file.read_text()
+        if "from side_by_side import" in file.read_text()
     }
-    assert set(SCRIPTS) == measure - {"side_by_side"}
+    assert set(SCRIPTS) == measure
     described = re.findall(r"^## (\w+)\.py", (REPO / "benchmarks" / "README.md").read_text(), re.M)
     assert described == SCRIPTS
+
+
+@pytest.mark.slow
+def test_a_step_on_a_cpu_is_timed_in_each_way_and_its_operators_too():
+    script = benchmark("cpu_step")
+    operators = []
+    for way in (*script.WAYS, script.OURS):
+        found = script.one_way(way, "resnet18_cifar", 16, 8)
+        assert 0 < max(found["operators"].values()) and found["step"] > 0
+        operators.append(found["operators"].keys())
+    assert all("convolution" in names for names in operators)
+    assert "constant_pad_nd" in operators[-1] - operators[0]  # of patches, for products
 
 
 def test_the_page_of_flags_has_a_row_for_each_way_that_is_measured():
