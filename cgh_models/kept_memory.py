@@ -8,7 +8,6 @@ from collections.abc import Iterator
 import torch
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # what glibc's mallopt sets: malloc.h
-_MIB = 2**20
 _blocks = 0  # that are entered now
 
 
@@ -26,13 +25,13 @@ def freed_memory_kept(device: torch.device) -> Iterator[None]:
         yield
         return
     _blocks += 1
-    malloc.mallopt(_MMAP_THRESHOLD, 1024 * _MIB)
+    malloc.mallopt(_MMAP_THRESHOLD, 2**30)
     malloc.mallopt(_TRIM_THRESHOLD, -1)  # never
     try:
         yield
     finally:
         _blocks -= 1
         if not _blocks:  # the thresholds that glibc itself has after large tensors
-            malloc.mallopt(_MMAP_THRESHOLD, 32 * _MIB)
-            malloc.mallopt(_TRIM_THRESHOLD, 64 * _MIB)
+            malloc.mallopt(_MMAP_THRESHOLD, 2**25)
+            malloc.mallopt(_TRIM_THRESHOLD, 2**26)
             malloc.malloc_trim(0)

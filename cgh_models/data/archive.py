@@ -10,6 +10,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import IO, Any
 
+import numpy as np
+
 from ..errors import ERRORS, BadImage, InputError, printable
 
 GIVEN = "python:"  # how `ImageSet.source` of images begins that were given as Python objects
@@ -27,14 +29,16 @@ def check_library(name: str, extra: str, place: str) -> None:
         raise InputError(f"{what}; type `pip install '.[{extra}]'`")
 
 
-def number_classes(labels: list[str], known: Sequence[str] = ()) -> tuple[list[int], list[str]]:
-    """The class of each image, and the classes: as ``known``, or in the order of timm's reader.
+def number_classes(
+    labels: list[str], known: Sequence[str] = ()
+) -> tuple[np.ndarray | None, list[str]]:
+    """Labels (N,) and classes, which are as ``known``, or in the order of timm's reader.
 
-    There are no classes if an image has none, "".
+    There are none if an image has no class, "".
     """
     found = {*labels}
     if "" in found:
-        return [0] * len(labels), []
+        return None, []
     classes = list(known)
     if not found <= {*known}:
         classes = sorted(found)
@@ -43,7 +47,7 @@ def number_classes(labels: list[str], known: Sequence[str] = ()) -> tuple[list[i
 
             classes.sort(key=natural_key)
     numbers = {name: number for number, name in enumerate(classes)}
-    return [numbers[label] for label in labels], classes
+    return np.array([numbers[label] for label in labels]), classes
 
 
 @dataclass
@@ -52,7 +56,7 @@ class Archive:
 
     root: str  # the folder or address that names are relative to, for messages
     names: Sequence[str]  # of the images, in their order
-    labels: list[int]  # class of each image
+    labels: np.ndarray | None  # (N,) class of each image; None: no classes
     classes: list[str]  # fewer than two: none
     digest: str  # hex sha256 of what tells this set from others
     places: Sequence[object]  # where each image is, as `opener` takes it
@@ -69,7 +73,7 @@ class Archive:
         return dataclasses.replace(
             self,
             names=[self.names[index] for index in indices],
-            labels=[self.labels[index] for index in indices],
+            labels=None if self.labels is None else self.labels[indices],
             places=[self.places[index] for index in indices],
             splits=self.splits and [self.splits[index] for index in indices],
         )

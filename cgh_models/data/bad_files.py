@@ -15,11 +15,8 @@ def named_in(path: Path, images: Any) -> dict[int, int]:
     wanted = {name for name, *_ in rows}
     if not wanted:
         return {}
-    index_of = {}
-    for index, name in enumerate(images.names):
-        shown = name if name.isprintable() else printable(name)
-        if shown in wanted:
-            index_of[shown] = index
+    shown = (name if name.isprintable() else printable(name) for name in images.names)
+    index_of = {name: index for index, name in enumerate(shown) if name in wanted}
     named = {}
     for name, *rest in rows:
         if name in index_of:

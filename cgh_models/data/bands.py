@@ -63,8 +63,7 @@ def of_tiff(file: IO[bytes], in_chans: int) -> np.ndarray:
         if page.photometric == _WHITE_IS_ZERO and values.dtype.kind == "u":
             values = 2**page.bitspersample - 1 - values
         places = [series.axes.index(axis) for axis in "YX"]
-    rest = [axis for axis in range(values.ndim) if axis not in places]
-    ordered = values.transpose(*places, *rest)
+    ordered = np.moveaxis(values, places, (0, 1))
     ordered = ordered.reshape(*ordered.shape[:2], -1)
     # A plain array (H, W, bands) is written as H pages by some.
     return ordered if ordered.shape[2] == in_chans else values

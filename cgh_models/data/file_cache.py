@@ -270,12 +270,11 @@ def _file_system(address: str) -> tuple[Any, str]:
         system, path = fsspec.url_to_fs(address)
         system.invalidate_cache()  # it keeps what it was told before
         return system, path
-    except ImportError as error:  # of fsspec, or of the package that a protocol needs
-        what = f"{printable(address)}: {_reason(error)}"
-        raise InputError(f"{what}; `pip install '.[remote]'` has fsspec and s3fs") from error
-    except ValueError as error:
-        what = f"{printable(address)}: {_reason(error)}"
-        raise InputError(f"{what}; expected an address as s3://BUCKET/FOLDER") from error
+    except (ImportError, ValueError) as error:
+        hint = "expected an address as s3://BUCKET/FOLDER"
+        if isinstance(error, ImportError):  # of fsspec, or of the package that a protocol needs
+            hint = "`pip install '.[remote]'` has fsspec and s3fs"
+        raise InputError(f"{printable(address)}: {_reason(error)}; {hint}") from error
 
 
 def _refused(address: str, error: Exception) -> InputError:

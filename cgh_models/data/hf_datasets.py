@@ -34,10 +34,10 @@ def open_hub_dataset(text: str) -> Archive:
     try:
         reader: Any = create_reader(name, split=split or "train")
         if reader.class_to_idx:
-            labels = [int(label) for label in reader.iter_targets()]
+            labels = np.array([int(label) for label in reader.iter_targets()])
         else:  # timm's reader wants some label with every image
             reader = create_reader(name, split=split or "train", target_key=reader.image_key)
-            labels = [0] * len(reader)
+            labels = None
     except Exception as error:  # datasets raises what its dozen back ends raise
         raise _refused(text, error, "hfds/NAME or hfds/NAME:SPLIT") from error
     positions = list(range(len(reader)))
@@ -154,9 +154,9 @@ def open_dataset(dataset: Any, source: str) -> Archive:
     label = next((name for name, kind in kinds.items() if kind == "ClassLabel"), None)
     classes = list(dataset.features[label].names) if label else []
     bare = dataset.with_format(None)
-    labels = bare[label][:] if label else [0] * len(dataset)
+    labels = bare[label][:] if label else []
     if -1 in labels or None in labels:  # of a test split that is not labelled
-        classes, labels = [], [0] * len(dataset)
+        classes = []
     feature = type(dataset.features[column])(decode=False)
     bare = bare.select_columns([column]).cast_column(column, feature)
     opener = functools.partial(_open_of_column, bare, column)
@@ -167,8 +167,8 @@ def open_dataset(dataset: Any, source: str) -> Archive:
         with opener(position) as file:
             digest.update(hashlib.sha256(file.read()).digest())
     names = [f"{position:08d}" for position in positions]
-    index = (names, labels, classes, digest.hexdigest(), positions, opener)
-    return Archive(source, *index, source=source, stamp=str(dataset._fingerprint))
+    index = (names, np.array(labels) if classes else None, classes, digest.hexdigest(), positions)
+    return Archive(source, *index, opener, source=source, stamp=str(dataset._fingerprint))
 
 
 def _open_of_column(dataset: Any, column: str, position: int) -> IO[bytes]:

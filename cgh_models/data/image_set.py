@@ -187,9 +187,8 @@ class ImageSet:
 
     def report_decoder(self) -> None:
         """Says on stderr what to install to read JPEG files faster, if they are streamed."""
-        if self.pixels is not None or simplejpeg:
-            return
-        if any(name.lower().endswith((".jpg", ".jpeg")) for name in self.names):
+        by_pillow = self.pixels is None and not simplejpeg
+        if by_pillow and any(name.lower().endswith((".jpg", ".jpeg")) for name in self.names):
             install = "`pip install '.[jpeg]'`"
             say(f"JPEG files are decoded by Pillow; with {install} the same pixels come sooner")
 

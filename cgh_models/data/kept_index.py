@@ -92,15 +92,14 @@ def _read_parts(file: IO[bytes], how: list[Any]) -> Walked | None:
     count = fields["count"]
     if not 0 < count < os.fstat(file.fileno()).st_size / 16:
         raise ValueError(f"not of {count} images")
-    ends = array("q", file.read(8 * (count + 1)))
+    names = Names()
+    names.ends = array("q", file.read(8 * (count + 1)))
     sizes = array("q", file.read(8 * count))
-    data = bytearray(file.read())
-    if total != _sha256([head, ends, sizes, data]):
+    names.data = bytearray(file.read())
+    if total != _sha256([head, names.ends, sizes, names.data]):
         raise ValueError("its sha256 is another")
     if fields["how"] != how:
         return None
-    names = Names()
-    names.data, names.ends = data, ends
     parts = (names, sizes, Counter(fields["skipped"]), fields["folders"])
     return Walked(*parts, how, digest=fields["digest"])
 

@@ -52,12 +52,10 @@ def class_folders(names: Sequence[str]) -> tuple[np.ndarray | None, list[str]]:
         folders.append(folder)
         starts.append(place)
         place = _first_from(f"{folder}0", names, place)  # in order, 0 follows the slash
-    if not folders:
-        return None, []
-    classes = sorted(folders)
-    numbers = {name: number for number, name in enumerate(classes)}
-    counts = np.diff([*starts, len(names)])
-    return np.repeat([numbers[name] for name in folders], counts), classes
+    labels, classes = numbered(folders)
+    if labels is not None:
+        labels = np.repeat(labels, np.diff([*starts, len(names)]))
+    return labels, classes
 
 
 def _first_from(text: str, names: Sequence[str], start: int) -> int:

@@ -57,9 +57,8 @@ def open_parquet(root: str, files: Sequence[Path | CachedFile]) -> Archive | lis
     digest = digest_of(file_names, [table.footer for table in tables])
     labels = [label for table in tables for label in table.labels]
     splits = [split for table in tables for split in table.splits]
-    numbers, classes = number_classes(labels, tables[0].classes)
     places = [place for table in tables for place in table.places]
-    index = (names, numbers, classes, digest, places, _open)
+    index = (names, *number_classes(labels, tables[0].classes), digest, places, _open)
     return Archive(root, *index, splits=splits if all(splits) else None)
 
 

@@ -12,8 +12,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ..errors import InputError, printable, say
 from ..progress import watched
 from .archive import Archive
@@ -244,10 +242,8 @@ class _Finder:
 
     def archive(self, listed: Listed) -> Archive:
         """The images of a list, with the digest of one on a disk."""
-        names, of_rows, skipped = listed
-        labels, classes = numbered(of_rows)
-        labels = np.zeros(len(names), int) if labels is None else labels
+        names, labels, skipped = listed
         files = [file for name in names if (file := self.files[name])]
         digest = digest_of(names, [file.size for file in files])
-        index = (names, labels.tolist(), classes, digest, files, CachedFile.open, skipped)
+        index = (names, *numbered(labels), digest, files, CachedFile.open, skipped)
         return Archive(self.home, *index, is_list=True)

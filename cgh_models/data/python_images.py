@@ -59,8 +59,7 @@ def open_object(data: Any, to_8_bits: bool = True) -> Archive:
         reason = printable(" ".join(str(error).split()))[:160]
         raise InputError(f"data: a {type(data).__name__}: {reason}; expected {TAKEN}") from error
     names = [f"{position:08d}" for position in positions]
-    labels, classes = _labels(data)
-    index = (names, labels or [0] * len(positions), classes, _digest(opener), positions, opener)
+    index = (names, *_labels(data), _digest(opener), positions, opener)
     stamp = "" if isinstance(opener.data, np.ndarray) else None
     return Archive(kind, *index, source=kind, stamp=stamp)
 
@@ -177,20 +176,20 @@ def _content(opener: _Items, position: int) -> bytes:
         return b"bad"
 
 
-def _labels(data: Any) -> tuple[list[int], list[str]]:
-    """The class of each image, and names of the classes; none if the object does not say."""
+def _labels(data: Any) -> tuple[np.ndarray | None, list[str]]:
+    """Labels (N,) and names of the classes; none if the object does not say."""
     if hasattr(data, "indices") and hasattr(data, "dataset"):  # torch's Subset
         labels, classes = _labels(data.dataset)
-        return [labels[index] for index in data.indices] if labels else [], classes
+        return None if labels is None else labels[np.array(data.indices, int)], classes
     given = getattr(data, "targets", getattr(data, "labels", None))
     try:
         given = np.asarray([] if given is None else given)
     except (ValueError, TypeError):  # ragged, as the boxes of detection: no classes
-        return [], []
+        return None, []
     if given.shape != (len(data),) or given.dtype.kind not in "iu" or given.min() < 0:
-        return [], []
+        return None, []
     classes = getattr(data, "classes", None)
     names = list(map(str, classes)) if isinstance(classes, (list, tuple)) else []
     if len(names) <= given.max():
         names = [str(number) for number in range(given.max() + 1)]
-    return given.tolist(), names
+    return given.astype(int), names

@@ -84,7 +84,14 @@ def find_images(
         index = (walked.names, *listing.class_folders(walked.names), walked.skipped)
         return Found(source, home, *index, None, not split, walked)
     elif os.path.isfile(path):
-        return _of_list(path, split, source, cache)
+        home = path.parent
+        try:
+            names, of_rows, skipped = read_list(path, split)
+        except InputError:
+            if not has_addresses(path):
+                raise
+            archive = open_list(path, split, cache)
+            return _of_archive(dataclasses.replace(archive, source=source), False)
     else:
         what = f"{printable(path)}: there is no such folder or list"
         raise InputError(f"{what}; give --data a folder of images")
@@ -95,20 +102,9 @@ def _rows_of(tables: list[Table]) -> list[Row]:
     return [row for table in tables for row in zip(*table[:3], strict=True)]
 
 
-def _of_list(path: Path, split: str, source: str, cache: Cache) -> Found:
-    try:
-        names, of_rows, skipped = read_list(path, split)
-    except InputError:
-        if not has_addresses(path):
-            raise
-        archive = open_list(path, split, cache)
-        return _of_archive(dataclasses.replace(archive, source=source), False)
-    return Found(source, path.parent, names, *listing.numbered(of_rows), skipped)
-
-
 def _of_archive(archive: Archive, is_folder: bool) -> Found:
     classes = archive.classes if len(archive.classes) > 1 else []
-    labels = np.array(archive.labels) if classes else None
+    labels = archive.labels if classes else None
     index = (archive.names, labels, classes, archive.skipped, archive, is_folder)
     return Found(archive.source, Path(archive.root), *index)
 
@@ -226,8 +222,7 @@ def _open_address(text: str, split: str, cache: Cache, endings: Endings) -> Arch
             root = f"{root}/{listing.pick_split(sorted(entries), split, text)}"
             files = [file for file in files if f"{file}/".startswith(f"{root}/")]
             split = ""
-    names = [below(root, file) for file in files]
-    visible = [file for file, name in zip(files, names, strict=True) if not why_hidden(name, "")]
+    visible = [file for file in files if not why_hidden(below(root, file), "")]
     shown = [file for file in visible if Path(str(file)).suffix not in _BESIDE_PARQUET]
     if all(map(_kind, shown)) or not is_folder:
         opened = _open_files(root, shown, cache, endings)
@@ -235,7 +230,7 @@ def _open_address(text: str, split: str, cache: Cache, endings: Endings) -> Arch
             return _of_split(opened, split)
         home = root if is_folder else root.rpartition("/")[0]
         return open_rows(root, home, _rows_of(opened), split, cache)
-    return _open_folder(root, dict(zip(names, files, strict=True)), endings or ())
+    return _open_folder(root, {below(root, file): file for file in files}, endings or ())
 
 
 def _refuse_reader(text: str, endings: Endings) -> None:
@@ -278,11 +273,9 @@ def _open_folder(root: str, files: dict[str, CachedFile], endings: Collection[st
         else:
             kept[name] = file
     names = list(kept)
-    labels, classes = listing.class_folders(names)
-    numbers = [0] * len(names) if labels is None else labels.tolist()
     digest = listing.digest_of(names, [file.size for file in kept.values()])
-    index = (names, numbers, classes, digest, list(kept.values()), CachedFile.open, skipped)
-    return Archive(root, *index)
+    index = (names, *listing.class_folders(names), digest, list(kept.values()))
+    return Archive(root, *index, CachedFile.open, skipped)
 
 
 def _of_split(found: Archive, split: str) -> Archive:

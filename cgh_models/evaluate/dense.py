@@ -127,8 +127,7 @@ def _layer(cells: _Cells, settings: EvalSettings) -> tuple[Score, dict[str, Any]
         settings,
     )
     choice = parameters["choice"]
-    choice["held_out_cells"] = choice["held_out_images"]
-    choice["held_out_images"] = len(held)
+    choice |= {"held_out_cells": choice["held_out_images"], "held_out_images": len(held)}
     return score, parameters
 
 

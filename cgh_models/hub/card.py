@@ -34,9 +34,8 @@ def card_of(folder: Path, row: Row) -> str:
     notes = "".join(f"\n{note}\n" for note in row.notes)
     filtered = "" if row.converted_from else ", and nothing was filtered from its data"
     origin = _conversion(row, row.converted_from) if row.converted_from else _training(folder, row)
-    picture = ""
-    if (folder / CURVE).is_file():
-        picture = f"\n![loss and kNN while it was trained]({CURVE})\n"
+    is_drawn = (folder / CURVE).is_file()
+    picture = f"\n![loss and kNN while it was trained]({CURVE})\n" if is_drawn else ""
     _, height, width = row.preprocessing.input_size
     bands = "" if row.in_chans == 3 else _bands(row)
     return f"""---
@@ -98,9 +97,8 @@ def in_words(keys: Iterable[str], article: str = "") -> str:
 
 def _training(folder: Path, row: Row) -> str:
     commit = f", commit {row.code.commit}" if row.code.commit else ""
-    cost = ""
-    if row.training:
-        cost = f"It took {row.training.hours:g} hours of {row.training.hardware}. "
+    took = row.training
+    cost = f"It took {took.hours:g} hours of {took.hardware}. " if took else ""
     heads = ""
     if row.heads_file:
         path = folder / row.heads_file

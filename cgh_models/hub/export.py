@@ -20,16 +20,7 @@ from ..train.verdict import verdict_at
 from . import manifest, weights_folder
 from .card import CURVE
 from .registry import new_method_of_run, read_method
-from .row import (
-    BACKBONE,
-    HEADS,
-    STUDENT_HEADS,
-    TEACHER_HEADS,
-    CodeVersion,
-    Metric,
-    Row,
-    TrainingImages,
-)
+from .row import CodeVersion, Metric, Row, TrainingImages
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 _HEADS = ("all", "student", "none")
@@ -69,7 +60,7 @@ def export(
     weights_folder.check_tag(tag or method.name)
     step, file = checkpoint.newest(run_dir, say)
     checkpoint.load_method_state(file, method.eval())
-    states = _states_of_files(method, heads, with_queue)
+    states = weights_folder.states_of_files(method, heads, with_queue)
     kept = _round_values(states, dtype)
     rows = read_log(run_dir / "metrics.jsonl")
     made = _how_it_was_trained(method, run, step)
@@ -124,23 +115,6 @@ def _round_values(states: dict[str, dict[str, Tensor]], dtype: str) -> list[str]
     note = f"{len(exact)} tensors are float32, as {dtype} cannot hold their values: {names}."
     say(note)
     return [note]
-
-
-def _states_of_files(method: Any, heads: str, with_queue: bool) -> dict[str, dict[str, Tensor]]:
-    """The tensors of each file to write, by its name."""
-    backbone, others = weights_folder.split_state(method)
-    if heads == "none":
-        return {BACKBONE: backbone}
-    queues = {key: value for key, value in others.items() if key.startswith("queue.")}
-    if heads == "student":
-        kept = {key: value for key, value in others.items() if key.startswith("student.")}
-        return {BACKBONE: backbone, STUDENT_HEADS: kept}
-    if with_queue or not queues:
-        return {BACKBONE: backbone, HEADS: others}
-    size = sum(value.nbytes for value in queues.values()) / 1e6
-    say(f"the queues are left out, {size:.1f} MB in float32; --with-queue keeps them")
-    kept = {key: value for key, value in others.items() if key not in queues}
-    return {BACKBONE: backbone, TEACHER_HEADS: kept}
 
 
 def _check_method(folder: Path, states: dict[str, dict[str, Tensor]]) -> None:

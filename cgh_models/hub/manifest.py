@@ -135,8 +135,7 @@ def add(path: Path, new: Row) -> None:
 
 
 def _parse(values_of_rows: list[object], path: Path) -> list[Row]:
-    found = []
-    entries = set()  # names as torch.hub has them
+    found: dict[str, Row] = {}  # by name as torch.hub has it
     for number, values in enumerate(values_of_rows):
         name = values.get("name", number) if isinstance(values, dict) else number
         where = f"{printable(path)}: row {printable(name)[:80]!r}"
@@ -145,8 +144,7 @@ def _parse(values_of_rows: list[object], path: Path) -> list[Row]:
         except ValueError as error:
             raise InputError(f"{where}: {printable(error)}") from error
         entry = row.name.replace(".", "_")
-        if entry in entries:
+        if entry in found:
             raise InputError(f"{where}: key 'name': there are two rows of this name; rename one")
-        entries.add(entry)
-        found.append(row)
-    return found
+        found[entry] = row
+    return list(found.values())

@@ -58,21 +58,17 @@ def create_model(
         if type(value) is not int or value < least:
             raise InputError(f"{name}={value!r}: expected a whole number of at least {least}")
     with plain_defaults():
-        model = _create(weights, pretrained, cache_dir, kwargs)
+        folder = manifest.find_folder(weights)
+        name = str(weights)
+        if folder is not None:
+            model = _from_folder(folder, pretrained, kwargs)
+        elif name in manifest.rows():
+            model = _from_row(manifest.rows()[name], None, cache_dir, pretrained, kwargs)
+        else:
+            cached = {"cache_dir": cache_dir} if cache_dir else {}
+            model = _from_timm(name, pretrained, kwargs | cached)
     device = torch.get_default_device()
     return model if device.type == "cpu" else model.to(device)
-
-
-def _create(
-    weights: str | os.PathLike[str], pretrained: bool, cache_dir: CacheDir, kwargs: dict[str, Any]
-) -> nn.Module:
-    folder = manifest.find_folder(weights)
-    if folder is not None:
-        return _from_folder(folder, pretrained, kwargs)
-    name = str(weights)
-    if name in manifest.rows():
-        return _from_row(manifest.rows()[name], None, cache_dir, pretrained, kwargs)
-    return _from_timm(name, pretrained, kwargs | ({"cache_dir": cache_dir} if cache_dir else {}))
 
 
 def _from_timm(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
@@ -187,8 +183,7 @@ def load_method(weights: str | os.PathLike[str], *, cache_dir: CacheDir = None) 
     method, loaded = read_method(weights, cache_dir)
     if "anew" in loaded:
         say(f"{printable(weights)}: {loaded}")
-    device = torch.get_default_device()
-    return method if device.type == "cpu" else method.to(device)
+    return method.to(torch.get_default_device())
 
 
 @plain_defaults()

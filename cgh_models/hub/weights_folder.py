@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from .. import backbone, files
 from ..backbone import TimmModel
-from ..errors import InputError, IntegrityError, printable
+from ..errors import InputError, IntegrityError, printable, say
 from ..hashing import sha256
 from ..tensors import refuse_mismatch
 from . import manifest
 from .card import card_of, in_words
-from .row import BACKBONE, STUDENT_HEADS, TEACHER_HEADS, FileEntry, Preprocessing, Row
+from .row import BACKBONE, HEADS, STUDENT_HEADS, TEACHER_HEADS, FileEntry, Preprocessing, Row
 from .timm_models import fingerprint, from_folder, timm_config
 
 _DRAFT = ".cgh-draft"
@@ -125,6 +125,23 @@ def split_state(method: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]
     return {key.removeprefix(_STUDENT): heads.pop(key) for key in inner}, heads
 
 
+def states_of_files(method: Any, heads: str, with_queue: bool) -> dict[str, dict[str, Tensor]]:
+    """The tensors of each file to write, by its name."""
+    inner, others = split_state(method)
+    if heads == "none":
+        return {BACKBONE: inner}
+    queues = {key: value for key, value in others.items() if key.startswith("queue.")}
+    if heads == "student":
+        kept = {key: value for key, value in others.items() if key.startswith("student.")}
+        return {BACKBONE: inner, STUDENT_HEADS: kept}
+    if with_queue or not queues:
+        return {BACKBONE: inner, HEADS: others}
+    size = sum(value.nbytes for value in queues.values()) / 1e6
+    say(f"the queues are left out, {size:.1f} MB in float32; --with-queue keeps them")
+    kept = {key: value for key, value in others.items() if key not in queues}
+    return {BACKBONE: inner, TEACHER_HEADS: kept}
+
+
 def load_state(
     method: nn.Module,
     backbone_state: dict[str, Tensor],
@@ -145,9 +162,7 @@ def load_state(
         part, _, name = key.partition(".")
         if part in may_lack and part not in parts:
             lacking.add(part)
-            of_student = f"student.{name}"
-            copied = part == "teacher" and of_student in state
-            state[key] = state[of_student] if copied else value
+            state[key] = state.get(f"student.{name}", value) if part == "teacher" else value
     load_strictly(method, state, source)
     if lacking == {"teacher", "queue"}:
         return "backbone, heads; the teacher begins as the student, the queues anew"

@@ -19,7 +19,7 @@ from .feature_queue import FeatureQueue
 from .heads import mlp
 from .losses import crossed_relation_losses, info_nce
 from .method import Losses, check_config
-from .momentum_teacher import make_teacher, teacher_forward, update_teacher
+from .momentum_teacher import make_teacher, move_teacher_and_queue, teacher_forward
 
 
 class Hypercolumn(nn.Module):
@@ -152,7 +152,4 @@ class CGH(nn.Module):
         loss = (1 - share) * (start + hyper_start) + share * loss
         return losses | {"loss": loss, "info_nce": start, "hyper_info_nce": hyper_start}
 
-    def after_step(self, progress: float, finite: Tensor | None = None) -> None:
-        """Moves the teacher towards the student and its projections into both queues."""
-        update_teacher(self.teacher, self.student, self.config.teacher_momentum)
-        self.queue.enqueue(finite)
+    after_step = move_teacher_and_queue

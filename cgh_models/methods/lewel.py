@@ -22,7 +22,7 @@ from .feature_queue import FeatureQueue
 from .heads import mlp
 from .losses import batch_info_nce, cosine_loss, info_nce
 from .method import Losses, check_config
-from .momentum_teacher import make_teacher, update_teacher
+from .momentum_teacher import make_teacher, move_teacher_and_queue, update_teacher
 
 
 class AlignedBranch(nn.Module):
@@ -245,7 +245,4 @@ class LEWELM(nn.Module):
         k = (self.queue.position + places) % aligned.shape[1]
         return aligned[rows, k]
 
-    def after_step(self, progress: float, finite: Tensor | None = None) -> None:
-        """Moves the teacher towards the student and its projections into both queues."""
-        update_teacher(self.teacher, self.student, self.config.teacher_momentum)
-        self.queue.enqueue(finite)
+    after_step = move_teacher_and_queue

@@ -17,7 +17,7 @@ from .feature_queue import FeatureQueue
 from .heads import Branch, mlp
 from .losses import batch_info_nce, nearest, nt_xent
 from .method import Losses, check_config
-from .momentum_teacher import make_teacher, update_teacher
+from .momentum_teacher import make_teacher, move_teacher_and_queue
 
 PAIRS = tuple(combinations(range(4), 2))  # of a view's 2 x 2 tiles: six
 
@@ -124,10 +124,7 @@ class MNCLGLF(nn.Module):
             projections = self.student.projector(pairs).float()
         return F.normalize(projections).unflatten(0, (len(PAIRS), -1))
 
-    def after_step(self, progress: float, finite: Tensor | None = None) -> None:
-        """Moves the teacher towards the student and its projections into the queue."""
-        update_teacher(self.teacher, self.student, self.config.teacher_momentum)
-        self.queue.enqueue(finite)
+    after_step = move_teacher_and_queue
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from .feature_queue import FeatureQueue
 from .heads import Branch
 from .losses import info_nce
 from .method import Losses, check_config
-from .momentum_teacher import make_teacher, teacher_forward, update_teacher
+from .momentum_teacher import make_teacher, move_teacher_and_queue, teacher_forward
 
 
 class MoCoV2(nn.Module):
@@ -72,7 +72,4 @@ class MoCoV2(nn.Module):
         self.queue.collect(torch.cat(projections))
         return {"loss": torch.stack(losses).mean()}
 
-    def after_step(self, progress: float, finite: Tensor | None = None) -> None:
-        """Moves the teacher towards the student and its projections into the queue."""
-        update_teacher(self.teacher, self.student, self.config.teacher_momentum)
-        self.queue.enqueue(finite)
+    after_step = move_teacher_and_queue

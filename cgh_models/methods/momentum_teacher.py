@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,15 @@ def update_teacher(
             torch._foreach_copy_(mine, theirs)
     if not teacher.training:  # train mode drops the attention biases that LeViT, TinyViT,
         teacher.train().eval()  # EfficientFormer and EfficientViT keep while they evaluate
+
+
+def move_teacher_and_queue(method: Any, progress: float, finite: Tensor | None = None) -> None:
+    """Moves the teacher towards the student and its projections into the queues.
+
+    The ``after_step`` of methods whose momentum stays the same.
+    """
+    update_teacher(method.teacher, method.student, method.config.teacher_momentum)
+    method.queue.enqueue(finite)
 
 
 @torch.no_grad()

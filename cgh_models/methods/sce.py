@@ -13,7 +13,7 @@ from .feature_queue import FeatureQueue
 from .heads import Branch
 from .losses import Relations
 from .method import Losses, check_config
-from .momentum_teacher import make_teacher, teacher_forward, update_teacher
+from .momentum_teacher import make_teacher, move_teacher_and_queue, teacher_forward
 
 
 def similarity_contrast(
@@ -99,7 +99,4 @@ class SCE(nn.Module):
         self.queue.collect(teacher)
         return {"loss": loss}
 
-    def after_step(self, progress: float, finite: Tensor | None = None) -> None:
-        """Moves the teacher towards the student and its projections into the queue."""
-        update_teacher(self.teacher, self.student, self.config.teacher_momentum)
-        self.queue.enqueue(finite)
+    after_step = move_teacher_and_queue
