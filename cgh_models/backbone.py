@@ -247,8 +247,7 @@ def fixed_size(backbone: TimmModel) -> tuple[int, int] | None:
 
 def check_size(backbone: TimmModel, height: int, width: int, what: str) -> None:
     """Raises InputError unless the backbone takes images of this size, which ``what`` needs."""
-    reason = _refusal(backbone, height, width)
-    if reason:
+    if reason := _refusal(backbone, height, width):
         found = f"{architecture(backbone)} cannot take images of {height} x {width} ({reason})"
         hint = "give a larger --image-size or an architecture that takes any size"
         raise InputError(f"{what}: {found}; {hint}")

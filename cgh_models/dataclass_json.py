@@ -70,10 +70,8 @@ def _is_of_type(value: object, kind: object) -> bool:
         if not isinstance(value, tuple):
             return False
         if kinds[1:] == (...,):
-            return all(_is_of_type(item, kinds[0]) for item in value)
-        if len(value) != len(kinds):
-            return False
-        return all(map(_is_of_type, value, kinds))
+            kinds = kinds[:1] * len(value)
+        return len(value) == len(kinds) and all(map(_is_of_type, value, kinds))
     return type(value) is kind or (kind is float and type(value) is int)
 
 

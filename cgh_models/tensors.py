@@ -225,8 +225,7 @@ def refuse_mismatch(
     model: str = "the model",
 ) -> None:
     """Raises IntegrityError, which names their ``source``, unless ``given`` can fill ``ours``."""
-    mismatch = describe_mismatch(ours, given)
-    if mismatch:
+    if mismatch := describe_mismatch(ours, given):
         raise IntegrityError(f"{printable(source)}: does not fit {model}: {mismatch}; {advice}")
 
 

@@ -148,15 +148,15 @@ def described(name: str, views: Sequence[object]) -> tuple[Recipe, list[str]]:
     if len(views) != len(recipe):
         expected = f"expected {len(recipe)}, as the method takes ({name})"
         raise InputError(f"views: a list of {len(views)}; {expected}")
-    made: list[View | OwnView] = []
+    own: dict[int, OwnView] = {}
     changes = []
     for number, (view, of_recipe) in enumerate(zip(views, recipe, strict=True), 1):
         if not isinstance(view, View) and not callable(view):
             given = f"views: view {number} is {printable(repr(view))[:60]}"
             raise InputError(f"{given}; expected a View or a function of an image")
         if not isinstance(view, View):
-            view = OwnView(view, of_recipe.size)
-            changes.append(f"{number}={view.name}")
+            own[number] = OwnView(view, of_recipe.size)
+            changes.append(f"{number}={own[number].name}")
         elif view.size != of_recipe.size:
             given = f"views: view {number} has the size {view.size:g}"
             raise InputError(f"{given}, expected the recipe's {of_recipe.size!r}")
@@ -166,10 +166,8 @@ def described(name: str, views: Sequence[object]) -> tuple[Recipe, list[str]]:
                 if value != getattr(of_recipe, field):
                     numbers = value if isinstance(value, (tuple, list)) else (value,)
                     changes.append(f"{number}.{field}={','.join(map(str, numbers))}")
-        made.append(view)
     changed = recipe_of(name, [change for change in changes if not is_own(change)])
-    pairs = zip(made, changed, strict=True)
-    return tuple(one if isinstance(one, OwnView) else taken for one, taken in pairs), changes
+    return tuple(own.get(number, view) for number, view in enumerate(changed, 1)), changes
 
 
 def is_own(change: str) -> bool:

@@ -250,8 +250,7 @@ class Finetune:
         indices, names_sha256 = labelled(train, percent, seed, file)
         counts = f"{len(indices)} of {len(train)} training images, {len(train.classes)} classes"
         say(f"{counts}, drawn by the {source}")
-        settings = self.measurement.settings()
-        share = (percent, indices, names_sha256)
-        found = finetune_on_share(model, train, val, *share, config, settings)
+        how = (config, self.measurement.settings())
+        found = finetune_on_share(model, train, val, percent, indices, names_sha256, *how)
         found = found.with_parameters(recipe=self.recipe, split=source)
         self.measurement.report(f"finetune_{percent}", found, train, val=found.n)

@@ -17,8 +17,7 @@ def explain(event: object, words: list[str], commands: dict[str, type]) -> None:
     """Raises InputError with what an event of tyro's says of the words of a command line."""
     for name, command in commands.items():
         if words[: len(name.split())] == name.split():
-            reason = _reason(event, name, command)
-            if reason:
+            if reason := _reason(event, name, command):
                 raise InputError(f"cgh {name}: {reason}; see `cgh {name} --help`")
             return
     raise InputError(_no_such_command(words, commands))

@@ -85,16 +85,15 @@ class Pretrain:
         """The settings with mean and deviation of bands as images have them, unless given."""
         from ..data.pixels import measured
 
-        names = [name for name in ("mean", "std") if name not in self.train]
-        if train.in_chans == 3 or not names:
+        if train.in_chans == 3 or self.train.keys() >= {"mean", "std"}:
             return train
         mean, std, count = measured(images)
-        found = {"mean": tuple(mean), "std": tuple(std)}
-        for name in names:
-            self.train[name] = found[name]
-        flags = " ".join(f"--{name} {' '.join(map(str, found[name]))}" for name in names)
+        both = {"mean": tuple(mean), "std": tuple(std)}
+        found = {name: values for name, values in both.items() if name not in self.train}
+        self.train.update(found)
+        flags = " ".join(f"--{name} {' '.join(map(str, found[name]))}" for name in found)
         say(f"{printable(images.place)}: measured on {count} images and used: {flags}")
-        return dataclasses.replace(train, **{name: found[name] for name in names})
+        return dataclasses.replace(train, **found)
 
     def run(self) -> None:
         from ..train.checkpoint import is_run
@@ -119,8 +118,7 @@ class Pretrain:
             arch = self.arch or RECIPES[self.recipe].arch
             described = {"method": self.method, "arch": arch, **to_dict(train)}
             described["method_config"] = to_dict(method.config)
-            project = "" if processes.rank else self.wandb
-            with wandb_log(project, self.out, described) as on_log:
+            with wandb_log("" if processes.rank else self.wandb, self.out, described) as on_log:
                 pretrain(method, images, train, self.out, resume=resume, plan=True, on_log=on_log)
 
     def prepared(self, processes: int) -> tuple[Any, "ImageSet", TrainConfig]:

@@ -185,7 +185,7 @@ def batches(
     sampler = ResumableBatchSampler(len(images), *steps, processes.rank, processes.count)
     mean = torch.tensor(config.mean, device=device)
     std = torch.tensor(config.std, device=device)
-    try:
+    with _explain_full_memory(config, device):
         whole = _whole_images(images, config, device)
         if whole is None:
             dataset = ViewDataset(images, recipe, config)
@@ -213,6 +213,12 @@ def batches(
                 made = fast_views(list(requests.values()), mean, std)
                 views |= dict(zip(requests, made, strict=True))
                 yield [views[number] for number in range(len(parts))], batch.indices
+
+
+@contextlib.contextmanager
+def _explain_full_memory(config: TrainConfig, device: torch.device) -> Iterator[None]:
+    try:
+        yield
     except RuntimeError as error:
         if not out_of_memory(error):
             raise

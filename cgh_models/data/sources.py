@@ -84,14 +84,7 @@ def find_images(
         index = (walked.names, *listing.class_folders(walked.names), walked.skipped)
         return Found(source, home, *index, None, not split, walked)
     elif os.path.isfile(path):
-        home = path.parent
-        try:
-            names, of_rows, skipped = read_list(path, split)
-        except InputError:
-            if not has_addresses(path):
-                raise
-            archive = open_list(path, split, cache)
-            return _of_archive(dataclasses.replace(archive, source=source), False)
+        return _of_list(path, split, source, cache)
     else:
         what = f"{printable(path)}: there is no such folder or list"
         raise InputError(f"{what}; give --data a folder of images")
@@ -100,6 +93,17 @@ def find_images(
 
 def _rows_of(tables: list[Table]) -> list[Row]:
     return [row for table in tables for row in zip(*table[:3], strict=True)]
+
+
+def _of_list(path: Path, split: str, source: str, cache: Cache) -> Found:
+    try:
+        names, of_rows, skipped = read_list(path, split)
+    except InputError:
+        if not has_addresses(path):
+            raise
+        archive = open_list(path, split, cache)
+        return _of_archive(dataclasses.replace(archive, source=source), False)
+    return Found(source, path.parent, names, *listing.numbered(of_rows), skipped)
 
 
 def _of_archive(archive: Archive, is_folder: bool) -> Found:

@@ -162,7 +162,9 @@ def load_state(
         part, _, name = key.partition(".")
         if part in may_lack and part not in parts:
             lacking.add(part)
-            state[key] = state.get(f"student.{name}", value) if part == "teacher" else value
+            of_student = f"student.{name}"
+            copied = part == "teacher" and of_student in state
+            state[key] = state[of_student] if copied else value
     load_strictly(method, state, source)
     if lacking == {"teacher", "queue"}:
         return "backbone, heads; the teacher begins as the student, the queues anew"

@@ -141,9 +141,7 @@ class _Sum(Function):
 
     @staticmethod
     def backward(ctx, grad_output: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
-        grad_output = grad_output.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(grad_output)
-        return grad_output
+        return _Sum.apply(grad_output)
 
 
 @contextlib.contextmanager

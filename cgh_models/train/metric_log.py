@@ -162,8 +162,7 @@ class MetricLogger:
             self._measurements.append(row)
             run = {"train": vars(self.run.config), "method_config": vars(self._method.config)}
             self.verdict = verdict(self._measurements, run)
-            names = [name for name in SHOWN if name in values]
-            numbers = ", ".join(f"{name} {values[name]:.4g}" for name in names)
+            numbers = ", ".join(f"{name} {values[name]:.4g}" for name in SHOWN if name in values)
             said = f"{self.verdict}; " if self.verdict else ""
             self._line.say(f"step {row['step']}: {said}{numbers}")
         self._restart_clock()

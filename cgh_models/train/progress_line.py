@@ -77,8 +77,7 @@ def progress_texts(
     fading = tuple(name for name in fading if name in losses)
     parts = [name for name in losses if name not in ("loss", "grad_norm", "finite", *fading)]
     first = parts if fading else ["loss"]
-    texts = [", ".join(f"{name} {row[name]:.3f}" for name in first)]
-    texts.append(f"{speed:.0f} images/s")
+    texts = [", ".join(f"{name} {row[name]:.3f}" for name in first), f"{speed:.0f} images/s"]
     texts += [f"{name} {measured[name]:.3g}" for name in _MAIN if name in measured][:1]
     further = [f"{name} {row[name]:.3f}" for name in (*parts, *fading) if name not in first]
     return texts, [*further, f"{100 * waiting:.0f} % waiting for data"]

@@ -178,8 +178,7 @@ def describe_run(method: Method, run: Run) -> dict[str, Any]:
     }
     if images.hidden:
         description["data"]["hidden"] = images.hidden
-    started_from = getattr(method, "started_from", None)
-    if started_from:
+    if started_from := getattr(method, "started_from", None):
         description["init"] = started_from
     return description
 
@@ -216,8 +215,7 @@ def explain_changes(
     allowed = []
     refused = []
     for key, changes in CHANGES.items():
-        old = before["train"][key]
-        new = after["train"][key]
+        old, new = before["train"][key], after["train"][key]
         if old != new:
             lines = allowed if changes.startswith("nothing") else refused
             lines.append(f"{key}: {old} -> {new} changes {changes}")

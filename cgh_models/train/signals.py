@@ -72,10 +72,7 @@ class StopSignals:
 
     def until_stopped(self, items: Iterator[Item]) -> Iterator[Item]:
         """The items up to the first signal, which also ends the wait for the next item."""
-        while True:
-            item = self.unless_stopped(lambda: next(items, None))
-            if item is None:
-                return
+        while (item := self.unless_stopped(lambda: next(items, None))) is not None:
             yield item
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_input
 
 _HAS_TILES = getattr(torch.cpu, "_is_amx_tile_supported", bool)  # a processor's, for products
 
@@ -22,7 +23,7 @@ def small_outputs_by_products(network: nn.Module, device: torch.device) -> Itera
     modules = network.modules() if device.type == "cpu" else ()
     changed = [conv for conv in modules if type(conv) is nn.Conv2d and _is_plain(conv)]
     for conv in changed:
-        conv._conv_forward = partial(_convolve, conv)
+        setattr(conv, "_conv_forward", partial(_convolve, conv))  # noqa: B010 - a method
     try:
         yield
     finally:
@@ -75,7 +76,7 @@ class _Products(torch.autograd.Function):
             turned = weight.flip(2, 3).transpose(0, 1)
             of_images = _product(gradient, turned, 1, side - 1 - padding)
         elif ctx.needs_input_grad[0]:
-            of_images = nn.grad.conv2d_input(images.shape, weight, gradient, stride, padding)
+            of_images = conv2d_input(images.shape, weight, gradient, stride, padding)
         patches = _patches(images, side, stride, padding).flatten(3)
         rows = gradient.permute(0, 2, 3, 1).reshape(-1, len(weight))
         of_weight = rows.t() @ patches.reshape(len(rows), -1)

@@ -62,7 +62,6 @@ class TensorBoard:
         rows = []
         for indices in self.monitor.spread.indices[nearest_rows]:
             found = [self.run.images.load_or_substitute(int(index))[0] for index in indices]
-            images = [as_picture(image) for image in found]
-            thumbnails = [np.asarray(image.resize((_SIDE, _SIDE))) for image in images]
+            thumbnails = [np.asarray(as_picture(image).resize((_SIDE, _SIDE))) for image in found]
             rows.append(np.concatenate(thumbnails, axis=1))
         self.writer.add_image("neighbours", np.concatenate(rows), step, dataformats="HWC")

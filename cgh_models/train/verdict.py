@@ -100,8 +100,7 @@ def _wrong(reason: str) -> Verdict:
 
 
 def _of_settings(run: dict[str, Any]) -> Verdict | None:
-    swapped = swapped_temperatures(run["method_config"])
-    if swapped:
+    if swapped := swapped_temperatures(run["method_config"]):
         return _wrong(swapped)
     if run["method_config"].get("teacher_momentum") == 0:
         return _wrong("teacher_momentum=0 makes the teacher the student; 0.99 is usual")
