@@ -53,7 +53,6 @@ class TimeOps(TorchDispatchMode):
 
 def one_way(way: str, arch: str, side: int, batch: int) -> dict[str, object]:
     """Milliseconds of a step and, of ours, of its operators."""
-    torch.set_num_threads(2)
     torch.manual_seed(0)
     precision = pick_precision("auto", CPU)
     images = torch.randn(2, batch, 3, side, side)
@@ -105,6 +104,7 @@ def compare(arch: str, side: int, batch: int) -> None:
 if __name__ == "__main__":
     words = sys.argv[1:]
     if words[:1] == ["--way"]:
+        torch.set_num_threads(2)
         print(json.dumps(one_way(words[1], words[2], int(words[3]), int(words[4]))))
     elif words:
         compare(words[0], int(words[1]), int(words[2]))
