@@ -214,7 +214,8 @@ class TrainConfig:
     @property
     def warmup(self) -> float:
         """Learning-rate warm-up as a share of the run."""
-        return min(self.warmup_epochs / self.epochs, 0.1 if self.epochs < 50 else 1.0)
+        most = 0.1 if self.epochs < 50 else 1.0
+        return min(self.warmup_epochs / self.epochs, most)
 
     @property
     def lr(self) -> float:

@@ -38,13 +38,6 @@ print(json.dumps(found))
 """
 
 
-@pytest.fixture(autouse=True)
-def no_thresholds(monkeypatch):
-    for name in ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-
-
 def test_freed_memory_is_used_again_within_and_returned_afterwards(tmp_path):
     found = json.loads(python(COUNTS, cwd=tmp_path).stdout)
     few = found["before"] / 2  # some may move, where other threads take memory, too

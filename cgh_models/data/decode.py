@@ -194,5 +194,6 @@ def decode_bands(file: IO[bytes]) -> np.ndarray:
         values = np.asarray(upright.convert("L") if upright.mode == "1" else upright)
     if image.format == "PNG":
         high = values if values.dtype == np.uint8 else (values >> 8).astype(np.uint8)
-        png.check_last_row(file, Image.fromarray(high if high.ndim == 2 else high[..., 0]))
+        first = high if high.ndim == 2 else high[..., 0]
+        png.check_last_row(file, Image.fromarray(first))
     return values

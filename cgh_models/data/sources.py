@@ -226,7 +226,8 @@ def _open_address(text: str, split: str, cache: Cache, endings: Endings) -> Arch
             root = f"{root}/{listing.pick_split(sorted(entries), split, text)}"
             files = [file for file in files if f"{file}/".startswith(f"{root}/")]
             split = ""
-    visible = [file for file in files if not why_hidden(below(root, file), "")]
+    names = [below(root, file) for file in files]
+    visible = [file for file, name in zip(files, names, strict=True) if not why_hidden(name, "")]
     shown = [file for file in visible if Path(str(file)).suffix not in _BESIDE_PARQUET]
     if all(map(_kind, shown)) or not is_folder:
         opened = _open_files(root, shown, cache, endings)
@@ -234,7 +235,7 @@ def _open_address(text: str, split: str, cache: Cache, endings: Endings) -> Arch
             return _of_split(opened, split)
         home = root if is_folder else root.rpartition("/")[0]
         return open_rows(root, home, _rows_of(opened), split, cache)
-    return _open_folder(root, {below(root, file): file for file in files}, endings or ())
+    return _open_folder(root, dict(zip(names, files, strict=True)), endings or ())
 
 
 def _refuse_reader(text: str, endings: Endings) -> None:

@@ -27,4 +27,5 @@ def spread(embeddings: np.ndarray) -> dict[str, float]:
 
 def feature_std(rows: torch.Tensor) -> float:
     """The ``feature_std`` of `spread` for rows (N, D)."""
-    return float(F.normalize(rows).std(0, correction=0).mean() * rows.shape[1] ** 0.5)
+    spreads = F.normalize(rows).std(0, correction=0)
+    return float(spreads.mean() * rows.shape[1] ** 0.5)

@@ -190,7 +190,8 @@ def class_counts(mask: np.ndarray, height: int, width: int) -> np.ndarray:
 
 def _confusion(mask: np.ndarray, scores: Tensor) -> np.ndarray:
     """Pixels (255, 255) by class and by the class with the largest score (classes, h, w)."""
-    found = F.interpolate(scores[None], mask.shape, mode="bilinear")[0].argmax(0).numpy()
+    resized = F.interpolate(scores[None], mask.shape, mode="bilinear")[0]
+    found = resized.argmax(0).numpy()
     known = mask != IGNORED
     pairs = mask[known].astype(np.int64) * IGNORED + found[known]
     return np.bincount(pairs, minlength=IGNORED**2).reshape(IGNORED, IGNORED)

@@ -62,7 +62,8 @@ class ProgressLine:
     def _left(self) -> str:
         taken = self._done - self._first
         seconds = time.monotonic() - self._start
-        return Bar.format_interval(seconds / taken * (self._total - self._done) if taken else 0)
+        left = seconds / taken * (self._total - self._done) if taken else 0
+        return Bar.format_interval(left)
 
 
 def progress_texts(

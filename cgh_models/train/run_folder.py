@@ -83,8 +83,10 @@ def is_training(run_dir: Path) -> bool:
 
         with open(run_dir / LOCK, "rb") as file:
             fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # for as long as the file is open
-    except (ImportError, OSError) as error:
-        return isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EAGAIN)
+    except OSError as error:
+        return error.errno in (errno.EACCES, errno.EAGAIN)
+    except ImportError:
+        return False
     return False
 
 

@@ -77,7 +77,7 @@ class _Products(torch.autograd.Function):
             of_images = _product(gradient, turned, 1, side - 1 - padding)
         elif ctx.needs_input_grad[0]:
             of_images = conv2d_input(images.shape, weight, gradient, stride, padding)
-        patches = _patches(images, side, stride, padding).flatten(3)
+        patches = _patches(images, side, stride, padding)
         rows = gradient.permute(0, 2, 3, 1).reshape(-1, len(weight))
         of_weight = rows.t() @ patches.reshape(len(rows), -1)
         of_weight = of_weight.unflatten(1, (side, side, -1)).permute(0, 3, 1, 2)
