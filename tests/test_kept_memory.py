@@ -9,7 +9,7 @@ from conftest import make_images, python
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc")
 
 # Prints the pages that 20 tensors of 48 MiB, one after the other, were given in each place, and the
-# MiB that the process holds at the end.
+# MiB that the process holds after it, then after eight more such tensors that lived together.
 COUNTS = """
 import json, resource, torch
 from cgh_models.kept_memory import freed_memory_kept
@@ -24,6 +24,8 @@ def held():
     return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() / 2**20
 
 cpu, found = torch.device("cpu"), {"before": pages()}
+with freed_memory_kept(torch.device("meta")):
+    found["elsewhere"] = pages()
 with freed_memory_kept(cpu):
     torch.zeros(48, 2**18)
     found["within"] = pages()
@@ -31,9 +33,9 @@ with freed_memory_kept(cpu):
         pass
     found["after an inner one"] = pages()
     found["held within"] = held()
-found["held after"], found["after"] = held(), pages()
-with freed_memory_kept(torch.device("meta")):
-    found["elsewhere"] = pages()
+found["held after"] = held()
+[torch.zeros(48, 2**18) for _ in range(8)]
+found["held later"] = held()
 print(json.dumps(found))
 """
 
@@ -42,8 +44,10 @@ def test_freed_memory_is_used_again_within_and_returned_afterwards(tmp_path):
     found = json.loads(python(COUNTS, cwd=tmp_path).stdout)
     few = found["before"] / 2  # some may move, where other threads take memory, too
     assert found["within"] < few > found["after an inner one"], found
-    assert found["after"] > few < found["elsewhere"], found
+    assert found["elsewhere"] > few, found
     assert found["held after"] < found["held within"] - 40, found
+    # One may lie in a hole that the first ones left, and 64 MiB at the end stay as glibc has it.
+    assert found["held later"] < found["held after"] + 8 * 48 / 2, found
 
 
 # Prints what a training, then an evaluation of its network, is given in the middle.
