@@ -45,6 +45,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--optimizer")
     parser.add_argument("--paper-faithful", action="store_true", default=None)
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--view", action="append", default=[], metavar="VIEW.STRENGTH=VALUE")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--percent", type=int, default=100, help="of the training images, by class")
     parser.add_argument("--cuda-graphs", action="store_true", default=None)
@@ -75,9 +76,8 @@ def run(given: argparse.Namespace, seed: int, train: ImageSet, val: ImageSet) ->
     names += ["size_schedule", "optimizer", "paper_faithful", "cuda_graphs"]
     flags = {name: getattr(given, name) for name in names if getattr(given, name) is not None}
     flags |= {"seed": seed, "eval_every": -1.0, "checkpoint_every": 10**6, "quiet": True}
-    command = Pretrain(
-        data="", out="", train=flags, method=given.method, recipe=given.recipe, set=tuple(given.set)
-    )
+    chosen = {"method": given.method, "recipe": given.recipe, "set": tuple(given.set)}
+    command = Pretrain(data="", out="", train=flags, view=tuple(given.view), **chosen)
     config, method_config = command.configs()
     torch.manual_seed(seed)
     method = build_method(given.method, given.arch, preprocessing(config), method_config)
@@ -103,6 +103,7 @@ def run(given: argparse.Namespace, seed: int, train: ImageSet, val: ImageSet) ->
         "optimizer": config.optimizer,
         "paper_faithful": config.paper_faithful,
         "set": given.set,
+        "view": given.view,
         "method_config": to_dict(method_config),
         "seed": seed,
         "knn": round(knn, 2),

@@ -35,6 +35,7 @@ def settings_of(result: Result) -> tuple[Any, ...]:
         flags.append(f"--optimizer {result['optimizer']}")
     if result.get("size_schedule"):
         flags.append(f"--size-schedule {result['size_schedule']}")
+    flags += [f"--view {change}" for change in result.get("view", ())]
     settings = " ".join(f"`{setting}`" for setting in [*flags, *result["set"]])
     numbers = [result[name] for name in ("batch_size", "base_lr", "warmup_epochs")]
     return result["method"], settings or "-", *numbers
