@@ -86,7 +86,7 @@ _CIFAR = Recipe(
 _MUON = {"optimizer": "muon", "base_lr": 0.12}
 _FAST = _MUON | {"epochs": 20, "batch_size": 128}
 _CIFAR_FAST = dataclasses.replace(
-    _CIFAR, arch="resnet18_cifar_w16", train=_CIFAR.train | _FAST, train_of=_TINY.train_of
+    _CIFAR, arch="resnet10_cifar_fast", train=_CIFAR.train | _FAST, train_of=_TINY.train_of
 )
 RECIPES = {"imagenet": _IMAGENET, "cifar": _CIFAR, "tiny": _TINY, "cifar-fast": _CIFAR_FAST}
 

@@ -7,29 +7,21 @@ from timm.models import build_model_with_cfg, register_model
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
-
-def _cfg(size: int, mean: tuple, std: tuple) -> dict:
-    return {
-        "num_classes": 0,
-        "input_size": (3, size, size),
-        "pool_size": (4, 4),
-        "crop_pct": 1.0,
-        "interpolation": "bicubic",
-        "mean": mean,
-        "std": std,
-        "first_conv": "conv1",
-        "classifier": "fc",
-    }
-
-
-_CIFAR = _cfg(32, mean=(0.4914, 0.4822, 0.4465), std=(0.2023, 0.1994, 0.2010))
-_TINY = _cfg(64, mean=(0.4802, 0.4481, 0.3975), std=(0.2302, 0.2265, 0.2262))
-default_cfgs = {
-    "resnet18_cifar": _CIFAR,
-    "resnet18_cifar_w16": _CIFAR,
-    "resnet50_cifar": _CIFAR,
-    "resnet18_small": _TINY,
+_CIFAR = {
+    "num_classes": 0,
+    "input_size": (3, 32, 32),
+    "pool_size": (4, 4),
+    "crop_pct": 1.0,
+    "interpolation": "bicubic",
+    "mean": (0.4914, 0.4822, 0.4465),
+    "std": (0.2023, 0.1994, 0.2010),
+    "first_conv": "conv1",
+    "classifier": "fc",
 }
+_TINY_PIXELS = {"mean": (0.4802, 0.4481, 0.3975), "std": (0.2302, 0.2265, 0.2262)}
+_TINY = _CIFAR | _TINY_PIXELS | {"input_size": (3, 64, 64)}
+_OF_CIFAR = ("resnet10_cifar_fast", "resnet18_cifar", "resnet18_cifar_w16", "resnet50_cifar")
+default_cfgs = {**dict.fromkeys(_OF_CIFAR, _CIFAR), "resnet18_small": _TINY}
 
 
 class SmallResNet(ResNet):
@@ -58,6 +50,13 @@ class SmallResNet(ResNet):
 def _create(name: str, pretrained: bool, kwargs: dict, **changes) -> nn.Module:
     defaults = {"block": BasicBlock, "layers": (2, 2, 2, 2), **changes}
     return build_model_with_cfg(SmallResNet, name, pretrained, **defaults | kwargs)
+
+
+@register_model
+def resnet10_cifar_fast(pretrained: bool = False, **kwargs) -> nn.Module:
+    """ResNet-10 for 32 px with 16-256 channels, wide where pixels are few (1.2 M parameters)."""
+    changes = {"layers": (1, 1, 1, 1), "channels": (16, 64, 128, 256)}
+    return _create("resnet10_cifar_fast", pretrained, kwargs, **changes)
 
 
 @register_model

@@ -47,11 +47,13 @@ def test_output_stride_dilates_the_last_stage_as_in_the_stock_network():
     assert model.forward_features(torch.randn(1, 3, 32, 32)).shape[-1] == 8
 
 
-def test_the_narrow_one_has_about_0_7_million_parameters():
-    count = sum(
-        p.numel() for p in timm.create_model("resnet18_cifar_w16", num_classes=0).parameters()
-    )
-    assert 0.65e6 < count < 0.75e6
+@pytest.mark.parametrize(
+    ("name", "millions"), [("resnet18_cifar_w16", 0.7), ("resnet10_cifar_fast", 1.2)]
+)
+def test_the_ones_for_cpus_are_as_small_as_they_say(name, millions):
+    model = timm.create_model(name, num_classes=0)
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.05)
+    assert f"({millions} M" in getattr(architectures, name).__doc__
 
 
 def test_state_dict_keys_are_the_stock_networks():

@@ -45,7 +45,7 @@ class Pretrain:
     """cgh, lewel, lewel_m, mnclglf, ressl, moco_v2, byol, nnclr or sce (see docs/methods.md)."""
     arch: Name = ""
     """Architecture of timm; without it, resnet50, resnet18_small (tiny), resnet18_cifar or
-    resnet18_cifar_w16 (cifar-fast)."""
+    resnet10_cifar_fast (cifar-fast)."""
     recipe: OfRun = "imagenet"
     """Values of all other flags that go together, for images of 224, 32, 64 or 32 pixels;
     cifar-fast: CGH on two processor cores."""

@@ -187,9 +187,10 @@ class Muon(SGD):
                 moved = momentum.lerp(gradient, 1 - _MUON_MOMENTUM)
                 torch.where(finite, moved, momentum, out=momentum)
                 gradient.lerp_(momentum, _MUON_MOMENTUM)
-            matrices = torch.stack([gradient.flatten(1) for gradient, _ in pairs])
-            steps = orthogonalized(matrices.to(self.precision))
-            for (gradient, _), step in zip(pairs, steps, strict=True):
+            gradients = [gradient.movedim(1, -1) for gradient, _ in pairs]  # as they lie in memory
+            matrices = [gradient.flatten(1).to(self.precision) for gradient in gradients]
+            steps = orthogonalized(torch.stack(matrices))
+            for gradient, step in zip(gradients, steps, strict=True):
                 gradient.copy_(step.view(gradient.shape))
         return super().step()
 
@@ -203,7 +204,7 @@ def orthogonalized(matrices: Tensor) -> Tensor:
         return orthogonalized(matrices.mT).mT
     x = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(5):
-        square = x @ x.mT
+        square = torch.bmm(x, x.mT)
         polynomial = torch.baddbmm(square, square, square, beta=-4.7750, alpha=2.0315)
         x = torch.baddbmm(x, polynomial, x, beta=3.4445)
     return x

@@ -285,7 +285,7 @@ def test_the_fast_recipe_trains_from_the_command_line(image_root, tmp_path):
     words += ["--recipe", "cifar-fast", "--epochs", "1", "--batch-size", "32", "--device", "cpu"]
     parse([*words, "--set", "hidden_width=16"]).run()
     run = read_run(tmp_path / "run")
-    assert (run["arch"], run["train"]["optimizer"]) == ("resnet18_cifar_w16", "muon")
+    assert (run["arch"], run["train"]["optimizer"]) == ("resnet10_cifar_fast", "muon")
     assert run["train"]["base_lr"] == train_config("imagenet", "lewel", "muon").base_lr == 0.12
 
 
