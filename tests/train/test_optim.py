@@ -280,6 +280,24 @@ def test_an_orthogonalized_matrix_turns_as_the_gradient_and_has_equal_singular_v
     assert not orthogonalized(torch.zeros(1, 4, 8)).any()
 
 
+def test_a_step_of_muon_is_the_same_however_weights_lie_in_memory():
+    config = dataclasses.replace(QUICK, optimizer="muon", precision="float32")
+    moved = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        method = build("cgh").to(memory_format=layout)
+        steps = create_optimizer(method, config)
+        generator = torch.Generator().manual_seed(0)
+        for p in method.student.parameters():
+            p.grad = torch.empty_like(p).copy_(torch.randn(p.shape, generator=generator))
+        steps.found_inf = torch.zeros(())
+        before = [p.detach().clone() for p in method.student.parameters()]
+        steps.step()
+        after = method.student.parameters()
+        moved.append([old - new.detach() for old, new in zip(before, after, strict=True)])
+    for contiguous, last in zip(*moved, strict=True):
+        torch.testing.assert_close(contiguous, last, rtol=1e-4, atol=1e-7, check_stride=False)
+
+
 def test_the_fast_recipe_trains_from_the_command_line(image_root, tmp_path):
     words = ["pretrain", "--data", str(image_root / "train"), "--out", str(tmp_path / "run")]
     words += ["--recipe", "cifar-fast", "--epochs", "1", "--batch-size", "32", "--device", "cpu"]
