@@ -1,6 +1,6 @@
 # Every benchmark, on two cores, in a few minutes; benchmarks/README.md keeps what they printed last.
 # One of them: make bench SCRIPTS=views
-SCRIPTS = step cpu_step flags queue_loss views folder extract knn load
+SCRIPTS = step cpu_step flags queue_loss views folder extract knn load roofline
 .PHONY: bench
 bench:
 	cd benchmarks && for script in $(SCRIPTS); do \

@@ -16,6 +16,7 @@ import timm
 import torch
 from side_by_side import milliseconds, table
 
+from cgh_models.backbone import skeleton
 from cgh_models.hashing import sha256
 from cgh_models.hub import fetch as hub
 from cgh_models.hub import manifest, registry
@@ -66,6 +67,7 @@ def main() -> None:
             for first in (True, False):
                 kind = "first load in a process" if first else "later load"
                 ways[f"{kind}, {dtype}"] = lambda d=dtype, f=first: published(d, f)
+        ways["its modules alone, without weights"] = lambda: skeleton("resnet50")
         table("ready in", milliseconds(ways, ROUNDS))
 
 

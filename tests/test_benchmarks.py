@@ -7,8 +7,10 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from conftest import benchmark, python
 
 REPO = Path(__file__).resolve().parents[1]
@@ -99,6 +101,21 @@ def test_the_benchmark_of_a_gpu_prints_a_row_on_a_processor_too(tmp_path):
     assert done.returncode == 0, done.stderr[-500:]
     cells = done.stdout.splitlines()[-1].strip("| ").split(" | ")
     assert len(cells) == 6 and all(float(cell.replace(",", "")) > 0 for cell in cells[1:5])
+
+
+def test_the_limit_of_an_operator_is_the_longer_of_what_its_bytes_and_its_products_take():
+    machine = SimpleNamespace(bandwidth=lambda size: 1e9, flops={torch.float32: 1e9})
+    many, few = torch.ones(1000, 64), torch.arange(10)
+    ways = {
+        "bytes": (lambda: many.add_(many), 3 * 1000 * 64 * 4),
+        "of lists": (lambda: torch._foreach_lerp_([many], [many], 0.5), 3 * 1000 * 64 * 4),
+        "of what is picked": (lambda: many[few], 2 * 10 * 64 * 4),
+        "products": (lambda: many[:64] @ many[:64].t(), 2 * 64**3),
+    }
+    for name, (way, nanoseconds) in ways.items():
+        with benchmark("roofline").Roofline(machine) as roofline:
+            way()
+        assert roofline.least == pytest.approx(nanoseconds / 1e6), name
 
 
 @pytest.mark.slow

@@ -33,7 +33,7 @@ from cgh_models.hub.row import Metric, Row, TrainingCost
 from cgh_models.hub.weights_folder import write_description
 
 from . import tables
-from .rows import DATA, Wanted
+from .rows import DATA, RECIPE, Wanted
 from .training import LOG, TOOK, Place
 
 # MB of a file, and of all that are shipped: more does not belong into a repository
@@ -138,8 +138,9 @@ def _by_sgd(row: Wanted, epochs: int, how: EvalSettings) -> _Number:
     """The linear evaluation of the papers."""
     fast = how.fast or pick_device(how.device).type == "cpu"
     settings = dataclasses.replace(how, fast=fast, log=say)
-    config = LINEAR[row.recipe]
-    words = ["linear", "--protocol", "sgd", "--recipe", row.recipe]
+    recipe = RECIPE[row.data]
+    config = LINEAR[recipe]
+    words = ["linear", "--protocol", "sgd", "--recipe", recipe]
     if epochs:
         config = dataclasses.replace(config, epochs=epochs)
         words += ["--epochs", str(epochs)]
@@ -147,7 +148,7 @@ def _by_sgd(row: Wanted, epochs: int, how: EvalSettings) -> _Number:
 
     def measured(network: nn.Module, train: ImageSet, val: ImageSet) -> Measurement:
         found = sgd(network, train, val, config, settings)
-        return found.with_parameters(recipe=row.recipe)
+        return found.with_parameters(recipe=recipe)
 
     return _Number("linear", row.data, words, measured)
 
@@ -155,13 +156,14 @@ def _by_sgd(row: Wanted, epochs: int, how: EvalSettings) -> _Number:
 def _fine_tuned(row: Wanted, epochs: int, how: EvalSettings) -> _Number:
     """All of the network trained on 10 % of the labels."""
     settings = dataclasses.replace(how, fast=False, log=say)
-    config = dataclasses.replace(FINETUNE[row.recipe, f"{LABELS}%"], epochs=epochs)
-    words = ["finetune", "--labels", f"{LABELS}%", "--recipe", row.recipe, "--epochs", str(epochs)]
+    recipe = RECIPE[row.data]
+    config = dataclasses.replace(FINETUNE[recipe, f"{LABELS}%"], epochs=epochs)
+    words = ["finetune", "--labels", f"{LABELS}%", "--recipe", recipe, "--epochs", str(epochs)]
 
     def measured(network: nn.Module, train: ImageSet, val: ImageSet) -> Measurement:
         chosen = labelled(train, LABELS, settings.seed)
         found = finetune_on_share(network, train, val, LABELS, *chosen, config, settings)
-        return found.with_parameters(recipe=row.recipe, split="seed")
+        return found.with_parameters(recipe=recipe, split="seed")
 
     return _Number(f"finetune_{LABELS}", row.data, words, measured)
 

@@ -166,7 +166,7 @@ def test_a_callers_defaults_change_nothing_and_stay(image_root, model, dtype):
     images = torch.rand(2, 3, 32, 32)
     network = cgh_models.create_model(PACKAGED).eval()
     torch.manual_seed(0)  # new queues
-    method = cgh_models.load_method(PACKAGED)
+    method = cgh_models.load_method("resnet18.cgh")
     features = network(images)
     try:
         torch.set_default_device("meta")
@@ -180,7 +180,7 @@ def test_a_callers_defaults_change_nothing_and_stay(image_root, model, dtype):
             assert loaded.conv1.weight.dtype == torch.float32
         assert torch.equal(cgh_models.create_model(PACKAGED).eval()(images), features)
         torch.manual_seed(0)
-        again = cgh_models.load_method(PACKAGED).state_dict()
+        again = cgh_models.load_method("resnet18.cgh").state_dict()
         assert all(torch.equal(again[key], value) for key, value in method.state_dict().items())
         assert torch.get_default_dtype() == dtype
     finally:

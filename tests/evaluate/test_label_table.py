@@ -60,7 +60,7 @@ def measured(photographs, in_process):
     def run(*words):
         labelled = ["--data", photographs, "--labels", photographs / "labels.csv", "--workers", 0]
         labelled += ["--cache", f"{photographs}-embeddings"]
-        networks = (PACKAGED,), ("resnet18_cifar_w16", "--random")
+        networks = (PACKAGED,), (PACKAGED, "--random")
         found = []
         for network in networks:
             printed = in_process("evaluate", words[0], *network, *words[1:], *labelled).out

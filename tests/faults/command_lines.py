@@ -50,7 +50,7 @@ demo --out images
 list
 list resnet*
 info weights
-info resnet18_cifar_w16.cgh_cifar10
+info resnet10_cifar_fast.cgh_cifar10
 verify weights
 verify weights weights_manifest.json run
 convert authors.pth --method moco_v2 --out new --arch resnet18

@@ -134,7 +134,7 @@ def test_what_timm_does_with_a_tag_works():
     assert config == ROW.preprocessing.to_timm()
     grey = timm.create_model(NAME, pretrained=True, num_classes=7, in_chans=1)
     assert grey(X[:, :1]).shape == (2, 7)
-    assert torch.equal(grey.layer4[1].conv2.weight, model.layer4[1].conv2.weight)
+    assert torch.equal(grey.layer4[0].conv2.weight, model.layer4[0].conv2.weight)
     pyramid = timm.create_model(NAME, pretrained=True, features_only=True, out_indices=(2, 4))
     assert torch.equal(pyramid.eval()(X)[-1].mean((2, 3)), expected)
     assert torch.equal(
@@ -198,11 +198,11 @@ def test_a_file_without_some_key_is_refused_with_a_new_head_too(monkeypatch, tmp
     from cgh_models.tensors import read_tensors, write_tensors
 
     whole = read_tensors(hub.fetch(ROW, BACKBONE))
-    whole["layer4.1.renamed.weight"] = whole.pop("layer4.1.conv2.weight")
+    whole["layer4.0.renamed.weight"] = whole.pop("layer4.0.conv2.weight")
     write_tensors(tmp_path / "model.safetensors", whole)
     monkeypatch.setattr(hub, "fetch", lambda *_: tmp_path / "model.safetensors")
     with pytest.raises(
-        IntegrityError, match=r"does not fit .*: 2 of \d+ tensors .* layer4.1.conv2.weight,"
+        IntegrityError, match=r"does not fit .*: 2 of \d+ tensors .* layer4.0.conv2.weight,"
     ):
         timm.create_model(NAME, pretrained=True, num_classes=10)
 
