@@ -1,16 +1,18 @@
-"""How near to the machine's limits the pieces are that missed their targets elsewhere.
+"""How near to the machine's limits pieces of a step are, and kNN.
 
     python benchmarks/roofline.py
 
 An operator cannot be faster than its bytes move, nor than its products are multiplied; the limit of
 a piece is the sum over its operators of the longer of the two. The machine's rates are measured:
 bytes by adding a tensor to another, for each size, since small ones stay in caches; products by one
-of two large matrices. What a piece does beside operators (Python, exp, topk's comparisons)
+of two large matrices. What a piece does beside that (Python, NumPy, exp, topk's comparisons)
 counts as nothing, so no piece reaches its limit.
 """
 
 import bisect
+import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from counters import CountOps
@@ -25,7 +27,9 @@ from cgh_models.evaluate import knn
 from cgh_models.methods.momentum_teacher import make_teacher, update_teacher
 
 SIDE = 2048  # of the matrices whose product is timed
-_PICKING = ("index", "index_select", "gather")
+_PICKS = ("index", "index_select", "gather")  # read few numbers of a tensor
+_PUTS = ("index_copy_", "scatter_add_")  # write few
+_FILLS = ("copy_", "fill_", "zero_")  # read nothing of what they change
 
 
 class Machine:
@@ -57,21 +61,39 @@ class Roofline(CountOps):
         self.machine, self.least, self.flops = machine, 0.0, 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        before = self.bytes
+        before, kwargs = self.bytes, kwargs or {}
         out = super().__torch_dispatch__(func, types, args, kwargs)
-        name = func.overloadpacket.__name__
-        if name in _PICKING:  # few of the input's numbers are read, and those are written
-            self.bytes = before + 2 * out.nbytes
-        if not func._schema.returns:  # of lists, changed where they lie: the writes
-            self.bytes += sum(tensor.nbytes for tensor in args[0])
-        moved, multiplied = self.bytes - before, 0.0
+        name, moved, multiplied = func.overloadpacket.__name__, self.bytes - before, 0.0
+        if moved:
+            moved = _touched(name, moved, args, kwargs, out)
+            self.bytes = before + moved
         kind = getattr(torch.ops.aten, name.rstrip("_"), None)
         if kind in flop_registry:
-            flops = flop_registry[kind](*args, **(kwargs or {}), out_val=out)
+            flops = flop_registry[kind](*args, **kwargs, out_val=out)
             self.flops += flops
             multiplied = flops / self.machine.flops[out.dtype]
         self.least += 1000 * max(moved / self.machine.bandwidth(moved), multiplied)
         return out
+
+
+def _touched(name: str, counted: int, args: tuple, kwargs: dict, out: Any) -> int:
+    """Bytes that an operator has to move, of the whole inputs and outputs that are ``counted``."""
+    if name in _PICKS:
+        return 2 * out.nbytes
+    if name in _PUTS:
+        return 2 * args[3].nbytes
+    if name in _FILLS or "out" in kwargs:
+        counted -= out.nbytes
+    if out is None:  # of lists, changed where they lie: the writes
+        counted += sum(tensor.nbytes for tensor in args[0])
+    tensors = [arg for arg in args if isinstance(arg, torch.Tensor)]
+    return counted - sum(tensor.nbytes - _held(tensor) for tensor in tensors)
+
+
+def _held(tensor: torch.Tensor) -> int:
+    """Bytes without those that are one number expanded."""
+    sizes = zip(tensor.shape, tensor.stride(), strict=True)
+    return tensor.element_size() * math.prod(size for size, stride in sizes if stride or not size)
 
 
 def _addition(size: int) -> Callable[[], object]:

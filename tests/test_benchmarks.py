@@ -105,11 +105,16 @@ def test_the_benchmark_of_a_gpu_prints_a_row_on_a_processor_too(tmp_path):
 
 def test_the_limit_of_an_operator_is_the_longer_of_what_its_bytes_and_its_products_take():
     machine = SimpleNamespace(bandwidth=lambda size: 1e9, flops={torch.float32: 1e9})
-    many, few = torch.ones(1000, 64), torch.arange(10)
+    many, few, other = torch.ones(1000, 64), torch.arange(10), torch.ones(10, 64)
+    room, scale = torch.empty_like(many), torch.ones(1000, 1).expand_as(many)
     ways = {
         "bytes": (lambda: many.add_(many), 3 * 1000 * 64 * 4),
         "of lists": (lambda: torch._foreach_lerp_([many], [many], 0.5), 3 * 1000 * 64 * 4),
         "of what is picked": (lambda: many[few], 2 * 10 * 64 * 4),
+        "of what is put": (lambda: many.index_copy_(0, few, other), 2 * 10 * 64 * 4),
+        "of what is written alone": (lambda: torch.exp(many, out=room), 2 * 1000 * 64 * 4),
+        "of what is copied": (lambda: room.copy_(many), 2 * 1000 * 64 * 4),
+        "of what is expanded": (lambda: many.mul(scale), 2 * 1000 * 64 * 4 + 1000 * 4),
         "products": (lambda: many[:64] @ many[:64].t(), 2 * 64**3),
     }
     for name, (way, nanoseconds) in ways.items():
@@ -120,7 +125,7 @@ def test_the_limit_of_an_operator_is_the_longer_of_what_its_bytes_and_its_produc
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
-@pytest.mark.parametrize("script, rows", [("folder", 3), ("views", 3), ("load", 5)])
+@pytest.mark.parametrize("script, rows", [("folder", 3), ("views", 3), ("load", 6)])
 def test_a_benchmark_prints_a_table_of_ratios(script, rows):
     if script != "views" and "CGH_LONG" not in os.environ:
         pytest.skip("half a minute: set CGH_LONG=1; views is run as they are")

@@ -65,7 +65,7 @@ def test_the_command_of_a_row_is_what_the_driver_trains(row):
     assert words[:2] == ["cgh", "pretrain"]
     command = parse(words[1:])
     assert isinstance(command, Pretrain)
-    assert (command.method, command.arch) == (row.method, row.arch)
+    assert (command.method, command.arch, command.recipe) == (row.method, row.arch, row.trained_by)
     assert command.configs() == row.configs(77)
 
 

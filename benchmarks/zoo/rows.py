@@ -123,7 +123,7 @@ def _tiny(arch: str, method: str, **more: Any) -> Wanted:
     return Wanted(arch, method, method, "tiny-imagenet-200", **more)
 
 
-# A processor trains this one in 70 minutes, those of Tiny ImageNet in hours.
+# Two cores train this one in 70 minutes, those of Tiny ImageNet in hours.
 _SMALL = Wanted(
     "resnet10_cifar_fast",
     "cgh",

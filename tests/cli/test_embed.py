@@ -34,15 +34,15 @@ def test_embed_writes_the_file_and_says_in_json_what_is_in_it(here, image_root, 
         "out": "e.npy",
         "images": 20,
         "left_out": 0,
-        "shape": [128],
+        "shape": [256],
         "dtype": "float32",
     }
     expected = extract(create_model(PACKAGED), image_root / "val", workers=0)
     assert np.array_equal(np.load(tmp_path / "e.npy"), expected)
     code, out, _ = here(*words, "--out", "m.npz", "--layer", "-2", "--dense", "--dtype", "float16")
-    assert json.loads(out)["shape"] == [64, 8, 8] and json.loads(out)["dtype"] == "float16"
+    assert json.loads(out)["shape"] == [128, 8, 8] and json.loads(out)["dtype"] == "float16"
     code, out, _ = here(*words, "--out", "h.npz", "--hypercolumn")
-    assert json.loads(out)["shape"] == [64 + 128]
+    assert json.loads(out)["shape"] == [128 + 256]
     code, out, _ = here(*words, "--out", "r.npz", "--random")
     about = json.loads(str(np.load(tmp_path / "r.npz")["about"]))
     assert about["weights"] == f"{PACKAGED} (untrained)"

@@ -69,7 +69,7 @@ def test_trained_maps_beat_random_ones_and_these_beat_one_class_everywhere(
     masks = np.stack([np.array(Image.open(path)) for path in sorted(root.glob("val/masks/*.png"))])
     one_class = 100 * (masks == 0).sum() / (masks != 255).sum() / 3
     assert found["value"] > random.value + 3 > one_class + 15
-    assert (found["map"], found["val"], found["cells"]) == ([192, 12, 12], 16, 48 * (4000 // 48))
+    assert (found["map"], found["val"], found["cells"]) == ([384, 12, 12], 16, 48 * (4000 // 48))
     trained = measure_maps(
         PROTOCOLS[command], create_model(PACKAGED), *splits(root), CONFIG, SETTINGS
     )
