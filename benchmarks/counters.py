@@ -50,21 +50,25 @@ class CountOps(TorchDispatchMode):
         name = func.overloadpacket._qualified_op_name
         if name == "aten::_local_scalar_dense":
             self.host_syncs += 1
-        writes = [r.alias_info is not None and r.alias_info.is_write for r in func._schema.returns]
         is_view = any(
             r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns
         )
         if not is_view and name not in _FREE:
-            inputs, outputs = _tensors((args, kwargs or {})), _tensors(out)
-            moved = sum(map(_bytes, inputs)) + sum(
-                _bytes(t) for t in outputs if not any(t is i for i in inputs)
-            )
-            moved += sum(map(_bytes, outputs)) if any(writes) else 0
+            moved = self.moved(func, args, kwargs or {}, out)
             self.kernels += 1
             self.bytes += moved
             kernels, total = self.by_name.get(name, (0, 0))
             self.by_name[name] = (kernels + 1, total + moved)
         return out
+
+    def moved(self, func, args, kwargs, out) -> int:
+        """Bytes of an operator that is a kernel: inputs, outputs, and what it overwrites."""
+        writes = [r.alias_info is not None and r.alias_info.is_write for r in func._schema.returns]
+        inputs, outputs = _tensors((args, kwargs)), _tensors(out)
+        moved = sum(map(_bytes, inputs)) + sum(
+            _bytes(t) for t in outputs if not any(t is i for i in inputs)
+        )
+        return moved + (sum(map(_bytes, outputs)) if any(writes) else 0)
 
 
 class LiveBytes(TorchDispatchMode):

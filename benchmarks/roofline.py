@@ -60,24 +60,21 @@ class Roofline(CountOps):
         super().__init__()
         self.machine, self.least, self.flops = machine, 0.0, 0
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        before, kwargs = self.bytes, kwargs or {}
-        out = super().__torch_dispatch__(func, types, args, kwargs)
-        name, moved, multiplied = func.overloadpacket.__name__, self.bytes - before, 0.0
-        if moved:
-            moved = _touched(name, moved, args, kwargs, out)
-            self.bytes = before + moved
+    def moved(self, func, args, kwargs, out) -> int:
+        """Bytes that an operator has to move; what is only written, or expanded, counts once."""
+        name, multiplied = func.overloadpacket.__name__, 0.0
+        moved = _touched(name, super().moved(func, args, kwargs, out), args, kwargs, out)
         kind = getattr(torch.ops.aten, name.rstrip("_"), None)
         if kind in flop_registry:
             flops = flop_registry[kind](*args, **kwargs, out_val=out)
             self.flops += flops
             multiplied = flops / self.machine.flops[out.dtype]
         self.least += 1000 * max(moved / self.machine.bandwidth(moved), multiplied)
-        return out
+        return moved
 
 
 def _touched(name: str, counted: int, args: tuple, kwargs: dict, out: Any) -> int:
-    """Bytes that an operator has to move, of the whole inputs and outputs that are ``counted``."""
+    """Of the bytes of whole inputs and outputs, which are ``counted``, those that have to move."""
     if name in _PICKS:
         return 2 * out.nbytes
     if name in _PUTS:

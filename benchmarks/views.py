@@ -88,7 +88,8 @@ def with_ours(pixels: Tensor):
 
     def fast():
         asked = []
-        for u in (numbers(next(epochs)), numbers(next(epochs))):
+        for _ in range(2):
+            u = numbers(next(epochs))
             asked.append(ViewRequest(STRONG, pixels, u, 32, boxes(STRONG, u, 32, 32)))
         fast_views(asked, mean, std)
 
@@ -101,7 +102,8 @@ def with_ours_exact(pixels: Tensor):
     images = [Image.fromarray(picture.numpy()) for picture in pixels]
 
     def exact():
-        for u in (numbers(next(epochs)), numbers(next(epochs))):
+        for _ in range(2):
+            u = numbers(next(epochs))
             made = [
                 np.array(exact_view(STRONG, image, u[i : i + 1], 32))
                 for i, image in enumerate(images)

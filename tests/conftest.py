@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import types
 import zipfile
@@ -137,6 +138,18 @@ def benchmark(name: str):
     if (home := str(Path(__file__).parents[1] / "benchmarks")) not in sys.path:
         sys.path.append(home)
     return importlib.import_module(name)
+
+
+def new_environment(folder: Path, *more: Path) -> Path:
+    """Python of a new environment that finds the libraries of this one, and what lies in ``more``.
+
+    For what changes an environment: other tests run in this one.
+    """
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    found = (sysconfig.get_path("purelib"), *more)
+    (packages / "libraries.pth").write_text("".join(f"{path}\n" for path in found))
+    return folder / "bin" / "python"
 
 
 @pytest.fixture

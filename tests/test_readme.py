@@ -7,12 +7,11 @@ import shlex
 import shutil
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 from statistics import mean, stdev
 
 import pytest
-from conftest import CGH, cgh, python, unpack_photographs
+from conftest import CGH, cgh, new_environment, python, unpack_photographs
 from loopback_hub import TOKEN
 
 from cgh_models.config import TrainConfig
@@ -46,34 +45,22 @@ def test_there_are_exactly_two_set_up_commands_and_ci_runs_what_they_run():
 KNOWN = "import sys, timm; print('cgh_models' in sys.modules)"
 
 
-@pytest.fixture
-def python_of_its_own(tmp_path_factory):
-    """Runs Python in an environment of its own, which finds the libraries of this one."""
-    environment = tmp_path_factory.mktemp("environment")
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
-    (packages,) = environment.glob("lib/python*/site-packages")
-    (packages / "libraries.pth").write_text(f"{sysconfig.get_path('purelib')}\n{REPO}\n")
-
-    def run(*words: str) -> subprocess.CompletedProcess:
-        words = (environment / "bin" / "python", *words)
-        return subprocess.run(words, capture_output=True, text=True, cwd=environment)
-
-    return run
-
-
 @pytest.mark.slow
-def test_every_command_and_every_python_block_works_as_written(
-    tmp_path, loopback, python_of_its_own
-):
+def test_every_command_and_every_python_block_works_as_written(tmp_path, loopback):
     # A third of the photographs are enough to see whether a command works.
     unpack_photographs(tmp_path / "cgh-demo" / "images", train=80, val=25)
     assert len(COMMANDS) == 23 and loopback.repos == {}
     knn, known = {}, []
+    own = new_environment(tmp_path / "environment", REPO)
+
+    def call(*words: str) -> subprocess.CompletedProcess:
+        return subprocess.run([own, *words], capture_output=True, text=True, cwd=tmp_path)
+
     for command in COMMANDS:
         words = shlex.split(command)[1:]
-        if words[0] == "autoload":  # changes its environment: not the one that other tests run in
-            done = python_of_its_own("-c", CGH, *words)
-            known.append(python_of_its_own("-c", KNOWN).stdout)
+        if words[0] == "autoload":
+            done = call("-c", CGH, *words)
+            known.append(call("-c", KNOWN).stdout)
         else:
             done = cgh(*words, cwd=tmp_path, env={"HF_TOKEN": TOKEN})
         assert done.returncode == 0, f"{command}: {done.stderr[-500:]}"

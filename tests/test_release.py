@@ -7,14 +7,13 @@ import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 import zipfile
 from pathlib import Path
 
 import pytest
 import timm
 import torch
-from conftest import HUB
+from conftest import HUB, new_environment
 from loopback_hub import TOKEN, LoopbackHub
 
 from cgh_models.errors import InputError, NetworkError
@@ -223,14 +222,12 @@ def test_the_wheel_without_a_checkout_loads_from_the_hub_what_is_pinned(checkout
 
 def install(checkout: Path, empty: Path) -> Path:
     """Python of a new environment with the released wheel and the libraries of this one."""
-    call(sys.executable, "-m", "venv", "--without-pip", empty, cwd=checkout)
-    (packages,) = empty.glob("lib/python*/site-packages")
-    (packages / "libraries.pth").write_text(sysconfig.get_path("purelib"))
+    python = new_environment(empty)
     (wheel,) = (checkout / "dist").glob("*.whl")
-    pip = ("-m", "pip", "--python", empty / "bin" / "python", "install", "--no-deps", "--no-index")
+    pip = ("-m", "pip", "--python", python, "install", "--no-deps", "--no-index")
     done = call(sys.executable, *pip, wheel, cwd=checkout)
     assert done.returncode == 0, done.stderr
-    return empty / "bin" / "python"
+    return python
 
 
 @pytest.fixture

@@ -103,7 +103,7 @@ def _make_params(request: ViewRequest, channels: int) -> dict[str, np.ndarray]:
 def _apply(request: ViewRequest, params: dict[str, Tensor], mean: Tensor, std: Tensor) -> Tensor:
     """The views (N, C, size, size) by their parameters."""
     view, images, u, size, box = request
-    width = size**2 if images.device.type == "cpu" else 1  # torch clamps seven times as fast there
+    width = size**2 if images.device.type == "cpu" else 1  # clamp repeats bounds slowly there
     black, white = (_normalized(v, mean, std).expand(-1, width).contiguous() for v in (0, 1))
     views = torch.empty(len(u), len(mean), size, size, device=images.device)
     chunks = _chunks(request)
