@@ -1,5 +1,7 @@
 """What a GPU does in a step with its views: images/s, kernels, how long it works, host syncs.
 
+Each step is taken twice: launched kernel by kernel, and replayed as by `--cuda-graphs`.
+
     python benchmarks/bench_gpu.py        # `make test-gpu` runs it after the tests
     python benchmarks/bench_gpu.py cudnn  # a step with cudnn.benchmark off and on, by turns
     python benchmarks/bench_gpu.py cpu    # a small step, to see that the script works
@@ -7,6 +9,7 @@
 Images are noise that lies on the device as pixels, as small images of a run do.
 """
 
+import contextlib
 import statistics
 import sys
 import time
@@ -25,6 +28,7 @@ from cgh_models.data.batched_views import ViewRequest, fast_views
 from cgh_models.data.draws import COLUMNS, boxes, uniform
 from cgh_models.evaluate import pick_precision
 from cgh_models.methods import CGH
+from cgh_models.train.cuda_graphs import ReplayedViews, replayed_passes
 from cgh_models.train.optim import create_optimizer
 from cgh_models.train.step import prepare, train_step
 from cgh_models.view_recipes import RECIPES
@@ -40,25 +44,37 @@ class Way(NamedTuple):
     batch: int
     queue: int
     width: int
+    splits: int = 1
+    replayed: bool = False
+
+    @property
+    def name(self) -> str:
+        splits = f", norms of {self.splits} parts" if self.splits > 1 else ""
+        how = ", replayed" if self.replayed else ""
+        return f"{self.arch}, {self.side} pixels, batch {self.batch}{splits}{how}"
 
 
 ON_GPU = (
     Way("resnet18_cifar", 32, 256, 4096, 128),
+    Way("resnet18_cifar_w16", 32, 256, 4096, 128),
+    Way("resnet18_cifar_w16", 32, 256, 4096, 128, splits=8),
     Way("resnet18", 64, 128, 16384, 128),
     Way("resnet50", 224, 256, 131072, 512),
 )
 ON_CPU = (Way("resnet18_cifar_w16", 32, 16, 64, 16),)
 BY_TURNS = (
-    *ON_GPU[:2],
+    ON_GPU[0],
+    ON_GPU[3],
     Way("resnet50", 64, 256, 16384, 128),
     Way("resnet50", 224, 128, 16384, 128),
 )
 
 
-def stepper(way: Way, device: torch.device) -> Callable[[int], object]:
+def stepper(way: Way, device: torch.device, until: contextlib.ExitStack) -> Callable[[int], object]:
     """Takes the step of that number: views of pixels on the device, then a training step."""
-    config = TrainConfig(image_size=way.side, batch_size=way.batch)
-    method = CGH(create(way.arch), CGH.Config(queue_length=way.queue, projection_width=way.width))
+    config = TrainConfig(image_size=way.side, batch_size=way.batch, cuda_graphs=way.replayed)
+    sizes = {"queue_length": way.queue, "projection_width": way.width}
+    method = CGH(create(way.arch), CGH.Config(**sizes, batch_norm_splits=way.splits))
     method.to(device, memory_format=torch.channels_last).train()
     prepare(method, config, device)
     optimizer = create_optimizer(method, config)
@@ -66,6 +82,8 @@ def stepper(way: Way, device: torch.device) -> Callable[[int], object]:
     pixels = torch.randint(256, shape, dtype=torch.uint8, device=device)
     mean, std = torch.full((2, 3), 0.5, device=device)
     last = (device.type, pick_precision("auto", device))
+    until.enter_context(replayed_passes(method, config, device))
+    make = ReplayedViews() if way.replayed else fast_views
 
     def step(number: int) -> object:
         asked = []
@@ -73,14 +91,16 @@ def stepper(way: Way, device: torch.device) -> Callable[[int], object]:
             u = uniform(0, number, np.arange(way.batch), COLUMNS, stream)
             box = boxes(view, u, way.side, way.side)
             asked.append(ViewRequest(view, pixels, u, view.side(way.side), box))
-        return train_step(method, optimizer, fast_views(asked, mean, std), 0.5, 0.01, *last)
+        return train_step(method, optimizer, make(asked, mean, std), 0.5, 0.01, *last)
 
     return step
 
 
-def warm_stepper(way: Way, device: torch.device) -> Callable[[int], object]:
+def warm_stepper(
+    way: Way, device: torch.device, until: contextlib.ExitStack
+) -> Callable[[int], object]:
     """`stepper` after its first steps, which choose algorithms and take memory."""
-    step = stepper(way, device)
+    step = stepper(way, device, until)
     for number in range(WARM):
         step(number)
     wait(device)
@@ -128,12 +148,12 @@ def cudnn_by_turns(ways: Sequence[Way], device: torch.device) -> None:
         steps, works = {}, {False: [], True: []}
         for timed in works:
             torch.backends.cudnn.benchmark = timed
-            steps[timed] = warm_stepper(way, device)
+            steps[timed] = warm_stepper(way, device, contextlib.ExitStack())
         for timed in [*works] * TURNS:
             torch.backends.cudnn.benchmark = timed
             works[timed].append(kernels_and_work(steps[timed], device)[1])
         off, on = (f"{statistics.median(values):.4g}" for values in works.values())
-        print(f"| {way.arch}, {way.side} pixels, batch {way.batch} | {off} | {on} |")
+        print(f"| {way.name} | {off} | {on} |")
 
 
 def main() -> None:
@@ -147,18 +167,19 @@ def main() -> None:
         return cudnn_by_turns(BY_TURNS, device)
     print("| a step of CGH with its views | images/s | ms | kernels | busy ms | host syncs |")
     print("|---|---|---|---|---|---|")
-    for way in ON_CPU if on_cpu else ON_GPU:
-        step = warm_stepper(way, device)
-        start = time.perf_counter()
-        for number in range(STEPS):
-            step(number)
-        wait(device)
-        seconds = (time.perf_counter() - start) / STEPS
-        kernels, work = kernels_and_work(step, device)
-        syncs = "-" if on_cpu else host_syncs(step)
-        name = f"{way.arch}, {way.side} pixels, batch {way.batch}"
+    ways = [way._replace(replayed=replayed) for way in ON_GPU for replayed in (False, True)]
+    for way in ON_CPU if on_cpu else ways:
+        with contextlib.ExitStack() as until:
+            step = warm_stepper(way, device, until)
+            start = time.perf_counter()
+            for number in range(STEPS):
+                step(number)
+            wait(device)
+            seconds = (time.perf_counter() - start) / STEPS
+            kernels, work = kernels_and_work(step, device)
+            syncs = "-" if on_cpu else host_syncs(step)
         numbers = f"{way.batch / seconds:,.0f} | {1000 * seconds:.4g} | {kernels:,.0f}"
-        print(f"| {name} | {numbers} | {work:.4g} | {syncs} |")
+        print(f"| {way.name} | {numbers} | {work:.4g} | {syncs} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -162,8 +162,7 @@ def map_names(backbone: TimmModel) -> list[str]:
 def embed_with_pixels(backbone: TimmModel, images: Tensor) -> tuple[Tensor, Tensor, torch.Size]:
     """The embedding (N, D), the pixels it is pooled from (N, h * w, C), and their (h, w).
 
-    A ViT's pixels are its normalized patch tokens. C and D differ where timm widens after the
-    pooling (MobileNetV3).
+    A ViT's pixels are its normalized patch tokens. MobileNetV3 widens what was pooled: D is not C.
     """
     final, (deepest,) = backbone.forward_intermediates(images, indices=1)
     embedding = backbone.forward_head(final, pre_logits=True)

@@ -134,8 +134,8 @@ class TrainConfig:
     compile: bool = setting(False, "nothing but rounding")
     """Use torch.compile: minutes of compiling, then faster steps on a GPU; ignored on a CPU."""
     cuda_graphs: bool = setting(False, "nothing but rounding")
-    """Replay the backbones' passes as CUDA graphs: faster steps where a GPU waits for launches, as
-    it does for small networks and images; ignored on a CPU."""
+    """Replay views and the networks' passes as CUDA graphs: faster steps where a GPU waits for
+    launches, as it does for small networks and images; ignored on a CPU."""
     memory_gib: float = setting(2.0, "nothing but rounding and the decoded size of photographs")
     """Images that fit decoded in this many GiB are kept in memory; 2 hold Tiny ImageNet."""
     cache_gib: float = setting(10.0, "nothing")

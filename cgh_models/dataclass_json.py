@@ -40,8 +40,7 @@ def from_dict(config_class: type[Config], values: dict[str, Any], complete: bool
         if not _is_of_type(value, kind):
             expected = str(kind).removeprefix("typing.") if get_origin(kind) else kind.__name__
             raise InputError(f"{name}: {key}={value!r}: expected {expected}")
-    missing = [k for k in kinds if k not in values and (complete or k in needed)]
-    if missing:
+    if missing := [k for k in kinds if k not in values and (complete or k in needed)]:
         raise InputError(f"{name}: the keys {', '.join(missing)} are missing")
     return config_class(**values)
 

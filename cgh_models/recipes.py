@@ -96,8 +96,7 @@ RECIPES = {"imagenet": _IMAGENET, "cifar": _CIFAR, "tiny": _TINY, "cifar-fast": 
 _SHORT_RUN: dict[str, dict[str, float]] = {"cgh": {"warmup": 1.0, "warmup_temperature": 0.1}}
 _SHORT, _LONG = 100, 200  # epochs
 
-# The rate and decay of AdamW have nothing to do with those of SGD or LARS: ours, for any method,
-# recipe and batch size.
+# AdamW's rate and decay are not those of SGD or LARS: ours, for any method, recipe and batch size.
 _ADAMW = {"optimizer": "adamw", "base_lr": 5e-4, "weight_decay": 0.05, "decay_norms": False}
 OF_OPTIMIZER: dict[str, Values] = {"muon": _MUON, "adamw": _ADAMW}  # what any recipe then has
 

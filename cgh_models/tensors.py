@@ -28,6 +28,7 @@ MAX_TENSORS = 10_000
 _FLOATS = dict(F64=torch.float64, F32=torch.float32, F16=torch.float16, BF16=torch.bfloat16)
 _INTEGERS = dict(I64=torch.int64, I32=torch.int32, I16=torch.int16, I8=torch.int8, U8=torch.uint8)
 _DTYPES = _FLOATS | _INTEGERS | dict(BOOL=torch.bool)
+Tensors = dict[str, Tensor]  # by name
 
 
 class Entry(NamedTuple):
@@ -53,7 +54,7 @@ def plain_defaults() -> Iterator[None]:
         torch.set_default_dtype(dtype)
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+def write_tensors(path: Path, tensors: Tensors) -> None:
     """Writes a safetensors file atomically; equal tensors give equal bytes. Raises DiskError."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with atomic(path, sum(tensor.nbytes for tensor in plain.values())) as temporary:
@@ -83,7 +84,7 @@ def rounded(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return cast if (lost <= most).all() else tensor
 
 
-def read_tensors(path: Path, sha256: str | None = None, *, ours: bool = False) -> dict[str, Tensor]:
+def read_tensors(path: Path, sha256: str | None = None, *, ours: bool = False) -> Tensors:
     """Reads all tensors of a safetensors file, each into memory of its own.
 
     Args:
@@ -118,7 +119,7 @@ def read_tensors(path: Path, sha256: str | None = None, *, ours: bool = False) -
     return tensors
 
 
-def read_shapes(path: Path) -> dict[str, Tensor]:
+def read_shapes(path: Path) -> Tensors:
     """Tensors without values (meta). Raises IntegrityError for a damaged header, or DiskError."""
     with _readable(path), open(path, "rb", buffering=0) as file:
         _, entries = _read_header(file, ours=False)
@@ -135,9 +136,7 @@ def _readable(path: Path) -> Iterator[None]:
         raise IntegrityError(f"{printable(path)}: {reason}") from error
 
 
-def _read(
-    file: FileIO, on_block: Callable[[bytes | memoryview], object], ours: bool
-) -> dict[str, Tensor]:
+def _read(file: FileIO, on_block: Callable[[bytes | memoryview], object], ours: bool) -> Tensors:
     """Reads the tensors, or raises ValueError; ``on_block`` gets every block of bytes, in order."""
     header, entries = _read_header(file, ours)
     on_block(header)
@@ -218,18 +217,14 @@ def _are_counts(values: object) -> bool:
 
 
 def refuse_mismatch(
-    ours: dict[str, Tensor],
-    given: dict[str, Tensor],
-    source: object,
-    advice: str,
-    model: str = "the model",
+    ours: Tensors, given: Tensors, source: object, advice: str, model: str = "the model"
 ) -> None:
     """Raises IntegrityError, which names their ``source``, unless ``given`` can fill ``ours``."""
     if mismatch := describe_mismatch(ours, given):
         raise IntegrityError(f"{printable(source)}: does not fit {model}: {mismatch}; {advice}")
 
 
-def describe_mismatch(ours: dict[str, Tensor], given: dict[str, Tensor]) -> str:
+def describe_mismatch(ours: Tensors, given: Tensors) -> str:
     """Why ``given`` cannot fill ``ours``, as part of a sentence; "" if it can."""
     mismatched = []
     for key in sorted(ours.keys() | given.keys()):

@@ -34,8 +34,7 @@ class View:
         return max(1, round(self.size * image_size))
 
 
-# Source: MoCo v2's augmentation (arXiv 2003.04297) as the strong view; crop and flip as the weak
-# one (ReSSL, CGH).
+# Source: MoCo v2's views (arXiv 2003.04297) as the strong; crop and flip as the weak (ReSSL, CGH).
 WEAK = View()
 STRONG = View(jitter_p=0.8, grey_p=0.2, blur_p=0.5)
 # Source: CGH's and ReSSL's released code, 192, 160, 128 and 96 pixels beside 224.

@@ -24,6 +24,7 @@ from .pixels import unit
 
 _CPU_IMAGES = 64  # at a time on a CPU, so that they stay in its cache
 _ALIGNED = 64  # bytes, as torch aligns its own tensors: their products have the same last bits
+_NO_BLUR = 1e-3  # pixels: a Gaussian so narrow weighs its own pixel alone
 _LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R 601, as in Pillow's "L"
 _GREY = np.tile(_LUMA, (3, 1))
 _MEAN = np.full((3, 3), 1 / 3)
@@ -45,12 +46,21 @@ def fast_views(requests: Sequence[ViewRequest], mean: Tensor, std: Tensor) -> li
 
     All parameters are made on the host and moved in one copy, so that nothing waits for the device.
     """
-    params = [_make_params(request, len(mean)) for request in requests]
-    moved = iter(to_device([array for found in params for array in found.values()], mean.device))
-    views = []
-    for request, found in zip(requests, params, strict=True):
-        views.append(_apply(request, {name: next(moved) for name in found}, mean, std))
-    return views
+    params = parameters(requests, mean)
+    return [apply(*one, mean, std) for one in zip(requests, params, strict=True)]
+
+
+def parameters(
+    requests: Sequence[ViewRequest], mean: Tensor, same_shapes: bool = False
+) -> list[dict[str, Tensor]]:
+    """What `apply` needs for each request, on the device of ``mean``.
+
+    With ``same_shapes`` all images are blurred, most of them by nothing: then the parameters of
+    each batch have the same shapes.
+    """
+    made = [_make_params(request, len(mean), same_shapes) for request in requests]
+    moved = iter(to_device([array for found in made for array in found.values()], mean.device))
+    return [{name: next(moved) for name in found} for found in made]
 
 
 def to_device(arrays: list[np.ndarray], device: torch.device) -> list[Tensor]:
@@ -79,7 +89,7 @@ def _chunks(request: ViewRequest) -> range:
     return range(0, count, _CPU_IMAGES if request.images.device.type == "cpu" else count)
 
 
-def _make_params(request: ViewRequest, channels: int) -> dict[str, np.ndarray]:
+def _make_params(request: ViewRequest, channels: int, same_shapes: bool) -> dict[str, np.ndarray]:
     """What the device needs to know: of all images, and of each chunk that are blurred."""
     view = request.view
     drawn = draw(view, request.u)
@@ -93,14 +103,15 @@ def _make_params(request: ViewRequest, channels: int) -> dict[str, np.ndarray]:
     chunks = _chunks(request)
     for start in chunks:
         sigma = drawn.sigma[start : start + chunks.step]
-        blurred = np.flatnonzero(sigma)
+        blurred = np.arange(len(sigma)) if same_shapes and view.blur_p else np.flatnonzero(sigma)
         if blurred.size:
+            exponents = -0.5 / np.maximum(sigma[blurred], _NO_BLUR) ** 2
             params[f"blurred {start}"] = blurred
-            params[f"exponents {start}"] = (-0.5 / sigma[blurred] ** 2).astype(np.float32)
+            params[f"exponents {start}"] = exponents.astype(np.float32)
     return params
 
 
-def _apply(request: ViewRequest, params: dict[str, Tensor], mean: Tensor, std: Tensor) -> Tensor:
+def apply(request: ViewRequest, params: dict[str, Tensor], mean: Tensor, std: Tensor) -> Tensor:
     """The views (N, C, size, size) by their parameters."""
     view, images, u, size, box = request
     width = size**2 if images.device.type == "cpu" else 1  # clamp repeats bounds slowly there

@@ -65,8 +65,7 @@ def or_bad_image(
         except (BadImage, InputError):
             raise
         except Exception as error:  # Pillow's decoders raise a dozen kinds, struct.error among them
-            bare = png.with_fewer_chunks(file)
-            if bare:
+            if bare := png.with_fewer_chunks(file):
                 return checked(bare, *args, **kwargs)
             raise _unreadable(file, error) from error
 
@@ -105,8 +104,7 @@ def decode_rgb(file: IO[bytes], min_side: float = 0, pixel_range: str = "auto") 
     divisor = 1
     if min_side and image.format == "JPEG":  # no other format can be decoded smaller
         divisor = next((n for n in (8, 4, 2) if min(image.size) >= n * min_side), 1)
-    decoded = _decode_plain_jpeg(file, image, divisor)
-    if decoded:
+    if decoded := _decode_plain_jpeg(file, image, divisor):
         return decoded
     if divisor > 1:
         image.draft(None, (image.width // divisor, image.height // divisor))
@@ -137,8 +135,7 @@ def _check_pixels(image: Image.Image, most: int) -> None:
 def _unreadable(file: IO[bytes], error: Exception) -> BadImage:
     start = png.first_bytes(file, 16)
     if isinstance(error, Image.UnidentifiedImageError) or start.startswith(b"SIMPLE"):  # a FITS
-        unread = deep_pixels.describe_unread(start, file)
-        if unread:
+        if unread := deep_pixels.describe_unread(start, file):
             return BadImage(unread)
         if start[4:8] == b"ftyp":
             return BadImage("not readable as an image; if it is a HEIC, `pip install pillow-heif`")

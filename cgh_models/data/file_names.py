@@ -8,14 +8,12 @@ from collections.abc import Collection, Iterable, Iterator
 ARCHIVES = frozenset({".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".rar"})
 HIDDEN = "hidden or system"  # how kinds of what is left out begin
 # Folders that macOS, Windows, Android, Linux and network storages make beside the user's own.
-_SYSTEM_FOLDERS = frozenset(
-    {
-        *("__macosx", "network trash folder", "temporary items", "thevolumesettingsfolder"),
-        *("system volume information", "$recycle.bin", "lost.dir", "lost+found"),
-        *("@eadir", "@tmp", "@sharebin", "#recycle", "#snapshot"),  # Synology
-        *("@recycle", "@__thumb", "@recently-snapshot"),  # QNAP
-    }
-)
+_SYSTEM_FOLDERS = {
+    *("__macosx", "network trash folder", "temporary items", "thevolumesettingsfolder"),
+    *("system volume information", "$recycle.bin", "lost.dir", "lost+found"),
+    *("@eadir", "@tmp", "@sharebin", "#recycle", "#snapshot"),  # Synology
+    *("@recycle", "@__thumb", "@recently-snapshot"),  # QNAP
+}
 # Names of columns, in lower case and without what is no letter or digit.
 PATHS = {"path", "file", "filename", "filepath", "image", "imagepath", "imagefile", "imagename"}
 PATHS |= {"img", "imgpath", "imgfile", "imgname", "name", "paths", "files", "images", "relpath"}

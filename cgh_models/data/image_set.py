@@ -164,8 +164,7 @@ class ImageSet:
         named = named_in(path, self) if self.pixels is None else {}
         reasons = {index: self.why_bad(index) for index in named}
         self.bad |= {index: reason for index, reason in reasons.items() if reason}
-        mended = len(named.keys() - self.bad.keys())
-        if mended:
+        if mended := len(named.keys() - self.bad.keys()):
             say(f"{printable(path)}: {mended} of the images that it names can be read now")
         self.record_bad_files([])  # are they too many?
 

@@ -1,7 +1,6 @@
 """The index of a large folder, kept beside a run, which then goes on without listing all files.
 
-The file: a line with the sha256 of the rest; a line of JSON; ends of names and sizes, 8 bytes each;
-the names.
+The file: a line with the rest's sha256; a line of JSON; ends of names, sizes, 8 bytes each; names.
 """
 
 import contextlib
@@ -51,8 +50,7 @@ def walk_or_kept(
 def keep(path: Path, images: Any) -> None:
     """Writes the index of an `ImageSet` for `walk_or_kept`, if it is large, new and settled.
 
-    A folder that was changed just before it was listed may be changed again at what its file system
-    calls the same time.
+    A folder changed just before it was listed may change again in the same tick of its file system.
     """
     walked = images.walked
     if walked is None or walked.digest or len(walked.names) < FEWEST:

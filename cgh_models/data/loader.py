@@ -7,7 +7,7 @@ the batch of any step at any time.
 import contextlib
 import dataclasses
 import math
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -173,13 +173,15 @@ def batches(
     stop: int,
     device: torch.device,
     processes: OneProcess = ALONE,
+    make: Callable[..., list[Tensor]] | None = None,
 ) -> Generator[tuple[list[Tensor], np.ndarray], None, None]:
     """For each step: the views [(N, C, S, S)] on the device, and the image indices (N,).
 
     Of several ``processes``, those of this one. In the fast mode equally large small images in
     memory are moved to the device and never leave it. Closing the generator kills the processes
-    that read. ``stop`` is the step after the last. Raises InputError for too many bad images, a
-    worker that died, or no memory on the device.
+    that read. ``stop`` is the step after the last; ``make`` stands for `fast_views`.
+
+    Raises InputError for too many bad images, a worker that died, or no memory on the device.
     """
     steps = (config.batch_size, config.seed, start, stop)
     sampler = ResumableBatchSampler(len(images), *steps, processes.rank, processes.count)
@@ -210,7 +212,7 @@ def batches(
                     u = uniform(config.seed, epoch, batch.indices, COLUMNS, _VIEW_STREAM + number)
                     box = None if whole is None else boxes(view, u, *part.shape[1:3])
                     requests[number] = ViewRequest(view, part, u, view.side(size), box)
-                made = fast_views(list(requests.values()), mean, std)
+                made = (make or fast_views)(list(requests.values()), mean, std)
                 views |= dict(zip(requests, made, strict=True))
                 yield [views[number] for number in range(len(parts))], batch.indices
 

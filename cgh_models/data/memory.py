@@ -50,8 +50,7 @@ def pixels_in_memory(images: "ImageSet", budget: float) -> "Tensor | list[Tensor
     if len(pixels) < len(images):
         return None
     kinds = {(image.shape, image.dtype) for image in pixels}
-    alike = stacked is not None and len(kinds) == 1
-    return stacked if alike else pixels
+    return stacked if stacked is not None and len(kinds) == 1 else pixels
 
 
 def _decode_all(images: "ImageSet", budget: float) -> Iterator[tuple[object, "list[BadFile]"]]:

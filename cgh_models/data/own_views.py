@@ -5,8 +5,7 @@ returns a PIL image or a tensor (3, S, S), S as the view of the recipe in its pl
 in_chans=C other than 3 it is given a float32 tensor (C, H, W) in [0, 1], and returns a tensor (C,
 S, S). What is uint8 is normalized as the run's config says, floats are taken as they are. While it
 runs, the default generators of torch, NumPy and Python are seeded for this view of this image in
-this epoch: a resumed run is exact if the function draws from these alone, whatever process it runs
-in.
+this epoch: a resumed run is exact if the function draws from these alone, in whatever process.
 """
 
 import contextlib

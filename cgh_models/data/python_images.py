@@ -33,9 +33,8 @@ def open_object(data: Any, to_8_bits: bool = True) -> Archive:
     """The images of an object, in its order. Raises InputError for what cannot be taken.
 
     The digest is of all pixels of an array or tensor, and of the number of items and 64 of them,
-    evenly spaced, of everything else. A dataset has to give the same image whenever it is asked:
-    views are made here. Labels are those of its ``targets`` or ``labels``. ``to_8_bits`` as in
-    `as_file`.
+    evenly spaced, of everything else. A dataset has to give the same image whenever asked: views
+    are made here. Labels are its ``targets`` or ``labels``. ``to_8_bits`` as in `as_file`.
     """
     kind = f"{GIVEN}{type(data).__name__}"
     if isinstance(data, Mapping):

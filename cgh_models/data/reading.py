@@ -159,9 +159,8 @@ def _largest(file: IO[bytes], images: "ImageSet", index: int) -> deep_pixels.Lar
 def decide_range(images: "ImageSet") -> "ImageSet":
     """An ImageSet, whose range of deep pixels is decided if it is "auto".
 
-    It becomes N-bit by the largest value of some of the images, the same ones whenever the set is
-    loaded, and is said on stderr; it stays auto if none of those is deep. Raises InputError if none
-    of them can be used.
+    It becomes N-bit by the largest value of some of the images, the same ones at every load, and is
+    said on stderr; it stays auto if none of those is deep. Raises InputError if none can be used.
     """
     if images.pixel_range != "auto":
         return images

@@ -53,8 +53,7 @@ def find_images(
 ) -> Found:
     """The images of a path, another name or a Python object. Raises InputError.
 
-    ``endings`` are those of images in a folder, which ``lister`` lists. ``to_8_bits`` as in
-    `open_object`.
+    Images in a folder, which ``lister`` lists, have ``endings``. ``to_8_bits`` as in `open_object`.
     """
     is_table = hasattr(data, "select_columns") and hasattr(data, "__len__")
     if is_table and not isinstance(data, Mapping):  # a datasets.Dataset, and no DatasetDict
@@ -62,8 +61,7 @@ def find_images(
     if not isinstance(data, (str, os.PathLike)):
         from .python_images import open_object, paths_of  # imported late: torch takes seconds
 
-        paths = paths_of(data)
-        if paths:
+        if paths := paths_of(data):
             return Found(f"{GIVEN}paths", Path(os.sep), paths, None, [], Counter())
         return _of_archive(open_object(data, to_8_bits), False)
     data, split = _split_asked(data)

@@ -12,10 +12,9 @@ COLLAPSED = 0.01
 def spread(embeddings: np.ndarray) -> dict[str, float]:
     """Two signs of collapse for embeddings (N, D).
 
-    ``feature_std``: mean over dimensions of the standard deviation of unit embeddings, times
-    sqrt(D): 0 if all are equal, 1 if they fill the sphere. ``effective_rank``: exp of the entropy
-    of the normalized singular values of the centred embeddings, 1 to D (Roy and Vetterli, EUSIPCO
-    2007).
+    ``feature_std``: mean over dimensions of unit embeddings' standard deviation, times sqrt(D): 0
+    if all are equal, 1 if they fill the sphere. ``effective_rank``: exp of the entropy of centred
+    embeddings' normalized singular values, 1 to D (Roy and Vetterli, EUSIPCO 2007).
     """
     rows = F.normalize(torch.from_numpy(embeddings).double())
     values = torch.linalg.svdvals(rows - rows.mean(0))

@@ -77,7 +77,8 @@ def measure_maps(
             score, parameters = _layer(cells, settings)
         table = np.zeros((IGNORED, IGNORED), np.int64)  # (classes, classes found)
         count = 0
-        for maps, masks, _ in _maps(network, embedder, val, np.arange(len(val.images)), settings):
+        indices = np.arange(len(val.images))
+        for maps, masks, _ in _maps(network, embedder, val, indices, settings.workers):
             rows = maps.permute(0, 2, 3, 1).flatten(0, 2).numpy()
             scores = torch.from_numpy(score(rows)).unflatten(0, (len(maps), *maps.shape[2:]))
             for of_image, mask in zip(scores.permute(0, 3, 1, 2), masks, strict=True):
@@ -132,15 +133,11 @@ def _layer(cells: _Cells, settings: EvalSettings) -> tuple[Score, dict[str, Any]
 
 
 def _maps(
-    network: nn.Module,
-    embedder: Embedder,
-    masked: MaskedImages,
-    indices: np.ndarray,
-    settings: EvalSettings,
+    network: nn.Module, embedder: Embedder, masked: MaskedImages, indices: np.ndarray, workers: int
 ) -> Iterator[tuple[Tensor, list[np.ndarray], np.ndarray]]:
     """Maps (N, C, h, w) of batches of images, their masks [(H, W)] and their indices (N,)."""
     dataset = EvalDataset(masked.images, eval_transform(network), False, describe=True)
-    batches = eval_samples(dataset, indices, embedder.batch_size, settings.workers, "skip")
+    batches = eval_samples(dataset, indices, embedder.batch_size, workers, "skip")
     total = -(-len(indices) // embedder.batch_size)
     for batch in watched(batches, "feature maps", total, "batch"):
         images, sizes, _ = batch.tensors
@@ -161,7 +158,7 @@ def _cells_of(
     chosen = np.sort(order(settings.seed, 0, len(train.images))[: config.cells])
     of_image = config.cells // len(chosen)
     rows, shares, images = [], [], []
-    for maps, masks, indices in _maps(network, embedder, train, chosen, settings):
+    for maps, masks, indices in _maps(network, embedder, train, chosen, settings.workers):
         draws = uniform(settings.seed, 0, indices, height * width, _CELLS_STREAM)
         for cells, mask, u, index in zip(maps, masks, draws, indices, strict=True):
             counts = class_counts(mask, height, width)  # (h * w, 255)

@@ -119,8 +119,7 @@ def _check_headless(model: object) -> None:
         raise InputError(f"{kind} hides the model that it wraps; give its .module")
     if isinstance(model, torch.jit.ScriptModule) or not isinstance(model, nn.Module):
         raise InputError(f"{kind} does not say which images it takes; give the timm module itself")
-    classes = getattr(model, "num_classes", 0)
-    if classes:
+    if classes := getattr(model, "num_classes", 0):
         what = f"this model ends in a classifier of {classes} classes"
         raise InputError(f"{what}; build it with num_classes=0")
     if not hasattr(model, "forward_head"):

@@ -33,8 +33,7 @@ def extract(
 ) -> Any:
     """Pooled embeddings (N, D) float32 of a headless timm module, in the set's order.
 
-    Images pass through timm's evaluation transform for the model. The model's training mode and
-    device are restored.
+    Images pass timm's evaluation transform for the model, whose mode and device are restored.
 
     Args:
         model: it may be one that torch.compile returned.

@@ -163,9 +163,4 @@ def _write_csv(path: Path, content: Content) -> None:
                 writer.writerow([*facts, *row])
 
 
-_WRITERS = {
-    ".parquet": _write_parquet,
-    ".npz": _write_npz,
-    ".npy": _write_npy,
-    ".csv": _write_csv,
-}
+_WRITERS = {".parquet": _write_parquet, ".npz": _write_npz, ".npy": _write_npy, ".csv": _write_csv}

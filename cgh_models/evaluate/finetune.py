@@ -30,9 +30,8 @@ def finetune(
 ) -> Measurement:
     """Accuracy after the last epoch; the model itself is trained, batch norms included.
 
-    Source: semi-supervised evaluation in the code of CGH (arXiv 2308.13392). Differs from the
-    authors' code: batch norms are not synchronized, and the last epoch is reported, not the best
-    one on val.
+    Source: semi-supervised evaluation in CGH's code (arXiv 2308.13392). Differs from the authors'
+    code: batch norms are not synchronized, and the last epoch is reported, not the best on val.
     """
     device = pick_device(settings.device)
     val = readable_images(val, settings.workers)  # bad images are found before the training
@@ -52,8 +51,7 @@ def finetune(
             layer_group["lr"] = config.head_lr * rate_at(step.progress)
             optimizer.step()
             optimizer.zero_grad()
-            epoch = step.epoch_to_report
-            if epoch:
+            if epoch := step.epoch_to_report:
                 trained = nn.ModuleList([model, layer]).state_dict().values()
                 if not all(tensor.isfinite().all() for tensor in (loss, *trained)):
                     what = f"epoch {epoch}: loss or weights are not finite"

@@ -85,9 +85,7 @@ def _train_layers(
         width, _ = widths(model)
         layers = [new_layer(width, classes, settings.seed).to(device) for _ in rates]
         groups = [{"params": list(layer.parameters())} for layer in layers]
-        optimizer = torch.optim.SGD(
-            groups, lr=0.0, momentum=config.momentum, nesterov=config.nesterov
-        )
+        optimizer = torch.optim.SGD(groups, momentum=config.momentum, nesterov=config.nesterov)
         embed = embed_function(model, device, settings.fast)
         for step in training_steps(images, model, config, settings):
             rows = embed(step.views).clone()  # (N, D); autograd takes no inference-mode tensors

@@ -102,8 +102,7 @@ def nearest(
 def groups(embeddings: np.ndarray, least: float) -> list[np.ndarray]:
     """Indices of images that chains of pairs with a cosine of at least ``least`` connect.
 
-    All pairs of the embeddings (N, D) are compared. The largest group first; single images are in
-    none.
+    All pairs of embeddings (N, D) are compared. The largest group first; single images are in none.
     """
     unit = F.normalize(torch.from_numpy(embeddings).float())
     group = np.arange(len(unit))  # (N,) the first image of each one's group

@@ -194,8 +194,7 @@ def ridge_path(x: Tensor, y: Tensor, classes: int, strengths: Sequence[float]) -
 def ridge_to(x: Tensor, targets: Tensor, strengths: Sequence[float]) -> Iterator[Fit]:
     """For each strength the layer of least mean squared error to targets + strength * |weight|^2.
 
-    x is (N, D), the targets (N, T). The closed form; one eigendecomposition of the covariance
-    serves every strength.
+    x is (N, D), targets (N, T). In closed form: one eigendecomposition serves every strength.
     """
     centre = x.mean(0)
     share = targets.mean(0)

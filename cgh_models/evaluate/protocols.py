@@ -134,9 +134,8 @@ def _check(config: LinearConfig | FinetuneConfig, *positive: str) -> None:
 _SMALL = LinearConfig(lr=0, nesterov=True)
 LINEAR = {"imagenet": LinearConfig(), "cifar": _SMALL, "tiny": _SMALL}
 
-# Few labels of small images: 1 % of them are a step or two of 256, so 64 a step. All labels:
-# nothing is published. Both are ours; rates and decay are those of LEWEL's code for 10 % (arXiv
-# 2203.14898).
+# Few labels of small images: 1 % are a step or two of 256, so 64 a step. All labels: nothing is
+# published. Both are ours; rates and decay are of LEWEL's code for 10 % (arXiv 2203.14898).
 _FEW_SMALL = FinetuneConfig(lr=0.01, head_lr=0.1, train_batch_size=64)
 _ALL = FinetuneConfig(lr=0.01, head_lr=0.1, epochs=30, weight_decay=1e-4)
 FINETUNE = {}

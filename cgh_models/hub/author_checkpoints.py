@@ -125,8 +125,7 @@ class Original:
 def read(path: Path, method: str) -> Original:
     """The student's backbone in a file of torch.save or safetensors, without its classifier ``fc``.
 
-    A damaged value in an archive is noticed; files of PyTorch before 1.6 and safetensors files have
-    no checksums.
+    Damaged values in an archive are noticed; PyTorch before 1.6 and safetensors write no checksums.
     """
     name = printable(path)
     if method not in RELEASES:
@@ -222,8 +221,7 @@ def _find(content: object, release: Release) -> tuple[dict[Any, object], str] | 
             if any(str(key).startswith(prefix + _FIRST_BLOCK) for key in state):
                 return state, prefix
         for name, wrapper in product(release.numbered, ("module.", "")):
-            named = _with_names(state, wrapper + name)
-            if named:
+            if named := _with_names(state, wrapper + name):
                 return named, wrapper + name
     return None
 
@@ -235,8 +233,7 @@ def _with_names(state: dict[Any, object], prefix: str) -> dict[str, object]:
     """
     parts: dict[int, dict[str, object]] = {}
     for key, value in state.items():
-        part = re.match(rf"{re.escape(prefix)}(\d{{1,2}})\.(.+)", str(key))
-        if part:
+        if part := re.match(rf"{re.escape(prefix)}(\d{{1,2}})\.(.+)", str(key)):
             parts.setdefault(int(part[1]), {})[part[2]] = value
     if len(parts) != len(_PARTS):
         return {}

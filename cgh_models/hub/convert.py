@@ -6,15 +6,13 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from .. import backbone
 from ..backbone import TimmModel
 from ..errors import InputError, IntegrityError, printable
 from ..methods import METHODS, preprocessing
 from ..recipes import RECIPES, train_config
 from ..small_resnets import default_cfgs
-from ..tensors import describe_mismatch, write_tensors
+from ..tensors import Tensors, describe_mismatch, write_tensors
 from ..version import __version__
 from . import weights_folder
 from .author_checkpoints import RELEASES, Original, read
@@ -118,7 +116,7 @@ def _build(original: Original, arch: str, cfg: dict[str, object], file: str) -> 
     raise IntegrityError(f"{file}: {what}; give a file with exactly its tensors")
 
 
-def _layout(tensors: dict[str, Tensor]) -> tuple[tuple[int, ...], bool]:
+def _layout(tensors: Tensors) -> tuple[tuple[int, ...], bool]:
     """The number of blocks in each stage of a ResNet, and whether they are bottlenecks."""
     blocks = []
     for stage in ("layer1.", "layer2.", "layer3.", "layer4."):

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ..config import TrainConfig
 from ..dataclass_json import from_dict, to_dict
 from ..errors import InputError, IntegrityError, printable, say
-from ..tensors import rounded, write_tensors
+from ..tensors import Tensors, rounded, write_tensors
 from ..train import checkpoint
 from ..train.checkpoint import is_run
 from ..train.log_file import read_log
@@ -100,7 +99,7 @@ def record(folder: Path, name: str, metric: Metric) -> None:
     weights_folder.write_description(folder, row)
 
 
-def _round_values(states: dict[str, dict[str, Tensor]], dtype: str) -> list[str]:
+def _round_values(states: dict[str, Tensors], dtype: str) -> list[str]:
     """Gives a method's tensors the values of files; says and returns what stays float32."""
     exact = []
     for state in states.values():
@@ -117,7 +116,7 @@ def _round_values(states: dict[str, dict[str, Tensor]], dtype: str) -> list[str]
     return [note]
 
 
-def _check_method(folder: Path, states: dict[str, dict[str, Tensor]]) -> None:
+def _check_method(folder: Path, states: dict[str, Tensors]) -> None:
     if len(states) == 1:  # the backbone's alone
         return
     backbone, heads = weights_folder.split_state(read_method(folder, trusted=True)[0])
@@ -160,8 +159,7 @@ def _notes_said(
         resume = how_to_resume(run_dir)
         say(f"{run_dir}: is at {at}, exported before its end; {resume} goes on with it")
         notes.append(f"Exported at {at}, before the end of its training.")
-    found = verdict_at(step, rows, run)
-    if found:
+    if found := verdict_at(step, rows, run):
         if found.alarm:
             say(f"{run_dir}: {found}")
         notes.append(f"Verdict of the measurements of its training: {printable(found)}.")

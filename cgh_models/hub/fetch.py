@@ -17,7 +17,7 @@ from ..hashing import sha256
 from .row import FileEntry, Row
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from ..tensors import Tensors
 
 CacheDir = str | os.PathLike[str] | None
 HERE = {"packaged", "checkout", "cached"}
@@ -46,9 +46,7 @@ def fetch(row: Row, file: str, cache_dir: CacheDir = None) -> Path:
     return path
 
 
-def read(
-    row: Row, file: str, folder: Path | None, cache_dir: CacheDir = None
-) -> dict[str, "Tensor"]:
+def read(row: Row, file: str, folder: Path | None, cache_dir: CacheDir = None) -> "Tensors":
     """The verified tensors of a row's file: of a weights folder, or of published weights.
 
     The first call in a process hashes the very bytes that become tensors; later calls map the file.

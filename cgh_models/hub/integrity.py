@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import timm
-from torch import Tensor
 
 from ..backbone import TimmModel
 from ..errors import IntegrityError, printable
 from ..files import read_json
 from ..methods import method_of_file
-from ..tensors import plain_defaults
+from ..tensors import Tensors, plain_defaults
 from . import fetch, manifest, memory_limit, timm_models, weights_folder
 from .row import BACKBONE, Row
 
@@ -54,9 +53,7 @@ def verify(weights: str | os.PathLike[str]) -> dict[str, Any]:
     return found | {"fingerprint_error": error}
 
 
-def _check_networks(
-    row: Row, tensors: dict[str, dict[str, Tensor]], shown: str
-) -> tuple[float, int]:
+def _check_networks(row: Row, tensors: dict[str, Tensors], shown: str) -> tuple[float, int]:
     """The error of the fingerprint and the number of parameters, after backbone and heads fit."""
     model = timm_models.model_with_tensors(row, tensors[BACKBONE], f"{shown}/{BACKBONE}")
     parameters = sum(p.numel() for p in model.parameters())
@@ -95,7 +92,7 @@ def _flatten(config: dict[str, Any]) -> dict[str, Any]:
     return config | {"pretrained_cfg": {}} | {f"pretrained_cfg.{k}": v for k, v in inner.items()}
 
 
-def _check_values(name: str, tensors: dict[str, Tensor]) -> None:
+def _check_values(name: str, tensors: Tensors) -> None:
     for key, tensor in tensors.items():
         problem = ""
         if tensor.is_floating_point() and not tensor.isfinite().all():

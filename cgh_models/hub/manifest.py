@@ -1,8 +1,7 @@
 """`weights_manifest.json`: one row per published weights - what they are, how made, their hashes.
 
-`weights_manifest.schema.json` describes every key; `row` checks them. The copy in the package is
-the one that counts: nothing about a network is taken from a server. A weights folder carries its
-row as `weights.json`.
+`weights_manifest.schema.json` describes every key; `row` checks them. The package's copy counts:
+nothing about a network is taken from a server. A weights folder carries its row as `weights.json`.
 """
 
 import copy

@@ -156,5 +156,4 @@ def _commit(api: HfApi, content: dict[str, bytes], repo: str, row: Row, private:
     operations += [CommitOperationAdd(name, body) for name, body in content.items()]
     message = f"{row.name}, cgh-models {row.code.version}"
     # Refused by the Hub if somebody else has committed since the files were listed.
-    made = api.create_commit(repo, operations, commit_message=message, parent_commit=known.sha)
-    return made.oid
+    return api.create_commit(repo, operations, commit_message=message, parent_commit=known.sha).oid

@@ -44,8 +44,7 @@ def create_model(
             called like it: that folder is ``./NAME``.
         pretrained: False takes the architecture with random weights.
         cache_dir: where downloads go and are looked for; None: huggingface_hub's own.
-        kwargs: timm's own (``num_classes``, ``in_chans``, ``features_only``, ...); a run folder
-            takes none.
+        kwargs: timm's own (``num_classes``, ``in_chans``, ``features_only``, ...); none for a run.
 
     Raises:
         InputError: nothing of this name, or timm has no weights for it.

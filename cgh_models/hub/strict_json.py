@@ -35,8 +35,7 @@ class Limits:
 def parse(kind: Any, value: Any, key: str = "") -> Any:
     """The JSON ``value`` as ``kind``: a dataclass, or what its fields are annotated with.
 
-    A field whose metadata say ``optional`` may be missing; a default is none for JSON. `Limits`
-    stand in ``Annotated``.
+    Only fields of ``optional`` metadata may be missing, default or not. ``Annotated`` has `Limits`.
 
     Raises:
         ValueError: "key 'a.b': <value>, expected <what>".

@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from timm.models import PretrainedCfg, adapt_input_conv, create_model, get_pretrained_cfg
 from timm.version import __version__ as timm_version
-from torch import Tensor
 
 from .. import backbone
 from ..backbone import TimmModel
 from ..errors import InputError, printable
-from ..tensors import read_shapes, refuse_mismatch
+from ..tensors import Tensors, read_shapes, refuse_mismatch
 from .row import Row
 
 _LARGE = 512  # pixels a side
@@ -52,7 +51,7 @@ def pass_a_large_image(model: TimmModel) -> TimmModel:
     return model
 
 
-def adapt_first_layer(state: dict[str, Tensor], model: TimmModel) -> dict[str, Tensor]:
+def adapt_first_layer(state: Tensors, model: TimmModel) -> Tensors:
     """A state dict whose first layer, if it is of RGB, takes the channels of the model.
 
     As timm does it: of one channel the sum over RGB, of others RGB repeated and scaled.
@@ -72,9 +71,7 @@ def check_fit(row: Row, path: Path) -> None:
     _refuse_mismatch(row, path, skeleton(row), read_shapes(path))
 
 
-def model_with_tensors(
-    row: Row, tensors: dict[str, Tensor], file: str | os.PathLike[str]
-) -> TimmModel:
+def model_with_tensors(row: Row, tensors: Tensors, file: str | os.PathLike[str]) -> TimmModel:
     """The headless model of a row with ``tensors``, those of ``file``, as its parameters."""
     cfg = pretrained_cfg(row, file)
     model = skeleton(row, pretrained_cfg=cfg)
@@ -86,7 +83,7 @@ def model_with_tensors(
     return model
 
 
-def _refuse_mismatch(row: Row, file: object, model: TimmModel, found: dict[str, Tensor]) -> None:
+def _refuse_mismatch(row: Row, file: object, model: TimmModel, found: Tensors) -> None:
     kind = f"{row.architecture} of timm {timm_version}"
     refuse_mismatch(model.state_dict(), found, file, "install another timm", kind)
 

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .. import backbone, files
 from ..backbone import TimmModel
 from ..errors import InputError, IntegrityError, printable, say
 from ..hashing import sha256
-from ..tensors import refuse_mismatch
+from ..tensors import Tensors, refuse_mismatch
 from . import manifest
 from .card import card_of, in_words
 from .row import BACKBONE, HEADS, STUDENT_HEADS, TEACHER_HEADS, FileEntry, Preprocessing, Row
@@ -118,14 +118,14 @@ def check_backbone(folder: Path, model: TimmModel) -> None:
         raise IntegrityError(f"{folder}: timm reads other features than written; do not use it")
 
 
-def split_state(method: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def split_state(method: nn.Module) -> tuple[Tensors, Tensors]:
     """A method's state: the backbone's under timm's keys; heads, teacher and queues."""
     heads = method.state_dict()
     inner = [key for key in heads if key.startswith(_STUDENT)]
     return {key.removeprefix(_STUDENT): heads.pop(key) for key in inner}, heads
 
 
-def states_of_files(method: Any, heads: str, with_queue: bool) -> dict[str, dict[str, Tensor]]:
+def states_of_files(method: Any, heads: str, with_queue: bool) -> dict[str, Tensors]:
     """The tensors of each file to write, by its name."""
     inner, others = split_state(method)
     if heads == "none":
@@ -143,11 +143,7 @@ def states_of_files(method: Any, heads: str, with_queue: bool) -> dict[str, dict
 
 
 def load_state(
-    method: nn.Module,
-    backbone_state: dict[str, Tensor],
-    heads: dict[str, Tensor],
-    source: object,
-    heads_file: str,
+    method: nn.Module, backbone_state: Tensors, heads: Tensors, source: object, heads_file: str
 ) -> str:
     """Reverses `split_state`; returns what of it was loaded, in words. Raises as `load_strictly`.
 
@@ -187,7 +183,7 @@ def renew_queue(source: Any, method: Any, taken: str) -> str:
     return taken if "anew" in taken else "all but the queues, which begin anew"
 
 
-def load_strictly(module: nn.Module, state: dict[str, Tensor], source: object) -> None:
+def load_strictly(module: nn.Module, state: Tensors, source: object) -> None:
     """Loads a state dict. Raises IntegrityError, which names the source, for a mismatch."""
     refuse_mismatch(module.state_dict(), state, source, "give weights of the same architecture")
     module.load_state_dict(state)

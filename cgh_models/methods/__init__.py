@@ -69,9 +69,7 @@ def _class(name: str) -> Any:
 
 
 def preprocessing(train: TrainConfig) -> dict[str, object]:
-    """timm's pretrained_cfg fields for images as a TrainConfig has them; `build_method` adds how
-    they are resized.
-    """
+    """timm's pretrained_cfg fields for a TrainConfig's images; `build_method` adds the resizing."""
     return {
         "input_size": (train.in_chans, train.image_size, train.image_size),
         "mean": tuple(train.mean),

@@ -40,6 +40,8 @@ class Hypercolumn(nn.Module):
 class TwoContexts(nn.Module):
     """Backbone with both heads: images -> global and hypercolumn unit projections, (N, P) each."""
 
+    passes = ("forward", "global_projection")
+
     def __init__(self, backbone: nn.Module, config: "CGH.Config"):
         super().__init__()
         self.backbone = backbone

@@ -40,6 +40,7 @@ class Branch(nn.Module):
     ``projector_widths`` and ``norms`` are those of `mlp`, without the embedding's width.
     """
 
+    passes = ("forward", "normalized")  # what a CUDA graph may replay, see `train.cuda_graphs`
     predictor: nn.Module  # set by methods whose student has one, after the teacher was copied
 
     def __init__(self, backbone: nn.Module, *projector_widths: int, **norms: bool):

@@ -33,6 +33,7 @@ class AlignedBranch(nn.Module):
     them. A ConvNeXt normalizes its embedding and not the pixels. All in float32.
     """
 
+    passes = ("forward",)
     predictor: nn.Module  # both are set by LEWEL, after the teacher was copied
     aligned_predictor: nn.Module
 

@@ -151,9 +151,8 @@ def crossed_relation_losses(
     Source: CGH (arXiv 2308.13392).
     """
     n = len(teachers[0])
-    first, second = map(
-        Relations, students, teachers, queues, student_temperatures, teacher_temperatures
-    )
+    temperatures = student_temperatures, teacher_temperatures
+    first, second = map(Relations, students, teachers, queues, *temperatures)
     rows = max(len(first.queries), len(second.queries))
     length = chunk_length(rows, queues.device.type)
     differences = torch.empty_like(queues[0, :length])

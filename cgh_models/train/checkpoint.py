@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from ..config import TrainConfig
@@ -20,7 +20,7 @@ from ..dataclass_json import from_dict, from_older, to_dict
 from ..errors import DiskError, InputError, IntegrityError, os_error_as, printable, shell_command
 from ..files import read_json, write_json
 from ..hashing import sha256
-from ..tensors import read_tensors, refuse_mismatch, write_tensors
+from ..tensors import Tensors, read_tensors, refuse_mismatch, write_tensors
 from ..version import __version__
 from .log_file import refuse_lost_checkpoints
 
@@ -117,8 +117,7 @@ def resume_point(run_dir: Path, say: Callable[[str], None]) -> tuple[int, Path]:
 def newest(run_dir: Path, say: Callable[[str], None]) -> tuple[int, Path]:
     """(step, file) of the newest undamaged checkpoint; says which ones are passed over.
 
-    A file that the index does not name, because that was lost or is older, counts if it can be
-    read.
+    A file that the index does not name, as it was lost or is older, counts if it can be read.
 
     Raises:
         InputError: there is no checkpoint yet.
@@ -211,7 +210,7 @@ def _step(name: str) -> int:
 def load(path: Path, method: nn.Module, optimizer: Optimizer) -> None:
     """Restores method, optimizer and random state, strictly."""
     tensors = load_method_state(path, method)
-    state: dict[int, dict[str, Tensor]] = {}
+    state: dict[int, Tensors] = {}
     for key, value in tensors.items():
         if key.startswith("optimizer."):
             _, number, name = key.split(".", 2)
@@ -228,7 +227,7 @@ def load(path: Path, method: nn.Module, optimizer: Optimizer) -> None:
         torch.cuda.set_rng_state(tensors["random.cuda"], device)
 
 
-def load_method_state(path: Path, method: nn.Module) -> dict[str, Tensor]:
+def load_method_state(path: Path, method: nn.Module) -> Tensors:
     """Restores a method from a checkpoint file, strictly; returns all tensors of the file."""
     tensors = read_tensors(path, ours=True)
     state = {k.removeprefix("method."): v for k, v in tensors.items() if k.startswith("method.")}

@@ -1,4 +1,4 @@
-"""CUDA graphs of a backbone's passes: one launch in place of hundreds.
+"""CUDA graphs of the views and of the networks' passes: one launch in place of hundreds.
 
 A small network's kernels are done before the processor has launched the next ones. Recorded once
 and replayed, they follow each other without it.
@@ -6,32 +6,37 @@ and replayed, they follow each other without it.
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..backbone import TimmModel
 from ..config import TrainConfig
+from ..data.batched_views import ViewRequest, apply, parameters
 from ..errors import say
 
 
 @contextlib.contextmanager
 def replayed_passes(method: Any, config: TrainConfig, device: torch.device) -> Iterator[None]:
-    """Within it, the backbones of student and teacher replay their passes, if the config asks."""
+    """Within it, student and teacher replay their passes, if the config asks.
+
+    Those that their class names in ``passes``, each a function of images and of numbers, and the
+    backbones' own, where a method calls these.
+    """
     if not config.cuda_graphs or device.type != "cuda":
         if config.cuda_graphs:
             say("--cuda-graphs: left out, there is no CUDA device")
         yield
         return
-    networks = (method.student, getattr(method, "teacher", None))
-    backbones = [network.backbone for network in networks if network is not None]
     passes = []
-    for backbone in backbones:
-        for name in ("forward", "forward_intermediates"):
-            passes.append(ReplayedPass(backbone, getattr(backbone, name)))
-            setattr(backbone, name, passes[-1])
+    for network in (method.student, getattr(method, "teacher", None)):
+        if network is not None:
+            backbones = [(network.backbone, n) for n in ("forward", "forward_intermediates")]
+            own = [(network, name) for name in getattr(network, "passes", ())]
+            passes += [ReplayedPass(module, name) for module, name in (*backbones, *own)]
+    for replayed in passes:
+        setattr(replayed.module, replayed.name, replayed)
 
     def begin_step(*_: object) -> None:
         for replayed in passes:
@@ -45,64 +50,113 @@ def replayed_passes(method: Any, config: TrainConfig, device: torch.device) -> I
             yield
     finally:
         hook.remove()
-        for backbone in backbones:
-            del backbone.forward, backbone.forward_intermediates
+        for replayed in passes:
+            delattr(replayed.module, replayed.name)
 
 
 class ReplayedPass:
-    """Stands for ``function`` of a backbone in training mode; in eval mode it is that function.
+    """Stands for a function of a network in training mode; in eval mode it is that function.
 
     A graph writes its activations, outputs and gradients into the same memory at every replay, so
     the calls of a step, whose backward comes after them all, have a graph each. ``calls`` counts
-    them, and is set to 0 when a step begins.
+    them, and is set to 0 when a step begins. A pass that another one calls is part of its graph.
     """
 
-    def __init__(self, backbone: TimmModel, function: Callable[..., Any]):
-        self.backbone = backbone
-        self.function = function
-        self.calls = 0
-        self.graphs: dict[tuple, Callable[[Tensor], tuple[Tensor, ...]]] = {}
+    recording = False  # any of them
 
-    def __call__(self, images: Tensor, **options: object) -> Tensor | tuple[Tensor, list[Tensor]]:
-        if not self.backbone.training or not images.is_cuda:
-            return self.function(images, **options)
-        key = (self.calls, images.shape, *options.values(), torch.is_grad_enabled())
+    def __init__(self, module: nn.Module, name: str):
+        self.module = module
+        self.name = name
+        self.function = getattr(module, name)
+        self.calls = 0
+        self.graphs: dict[tuple, Callable[[Tensor], Any]] = {}
+
+    def __call__(self, images: Tensor, *numbers: object, **options: object) -> Any:
+        if ReplayedPass.recording or not self.module.training or not images.is_cuda:
+            return self.function(images, *numbers, **options)
+        key = (self.calls, images.shape, numbers, *options.values(), torch.is_grad_enabled())
         key += (torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda"))
         self.calls += 1
         if key not in self.graphs:
             # Of views that have become larger, the smaller ones' memory is free again.
             kept = self.graphs.items()
             self.graphs = {k: v for k, v in kept if k[0] != key[0] or k[1] == images.shape}
-            self.graphs[key] = self._record(images, options)
-        first, *maps = self.graphs[key](images)
-        return (first, maps) if options else first
+            self.graphs[key] = self._record(images, numbers, options)
+        return self.graphs[key](images)
 
-    def _record(self, images: Tensor, options: dict[str, object]) -> Callable[..., Any]:
-        buffers = list(self.backbone.buffers())
+    def _record(self, images: Tensor, *arguments: Any) -> Callable[[Tensor], Any]:
+        buffers = list(self.module.buffers())
         before = [buffer.clone() for buffer in buffers]
-        # A recording keeps no weights that autocast cast before it.
         dtype = torch.get_autocast_dtype("cuda")
-        with torch.autocast("cuda", dtype, torch.is_autocast_enabled("cuda"), cache_enabled=False):
-            graph = torch.cuda.make_graphed_callables(
-                _FlatPass(self.backbone, self.function, options),
-                (images.clone(),),
-                allow_unused_input=True,  # a norm after the last map, for example
-            )
-        # Batch norms have moved while it warmed up.
+        autocast = torch.autocast("cuda", dtype, torch.is_autocast_enabled("cuda"))
+        recorded = _Recorded(self.module, self.function, arguments, autocast)
+        ReplayedPass.recording = True
+        try:
+            with torch.autocast("cuda", dtype, enabled=False, cache_enabled=False):
+                graph = torch.cuda.make_graphed_callables(
+                    recorded,
+                    (images.clone(),),
+                    allow_unused_input=True,  # a norm after the last map, for example
+                )
+        finally:
+            ReplayedPass.recording = False
+        # Batch norms have moved while it warmed up; others may be waiting for their backward.
         for buffer, value in zip(buffers, before, strict=True):
-            buffer.copy_(value)
+            if not torch.equal(buffer, value):
+                buffer.copy_(value)
         return graph
 
 
-class _FlatPass(nn.Module):
-    """images -> a tuple of tensors, which is what can be recorded."""
+class _Recorded(nn.Module):
+    """images -> what a function of ``module`` gives, which is recorded.
 
-    def __init__(self, backbone: TimmModel, function: Callable[..., Any], options: dict[str, Any]):
+    Autocast's casts of weights are made anew, once for all that it calls: those from before it
+    would not be replayed.
+    """
+
+    def __init__(self, module: nn.Module, function: Any, arguments: tuple, autocast: Any):
         super().__init__()
-        self.backbone = backbone  # so that its parameters take gradients
+        self.module = module  # so that its parameters take gradients
         self.function = function
-        self.options = options
+        self.arguments = arguments
+        self.autocast = autocast
 
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        outputs = self.function(images, **self.options)
-        return (outputs[0], *outputs[1]) if self.options else (outputs,)
+    def forward(self, images: Tensor) -> Any:
+        numbers, options = self.arguments
+        torch.clear_autocast_cache()
+        with self.autocast:
+            outputs = self.function(images, *numbers, **options)
+        torch.clear_autocast_cache()
+        return outputs
+
+
+class ReplayedViews:
+    """`fast_views` on a CUDA device, whose kernels are recorded once and then replayed.
+
+    A replay writes its views into the same memory, so those of one batch are gone when the next one
+    is asked for. Requests of other shapes, as of larger views, are recorded in their place.
+    """
+
+    def __init__(self) -> None:
+        self.shapes: list[tuple] = []
+
+    def __call__(self, requests: Sequence[ViewRequest], mean: Tensor, std: Tensor) -> list[Tensor]:
+        params = parameters(requests, mean, same_shapes=True)
+        given = [request.images for request in requests]
+        given += [tensor for found in params for tensor in found.values()]
+        shapes = [(request.view, request.size) for request in requests]
+        shapes += [(tensor.shape, tensor.dtype) for tensor in given]
+        if shapes != self.shapes:
+            self.shapes, self.given = shapes, [tensor.clone() for tensor in given]
+            images, rest = self.given[: len(requests)], iter(self.given[len(requests) :])
+            asked = [r._replace(images=x) for r, x in zip(requests, images, strict=True)]
+            kept = [{name: next(rest) for name in found} for found in params]
+            self.graph = torch.cuda.CUDAGraph()
+            recorded = torch.cuda.graph(self.graph, capture_error_mode="thread_local")
+            for how in (contextlib.nullcontext(), recorded):  # at first, what libraries do but once
+                with how:
+                    self.views = [apply(*one, mean, std) for one in zip(asked, kept, strict=True)]
+        for mine, tensor in zip(self.given, given, strict=True):
+            mine.copy_(tensor)
+        self.graph.replay()
+        return self.views

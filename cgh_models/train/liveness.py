@@ -19,10 +19,9 @@ from .launch import tell
 def meet(store: Any, rank: int, count: int, most: float) -> str:
     """A name for this start of a run, new and the same for all of its processes.
 
-    torchrun keeps one store for all its restarts: an address in it may be that of a process which
-    was killed. So each leaves a new name of its own there, and rank 0 answers with the names that
-    it finds, until each has found its own among them. Keys that begin with the first name are of
-    this start alone.
+    torchrun keeps one store for all its restarts: an address in it may be a killed process's. So
+    each leaves a new name of its own there, and rank 0 answers with the names that it finds, until
+    each has found its own among them. Keys that begin with the first name are of this start alone.
 
     Raises NetworkError if one is not there in ``most`` seconds.
     """

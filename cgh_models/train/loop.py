@@ -23,7 +23,7 @@ from ..schedule import learning_rate
 from ..tensors import plain_defaults
 from . import checkpoint
 from .arguments import checked_run
-from .cuda_graphs import replayed_passes
+from .cuda_graphs import ReplayedViews, replayed_passes
 from .distributed import connected, joined
 from .launch import is_launched
 from .log_file import read_log
@@ -131,7 +131,8 @@ def _train(
     dtype = pick_precision(config.precision, device)
     settings = (device.type, dtype, config.clip_norm, config.accumulate)
     guard = MemoryGuard(method)
-    loader = batches(run.images, run.recipe, config, done, total, device, processes)
+    make = ReplayedViews() if config.cuda_graphs and device.type == "cuda" else None
+    loader = batches(run.images, run.recipe, config, done, total, device, processes, make)
     with (
         log,
         contextlib.closing(loader),

@@ -89,18 +89,13 @@ def plan(
     ]
     if queue:
         lines.append(f"queue    {queue:,} images, {queue / len(images):.2g} times those of the set")
-    warnings = _warnings(method, images, config, total, seconds, device)
+    warnings = _warnings(method, images, config, total)
+    if device.type == "cpu" and seconds > _HOUR:
+        warnings.append(_within_an_hour(config, seconds))
     return lines + [f"warning: {text}" for text in warnings]
 
 
-def _warnings(
-    method: Any,
-    images: ImageSet,
-    config: TrainConfig,
-    total: int,
-    seconds: float,
-    device: torch.device,
-) -> list[str]:
+def _warnings(method: Any, images: ImageSet, config: TrainConfig, total: int) -> list[str]:
     """What speaks against the run, and what to type instead."""
     found = []
     if total < FEW_STEPS:
@@ -115,11 +110,8 @@ def _warnings(
     if config.batch_size < FEW_IN_BATCH:
         few = f"{config.batch_size} images a batch are few for batch norms"
         found.append(f"{few}: --batch-size {FEW_IN_BATCH} or more")
-    swapped = swapped_temperatures(vars(method.config))
-    if swapped:
+    if swapped := swapped_temperatures(vars(method.config)):
         found.append(swapped)
-    if device.type == "cpu" and seconds > _HOUR:
-        found.append(_within_an_hour(config, seconds))
     return found
 
 
@@ -140,11 +132,7 @@ def _within_an_hour(config: TrainConfig, seconds: float) -> str:
 
 
 def seconds_of_step(
-    method: nn.Module,
-    images: ImageSet,
-    config: TrainConfig,
-    device: torch.device,
-    recipe: Recipe,
+    method: nn.Module, images: ImageSet, config: TrainConfig, device: torch.device, recipe: Recipe
 ) -> float:
     """Seconds that a step of a whole batch takes, without its views; 0 if that is not known.
 
@@ -187,8 +175,7 @@ def _few_views(recipe: Recipe, images: ImageSet, config: TrainConfig, count: int
     chosen = order(config.seed, 0, len(images))[: min(count, _TIMED)]
     made = exact_views(images, recipe, config, 0, chosen)
     mean, std = torch.tensor(config.mean), torch.tensor(config.std)
-    pairs = zip(recipe, made, strict=True)
-    return [normalized(view, pixels, mean, std) for view, pixels in pairs]
+    return [normalized(view, pixels, mean, std) for view, pixels in zip(recipe, made, strict=True)]
 
 
 def _queue_length(method: object) -> int:

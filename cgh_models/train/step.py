@@ -40,8 +40,7 @@ def train_step(
     were, in a first step too. Statistics of batch norms have moved with the forward by then.
 
     Returns:
-        the method's losses of this process's images, ``grad_norm``, and ``finite`` (1.0 or 0.0),
-        all 0-dim and detached.
+        this process's losses, ``grad_norm``, and ``finite`` (1.0 or 0.0), all 0-dim and detached.
     """
     method = method_of(network)
     losses = add_gradients(network, views, progress, device_type, precision, parts)

@@ -19,9 +19,11 @@ from cgh_models.data import draws
 from cgh_models.data.batched_views import (
     ViewRequest,
     _blur_weights,
+    apply,
     colour_matrices,
     crop,
     fast_views,
+    parameters,
 )
 from cgh_models.data.draws import COLUMNS, boxes, draw, uniform
 from cgh_models.data.image_set import load
@@ -363,6 +365,25 @@ def test_fast_solarize_is_torchvisions_from_128_on():
     asked = ViewRequest(View(flip=0, solarize_p=1), every, numbers(1), 16)
     first = fast_views([asked], ZERO, ONE)[0].flatten()
     assert first[127] == 127 / 255 and first[128] == pytest.approx(127 / 255)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_parameters_of_the_same_shapes_for_each_batch_make_the_same_views(whole):
+    """What a replay needs; images that are not blurred are weighed by one pixel, themselves."""
+    mean, std = torch.rand(2, 3) + 0.1
+    for view in (*RECIPES["byol"], STRONG):
+        shapes = []
+        for seed in (1, 2):
+            pixels, u = pictures(48), numbers(48, seed)
+            if not whole:
+                pixels = pixels.permute(0, 3, 1, 2)
+            box = boxes(view, u, *pixels.shape[1:3]) if whole else None
+            asked = ViewRequest(view, pixels, u, 32 if whole else pixels.shape[3], box)
+            (params,) = parameters([asked], mean, same_shapes=True)
+            shapes.append({name: tensor.shape for name, tensor in params.items()})
+            made = apply(asked, params, mean, std)
+            torch.testing.assert_close(made, *fast_views([asked], mean, std), rtol=0, atol=1e-5)
+        assert shapes[0] == shapes[1] and params["exponents 0"].isfinite().all()
 
 
 def test_the_recipes_of_byol_and_lewel_blur_one_view_always_and_solarize_the_other_sometimes():

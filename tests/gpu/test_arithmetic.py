@@ -17,7 +17,7 @@ from cgh_models.data.batched_views import ViewRequest, fast_views
 from cgh_models.data.draws import COLUMNS, boxes, uniform
 from cgh_models.methods import METHODS, losses
 from cgh_models.methods.sce import similarity_contrast
-from cgh_models.train.cuda_graphs import replayed_passes
+from cgh_models.train.cuda_graphs import ReplayedViews, replayed_passes
 from cgh_models.train.optim import create_optimizer
 from cgh_models.train.step import MemoryGuard, train_step
 from cgh_models.view_recipes import RECIPES
@@ -159,16 +159,30 @@ def test_steps_are_those_of_the_cpu_and_in_bfloat16_the_first_is_nearly(
     assert all(value.isfinite().all() for value in rough[0].state_dict().values())
 
 
+CASES = {name: (name, {}, {}) for name in METHODS} | {
+    "parts": ("cgh", {"accumulate": 2}, {}),
+    "splits": ("cgh", {}, {"batch_norm_splits": 2}),
+    "multi-crop": ("ressl", {"clip_norm": 1.0}, {"multi_crop": True}),
+    "adamw": ("cgh", {"optimizer": "adamw"}, {}),
+    "lars": ("lewel", {"optimizer": "lars"}, {}),
+    "muon": ("cgh", {"optimizer": "muon"}, {}),
+    "replayed": ("cgh", {"cuda_graphs": True}, {}),
+    "replayed splits": ("moco_v2", {"cuda_graphs": True}, {"batch_norm_splits": 2}),
+}
+
+
 @pytest.mark.skipif(DEVICE == "cpu", reason="a CPU has no such graphs")
 @pytest.mark.parametrize("precision, near", [(torch.float32, 0.05), (torch.bfloat16, 0.3)])
-@pytest.mark.parametrize("name", METHODS)
-def test_replayed_steps_are_those_that_are_launched_one_by_one(name, precision, near, monkeypatch):
-    """Several calls of a backbone in a step, a batch norm's statistics, measuring in between.
+@pytest.mark.parametrize("case", [*METHODS, "splits", "multi-crop", "muon"])
+def test_replayed_steps_are_those_that_are_launched_one_by_one(case, precision, near, monkeypatch):
+    """Several passes of a network in a step, a batch norm's statistics, measuring in between.
 
     Apart by some of a step's way, as rounding is; a call's lost gradient is more in float32.
     """
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    (*plain, _), (*mine, config) = start(name), start(name, cuda_graphs=True)
+    name, train, settings = CASES[case]
+    *plain, _ = start(name, settings=settings, **train)
+    *mine, config = start(name, settings=settings, cuda_graphs=True, **train)
     with replayed_passes(mine[0], config, torch.device(DEVICE)):
         for number, progress in enumerate((0, 0.01, 0.1, 0.2, 0.5)):
             views = [view.to(DEVICE) for view in views_of(plain[0], number)]
@@ -194,24 +208,39 @@ def launches(step):
 def test_graphs_save_most_launches():
     counts = []
     for replayed in (False, True):
-        method, optimizer, config = start("ressl", cuda_graphs=replayed)
+        method, optimizer, config = start("moco_v2", cuda_graphs=replayed)
         views = [view.to(DEVICE) for view in views_of(method)]
         step = partial(train_step, method, optimizer, views, 0.5, 0.05, KIND, torch.bfloat16)
         with replayed_passes(method, config, torch.device(DEVICE)):
             step()
             counts.append(launches(step))
         assert method.student.backbone.forward.__self__ is method.student.backbone
-    assert counts[1] < counts[0] / 2
+        assert method.student.forward.__self__ is method.student
+    assert counts[1] < counts[0] / 3
 
 
-CASES = {name: (name, {}, {}) for name in METHODS} | {
-    "parts": ("cgh", {"accumulate": 2}, {}),
-    "splits": ("cgh", {}, {"batch_norm_splits": 2}),
-    "multi-crop": ("ressl", {"clip_norm": 1.0}, {"multi_crop": True}),
-    "adamw": ("cgh", {"optimizer": "adamw"}, {}),
-    "lars": ("lewel", {"optimizer": "lars"}, {}),
-    "muon": ("cgh", {"optimizer": "muon"}, {}),
-}
+@pytest.mark.skipif(DEVICE == "cpu", reason="a CPU has no such graphs")
+@pytest.mark.parametrize("cut", [False, True], ids=["whole images", "crops"])
+@pytest.mark.parametrize("recipe", ["multi_crop", "byol"])
+def test_replayed_views_are_those_that_are_launched_one_by_one(recipe, cut):
+    """In every batch others are blurred; in the third all views become larger."""
+    replayed, counts = ReplayedViews(), []
+    mean, std = torch.rand(2, 3, device=DEVICE) + 0.1
+    for number, size in enumerate((24, 24, 32, 32)):
+        asked = []
+        for stream, view in enumerate(RECIPES[recipe]):
+            u, side = uniform(0, number, np.arange(16), COLUMNS, stream), view.side(size)
+            shape = (16, 3, side, side) if cut else (16, 40, 40, 3)
+            pixels = torch.randint(256, shape, dtype=torch.uint8, device=DEVICE)
+            box = None if cut else boxes(view, u, 40, 40)
+            asked.append(ViewRequest(view, pixels, u, side, box))
+        wanted = fast_views(asked, mean, std)
+        for mine, view in zip(replayed(asked, mean, std), wanted, strict=True):
+            torch.testing.assert_close(mine, view, rtol=1e-5, atol=1e-5)
+        counts.append(
+            [launches(partial(make, asked, mean, std)) for make in (fast_views, replayed)]
+        )
+    assert all(one_by_one > 50 and again == 0 for one_by_one, again in counts), counts
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="nothing waits for a CPU")
@@ -222,6 +251,7 @@ def test_from_pixels_to_the_moved_teacher_nothing_waits_for_the_device(case):
     guard, mean, std = MemoryGuard(method), *torch.ones(2, 3, device=DEVICE)
     pixels = torch.randint(256, (16, 40, 40, 3), dtype=torch.uint8, device=DEVICE)
     last = (KIND, torch.bfloat16, config.clip_norm, config.accumulate)
+    makers = [ReplayedViews(), ReplayedViews()] if config.cuda_graphs else [fast_views] * 2
 
     def step(number):
         whole, cut = [], []
@@ -230,18 +260,19 @@ def test_from_pixels_to_the_moved_teacher_nothing_waits_for_the_device(case):
             whole.append(ViewRequest(view, pixels, u, side, boxes(view, u, 40, 40)))
             crops = pixels[:, :side, :side].permute(0, 3, 1, 2)  # as workers cut them
             cut.append(ViewRequest(view, crops, u, side))
-        fast_views(cut, mean, std)
-        views = fast_views(whole, mean, std)
+        makers[0](cut, mean, std)
+        views = makers[1](whole, mean, std)
         with guard:
             return train_step(method, optimizer, views, (number % 2) / 2, 0.05, *last)
 
-    for number in range(2):
-        step(number)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        taken = [step(number) for number in range(2, 6)]
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    with replayed_passes(method, config, torch.device(DEVICE)):
+        for number in range(2):
+            step(number)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            taken = [step(number) for number in range(2, 6)]
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
     assert all(step_losses is not None and step_losses["finite"] for step_losses in taken)
 
 
