@@ -5,6 +5,7 @@ and replayed, they follow each other without it.
 """
 
 import contextlib
+import gc
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -52,6 +53,8 @@ def replayed_passes(method: Any, config: TrainConfig, device: torch.device) -> I
         hook.remove()
         for replayed in passes:
             delattr(replayed.module, replayed.name)
+            replayed.graphs.clear()
+        gc.collect()  # or a process that is forked to read images would free graphs, and abort
 
 
 class ReplayedPass:
