@@ -22,8 +22,8 @@ from ..errors import say
 def replayed_passes(method: Any, config: TrainConfig, device: torch.device) -> Iterator[None]:
     """Within it, student and teacher replay their passes, if the config asks.
 
-    Those that their class names in ``passes``, each a function of images and of numbers, and the
-    backbones' own, where a method calls these.
+    Those that their class itself names in ``passes``, functions of images and of numbers in which
+    nothing else changes from step to step, and the backbones', where a method calls these.
     """
     if not config.cuda_graphs or device.type != "cuda":
         if config.cuda_graphs:
@@ -34,7 +34,7 @@ def replayed_passes(method: Any, config: TrainConfig, device: torch.device) -> I
     for network in (method.student, getattr(method, "teacher", None)):
         if network is not None:
             backbones = [(network.backbone, n) for n in ("forward", "forward_intermediates")]
-            own = [(network, name) for name in getattr(network, "passes", ())]
+            own = [(network, name) for name in vars(type(network)).get("passes", ())]
             passes += [ReplayedPass(module, name) for module, name in (*backbones, *own)]
     for replayed in passes:
         setattr(replayed.module, replayed.name, replayed)
@@ -75,9 +75,12 @@ class ReplayedPass:
         self.graphs: dict[tuple, Callable[[Tensor], Any]] = {}
 
     def __call__(self, images: Tensor, *numbers: object, **options: object) -> Any:
-        if ReplayedPass.recording or not self.module.training or not images.is_cuda:
+        given = (*numbers, *options.values())
+        is_recordable = all(isinstance(value, (int, float, str)) for value in given)
+        is_training = self.module.training and images.is_cuda
+        if ReplayedPass.recording or not is_training or not is_recordable:
             return self.function(images, *numbers, **options)
-        key = (self.calls, images.shape, numbers, *options.values(), torch.is_grad_enabled())
+        key = (self.calls, images.shape, *given, *options, torch.is_grad_enabled())
         key += (torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda"))
         self.calls += 1
         if key not in self.graphs:

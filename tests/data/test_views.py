@@ -440,6 +440,21 @@ def test_the_small_views_of_multi_crop_are_the_authors_shares_of_the_image(size,
     ]
 
 
+def test_batches_ask_another_function_for_fast_views_if_one_is_given(image_root):
+    images, asked = load(image_root / "train"), []
+    images.cache_pixels(1)
+    config = TrainConfig(batch_size=16, image_size=32)
+
+    def make(requests, mean, std):
+        asked.append([request.view for request in requests])
+        return [view + 1 for view in fast_views(requests, mean, std)]
+
+    first = [images, RECIPES["byol"], config, 0, 2, CPU]
+    for (wanted, _), (mine, _) in zip(batches(*first), batches(*first, make=make), strict=True):
+        assert all(torch.equal(x + 1, y) for x, y in zip(wanted, mine, strict=True))
+    assert asked == [[*RECIPES["byol"]]] * 2
+
+
 @pytest.mark.parametrize("mode", ["fast", "exact"])
 @pytest.mark.parametrize("in_memory", [True, False], ids=["in memory", "from workers"])
 def test_batches_hold_the_views_of_their_images(image_root, in_memory, mode):

@@ -76,6 +76,30 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not_and_timm_loads_it(image
     assert torch.cosine_similarity(*map(torch.from_numpy, (here, there))).min() >= 0.999
 
 
+@pytest.mark.parametrize("gib", [0, 1], ids=["from workers", "in memory"])
+def test_a_run_that_is_replayed_ends_as_one_that_is_launched_and_then_processes_can_be_forked(
+    gib, image_root, tmp_path
+):
+    """On a CPU, which has no graphs, to the bit; on a GPU as runs do that were stopped."""
+    runs = [tmp_path / "launched", tmp_path / "replayed"]
+    for run in runs:
+        settings = {"device": DEVICE, "precision": "float32", "memory_gib": gib, "eval_every": -1}
+        settings |= {"epochs": 10, "log_every": 1, "cuda_graphs": run is runs[1]}
+        config = dataclasses.replace(QUICK, **settings)
+        method = build("ressl", config, "resnet18_cifar_w16")
+        first = {
+            f"method.{name}": x.clone() for name, x in method.student.named_parameters("student")
+        }
+        loop.pretrain(method, image_root / "train", config, run)
+    extract(method.student.backbone, image_root / "val", device=DEVICE, workers=2)
+    wanted, mine = map(final, runs)
+    apart = sum((mine[key] - wanted[key]).square().sum() for key in first)
+    way = sum((first[key].cpu() - wanted[key]).square().sum() for key in first)
+    assert apart <= (0.15**2 * way if DEVICE == "cuda" else 0)
+    losses = [[row["loss"] for row in lines(run) if "loss" in row] for run in runs]
+    np.testing.assert_allclose(*losses, rtol=0.01)
+
+
 @pytest.mark.skipif(DEVICE == "cpu", reason="torch sets no limit to a CPU's memory")
 def test_a_run_out_of_memory_says_what_fits_and_goes_on(image_root, tmp_path, monkeypatch):
     """At 0.7 of what a step takes: half a batch takes 0.5, checkpointing 0.45."""
