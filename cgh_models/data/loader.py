@@ -185,8 +185,7 @@ def batches(
     """
     steps = (config.batch_size, config.seed, start, stop)
     sampler = ResumableBatchSampler(len(images), *steps, processes.rank, processes.count)
-    mean = torch.tensor(config.mean, device=device)
-    std = torch.tensor(config.std, device=device)
+    mean, std = (torch.tensor(value, device=device) for value in (config.mean, config.std))
     with _explain_full_memory(config, device):
         whole = _whole_images(images, config, device)
         if whole is None:
@@ -212,8 +211,9 @@ def batches(
                     u = uniform(config.seed, epoch, batch.indices, COLUMNS, _VIEW_STREAM + number)
                     box = None if whole is None else boxes(view, u, *part.shape[1:3])
                     requests[number] = ViewRequest(view, part, u, view.side(size), box)
-                made = (make or fast_views)(list(requests.values()), mean, std)
-                views |= dict(zip(requests, made, strict=True))
+                if requests:
+                    made = (make or fast_views)(list(requests.values()), mean, std)
+                    views |= dict(zip(requests, made, strict=True))
                 yield [views[number] for number in range(len(parts))], batch.indices
 
 

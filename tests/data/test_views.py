@@ -452,6 +452,8 @@ def test_batches_ask_another_function_for_fast_views_if_one_is_given(image_root)
     first = [images, RECIPES["byol"], config, 0, 2, CPU]
     for (wanted, _), (mine, _) in zip(batches(*first), batches(*first, make=make), strict=True):
         assert all(torch.equal(x + 1, y) for x, y in zip(wanted, mine, strict=True))
+    exact_ones = dataclasses.replace(config, views="exact")
+    list(batches(images, RECIPES["byol"], exact_ones, 0, 2, CPU, make=make))
     assert asked == [[*RECIPES["byol"]]] * 2
 
 
