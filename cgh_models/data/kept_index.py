@@ -1,6 +1,7 @@
 """The index of a large folder, kept beside a run, which then goes on without listing all files.
 
-The file: a line with the rest's sha256; a line of JSON; ends of names, sizes, 8 bytes each; names.
+The file: a line with the sha256 of the rest; a line of JSON; ends of names and sizes, 8 bytes each;
+the names.
 """
 
 import contextlib

@@ -179,7 +179,7 @@ def batches(
 
     Of several ``processes``, those of this one. In the fast mode equally large small images in
     memory are moved to the device and never leave it. Closing the generator kills the processes
-    that read. ``stop`` is the step after the last; ``make`` stands for `fast_views`.
+    that read. ``stop`` is the step after the last; ``make`` is called in place of `fast_views`.
 
     Raises InputError for too many bad images, a worker that died, or no memory on the device.
     """
@@ -190,7 +190,8 @@ def batches(
         whole = _whole_images(images, config, device)
         if whole is None:
             dataset = ViewDataset(images, recipe, config)
-            pin_memory = device.type == "cuda"
+            # A thread that pins memory while a graph is recorded would break the recording.
+            pin_memory = device.type == "cuda" and not config.cuda_graphs
             read = read_batches(dataset, sampler, images.where, config.workers, pin_memory)
         else:
             read = _batches_in_memory(whole, images, len(recipe), sampler)

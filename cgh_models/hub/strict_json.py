@@ -35,7 +35,8 @@ class Limits:
 def parse(kind: Any, value: Any, key: str = "") -> Any:
     """The JSON ``value`` as ``kind``: a dataclass, or what its fields are annotated with.
 
-    Only fields of ``optional`` metadata may be missing, default or not. ``Annotated`` has `Limits`.
+    A field whose metadata say ``optional`` may be missing; a default is none for JSON. `Limits`
+    stand in ``Annotated``.
 
     Raises:
         ValueError: "key 'a.b': <value>, expected <what>".

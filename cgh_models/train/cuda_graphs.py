@@ -80,13 +80,14 @@ class ReplayedPass:
         is_training = self.module.training and images.is_cuda
         if ReplayedPass.recording or not is_training or not is_recordable:
             return self.function(images, *numbers, **options)
-        key = (self.calls, images.shape, *given, *options, torch.is_grad_enabled())
+        key = (self.calls, images.shape, images.dtype, *given, *options, torch.is_grad_enabled())
         key += (torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda"))
         self.calls += 1
         if key not in self.graphs:
-            # Of views that have become larger, the smaller ones' memory is free again.
-            kept = self.graphs.items()
-            self.graphs = {k: v for k, v in kept if k[0] != key[0] or k[1] == images.shape}
+            kept = {k: v for k, v in self.graphs.items() if k[0] != key[0] or k[1] == images.shape}
+            if len(kept) < len(self.graphs):  # views became larger: the smaller ones' memory
+                self.graphs = kept
+                gc.collect()
             self.graphs[key] = self._record(images, numbers, options)
         return self.graphs[key](images)
 
