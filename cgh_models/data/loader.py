@@ -190,9 +190,8 @@ def batches(
         whole = _whole_images(images, config, device)
         if whole is None:
             dataset = ViewDataset(images, recipe, config)
-            # A thread that pins memory while a graph is recorded would break the recording.
-            pin_memory = device.type == "cuda" and not config.cuda_graphs
-            read = read_batches(dataset, sampler, images.where, config.workers, pin_memory)
+            pin = device.type == "cuda" and not config.cuda_graphs  # a recording would break
+            read = read_batches(dataset, sampler, images.where, config.workers, pin)
         else:
             read = _batches_in_memory(whole, images, len(recipe), sampler)
         with contextlib.closing(read):
