@@ -14,7 +14,7 @@ import statistics
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -70,8 +70,12 @@ BY_TURNS = (
 )
 
 
-def stepper(way: Way, device: torch.device, until: contextlib.ExitStack) -> Callable[[int], object]:
-    """Takes the step of that number: views of pixels on the device, then a training step."""
+@contextlib.contextmanager
+def stepper(way: Way, device: torch.device) -> Iterator[Callable[[int], object]]:
+    """Takes the step of that number: views of pixels on the device, then a training step.
+
+    The first steps, which choose algorithms and take memory, have been taken.
+    """
     config = TrainConfig(image_size=way.side, batch_size=way.batch, cuda_graphs=way.replayed)
     sizes = {"queue_length": way.queue, "projection_width": way.width}
     method = CGH(create(way.arch), CGH.Config(**sizes, batch_norm_splits=way.splits))
@@ -82,7 +86,6 @@ def stepper(way: Way, device: torch.device, until: contextlib.ExitStack) -> Call
     pixels = torch.randint(256, shape, dtype=torch.uint8, device=device)
     mean, std = torch.full((2, 3), 0.5, device=device)
     last = (device.type, pick_precision("auto", device))
-    until.enter_context(replayed_passes(method, config, device))
     make = ReplayedViews() if way.replayed else fast_views
 
     def step(number: int) -> object:
@@ -93,18 +96,11 @@ def stepper(way: Way, device: torch.device, until: contextlib.ExitStack) -> Call
             asked.append(ViewRequest(view, pixels, u, view.side(way.side), box))
         return train_step(method, optimizer, make(asked, mean, std), 0.5, 0.01, *last)
 
-    return step
-
-
-def warm_stepper(
-    way: Way, device: torch.device, until: contextlib.ExitStack
-) -> Callable[[int], object]:
-    """`stepper` after its first steps, which choose algorithms and take memory."""
-    step = stepper(way, device, until)
-    for number in range(WARM):
-        step(number)
-    wait(device)
-    return step
+    with replayed_passes(method, config, device):
+        for number in range(WARM):
+            step(number)
+        wait(device)
+        yield step
 
 
 def wait(device: torch.device) -> None:
@@ -146,12 +142,13 @@ def cudnn_by_turns(ways: Sequence[Way], device: torch.device) -> None:
     print("| a step of CGH with its views | busy ms, cudnn.benchmark off | on |\n|---|---|---|")
     for way in ways:
         steps, works = {}, {False: [], True: []}
-        for timed in works:
-            torch.backends.cudnn.benchmark = timed
-            steps[timed] = warm_stepper(way, device, contextlib.ExitStack())
-        for timed in [*works] * TURNS:
-            torch.backends.cudnn.benchmark = timed
-            works[timed].append(kernels_and_work(steps[timed], device)[1])
+        with contextlib.ExitStack() as until:
+            for timed in works:
+                torch.backends.cudnn.benchmark = timed
+                steps[timed] = until.enter_context(stepper(way, device))
+            for timed in [*works] * TURNS:
+                torch.backends.cudnn.benchmark = timed
+                works[timed].append(kernels_and_work(steps[timed], device)[1])
         off, on = (f"{statistics.median(values):.4g}" for values in works.values())
         print(f"| {way.name} | {off} | {on} |")
 
@@ -169,8 +166,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|")
     ways = [way._replace(replayed=replayed) for way in ON_GPU for replayed in (False, True)]
     for way in ON_CPU if on_cpu else ways:
-        with contextlib.ExitStack() as until:
-            step = warm_stepper(way, device, until)
+        with stepper(way, device) as step:
             start = time.perf_counter()
             for number in range(STEPS):
                 step(number)

@@ -9,8 +9,16 @@ from typing import Any
 from tyro.conf import DisallowNone, HelptextFromCommentsOff, OmitArgPrefixes
 from tyro.extras import SubcommandApp
 
-from .. import errors
-from ..errors import DiskError, InputError, Interrupted, Output, printable, say
+from ..errors import (
+    ERRORS,
+    DiskError,
+    InputError,
+    Interrupted,
+    Output,
+    out_of_memory,
+    printable,
+    say,
+)
 from ..version import __version__
 from .check import Check
 from .dense import KnnDense, Segment
@@ -121,13 +129,13 @@ def _run_to_exit_code(words: list[str], stdout: Output) -> int | None:
     code: int | None = None
     try:
         _run(words)
-    except (*errors.ERRORS, OSError) as error:
+    except (*ERRORS, OSError) as error:
         if os.environ.get("CGH_TRACEBACK"):
             raise
         if error is not stdout.error:
             code = _explain(error)
     except (RuntimeError, MemoryError) as error:
-        if os.environ.get("CGH_TRACEBACK") or not errors.out_of_memory(error):
+        if os.environ.get("CGH_TRACEBACK") or not out_of_memory(error):
             raise
         reason = printable(str(error).partition("\n")[0])[:120] or "no memory left"
         code = _explain(InputError(f"{reason}: give a smaller --batch-size, or --device cpu"))

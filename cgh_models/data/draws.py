@@ -26,13 +26,15 @@ _SOLARIZE = 35
 COLUMNS = 36
 
 
-def uniform(seed: int, epoch: int, indices: np.ndarray, count: int, stream: int = 0) -> np.ndarray:
-    """(len(indices), count) float64 in [0, 1): a hash of (seed, epoch, index, stream, column).
+def uniform(
+    seed: int, epoch: int, indices: np.ndarray, columns: int, stream: int = 0
+) -> np.ndarray:
+    """(len(indices), columns) float64 in [0, 1): a hash of (seed, epoch, index, stream, column).
 
     Source: the finalizer of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014), once per word of the key.
     """
     key = np.asarray(indices).astype(np.uint64)[:, None]
-    for word in (seed, epoch, stream, np.arange(count)):
+    for word in (seed, epoch, stream, np.arange(columns)):
         step = np.atleast_1d(word).astype(np.uint64) + np.uint64(1)
         key = _mix(key + np.uint64(0x9E3779B97F4A7C15) * step)
     return (key >> np.uint64(11)).astype(np.float64) * 2.0**-53

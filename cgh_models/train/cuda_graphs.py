@@ -85,18 +85,18 @@ class ReplayedPass:
         self.calls += 1
         if key not in self.graphs:
             kept = {k: v for k, v in self.graphs.items() if k[0] != key[0] or k[1] == images.shape}
-            if len(kept) < len(self.graphs):  # views became larger: the smaller ones' memory
+            if len(kept) < len(self.graphs):  # views became larger: frees the smaller ones' memory
                 self.graphs = kept
                 gc.collect()
-            self.graphs[key] = self._record(images, numbers, options)
+            self.graphs[key] = self._record(lambda x: self.function(x, *numbers, **options), images)
         return self.graphs[key](images)
 
-    def _record(self, images: Tensor, *arguments: Any) -> Callable[[Tensor], Any]:
+    def _record(self, function: Callable[[Tensor], Any], images: Tensor) -> Callable[[Tensor], Any]:
         buffers = list(self.module.buffers())
         before = [buffer.clone() for buffer in buffers]
         dtype = torch.get_autocast_dtype("cuda")
         autocast = torch.autocast("cuda", dtype, torch.is_autocast_enabled("cuda"))
-        recorded = _Recorded(self.module, self.function, arguments, autocast)
+        recorded = _Recorded(self.module, function, autocast)
         ReplayedPass.recording = True
         try:
             with torch.autocast("cuda", dtype, enabled=False, cache_enabled=False):
@@ -115,24 +115,22 @@ class ReplayedPass:
 
 
 class _Recorded(nn.Module):
-    """images -> what a function of ``module`` gives, which is recorded.
+    """images -> what ``function``, a pass of ``module``, gives; it is recorded.
 
     Autocast's casts of weights are made anew, once for all that it calls: those from before it
     would not be replayed.
     """
 
-    def __init__(self, module: nn.Module, function: Any, arguments: tuple, autocast: Any):
+    def __init__(self, module: nn.Module, function: Callable[[Tensor], Any], autocast: Any):
         super().__init__()
         self.module = module  # so that its parameters take gradients
         self.function = function
-        self.arguments = arguments
         self.autocast = autocast
 
     def forward(self, images: Tensor) -> Any:
-        numbers, options = self.arguments
         torch.clear_autocast_cache()
         with self.autocast:
-            outputs = self.function(images, *numbers, **options)
+            outputs = self.function(images)
         torch.clear_autocast_cache()
         return outputs
 
@@ -149,21 +147,21 @@ class ReplayedViews:
 
     def __call__(self, requests: Sequence[ViewRequest], mean: Tensor, std: Tensor) -> list[Tensor]:
         params = parameters(requests, mean, same_shapes=True)
-        given = [request.images for request in requests]
-        given += [tensor for found in params for tensor in found.values()]
-        shapes = [(request.view, request.size) for request in requests]
-        shapes += [(tensor.shape, tensor.dtype) for tensor in given]
+        shapes = [(r.view, r.size, r.images.shape, r.images.dtype) for r in requests]
+        shapes += [(name, tensor.shape) for found in params for name, tensor in found.items()]
         if shapes != self.shapes:
-            self.shapes, self.given = shapes, [tensor.clone() for tensor in given]
-            images, rest = self.given[: len(requests)], iter(self.given[len(requests) :])
-            asked = [r._replace(images=x) for r, x in zip(requests, images, strict=True)]
-            kept = [{name: next(rest) for name in found} for found in params]
+            self.shapes, self.params = shapes, params
+            self.requests = [r._replace(images=r.images.clone()) for r in requests]
             self.graph = torch.cuda.CUDAGraph()
             recorded = torch.cuda.graph(self.graph, capture_error_mode="thread_local")
             for how in (contextlib.nullcontext(), recorded):  # at first, what libraries do but once
                 with how:
-                    self.views = [apply(*one, mean, std) for one in zip(asked, kept, strict=True)]
-        for mine, tensor in zip(self.given, given, strict=True):
-            mine.copy_(tensor)
+                    asked = zip(self.requests, self.params, strict=True)
+                    self.views = [apply(*one, mean, std) for one in asked]
+        for mine, given in zip(self.requests, requests, strict=True):
+            mine.images.copy_(given.images)
+        for kept, found in zip(self.params, params, strict=True):
+            for name, tensor in found.items():
+                kept[name].copy_(tensor)
         self.graph.replay()
         return self.views
