@@ -185,10 +185,12 @@ def batch_too_large(
         parts = 2 * config.accumulate
         while config.batch_size % parts:
             parts += 1
-        accumulate = f"--accumulate {parts}, " if parts <= config.batch_size // 2 else ""
+        can_be_split = parts <= config.batch_size // 2 and not config.cuda_graphs
+        accumulate = f"--accumulate {parts}, " if can_be_split else ""
         found = f"{half} did when tried: give {accumulate}--batch-size {half}"
     what = f"{at_once} images at once do not fit in the memory of {device}, {found}"
-    return InputError(f"{what} or --grad-checkpointing, which a resumed run may add{saved}")
+    flag = "--no-cuda-graphs" if config.cuda_graphs else "--grad-checkpointing"
+    return InputError(f"{what} or {flag}, which a resumed run may add{saved}")
 
 
 def does_not_fit(config: TrainConfig, device: torch.device, processes: OneProcess) -> InputError:

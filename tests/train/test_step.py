@@ -184,6 +184,16 @@ def test_the_advice_for_a_batch_that_cannot_be_halved_twice_divides_it():
         dataclasses.replace(config, accumulate=int(advice.split()[1].strip(",")))  # is not refused
 
 
+def test_the_advice_with_cuda_graphs_is_not_what_they_exclude():
+    config = dataclasses.replace(QUICK, cuda_graphs=True)
+    for fits, advice in (
+        (True, "8 did when tried: give --batch-size 8"),
+        (False, "nor did 8: give a smaller --image-size, a quarter of --batch-size"),
+    ):
+        said = str(batch_too_large(config, CPU, fits, ""))
+        assert said.endswith(f"{advice} or --no-cuda-graphs, which a resumed run may add")
+
+
 def test_what_did_not_fit_is_gone_before_half_of_it_is_tried(image_root, tmp_path, monkeypatch):
     """Else both would have to fit at once."""
     alive, method = [], Greedy(8)
